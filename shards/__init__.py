@@ -1,0 +1,1 @@
+"""The data on disk: photographs and opinions in, WebDataset shards with fixed lossless patches out."""
