@@ -1,0 +1,115 @@
+"""python -m dist_train train | plan | folder | fetch | report: started alone, by torchrun or by accelerate."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from dist_train.config import ConfigError, load_config
+from shards.manifest import ShardError
+
+SETTINGS = "settings after the config file, as section.key=value; `plan` prints them all"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0 it did what it was asked (see status.json), 1 it failed."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ConfigError, ShardError) as error:
+        return _fail(error, f"error: {error}")
+    except Exception as error:
+        return _fail(error, traceback.format_exc())
+    return 0
+
+
+def _fail(error: Exception, text: str) -> int:
+    """Says why, if this process was the first to fail, and leaves it to the launcher to say it last."""
+    from dist_train import ranks
+    from dist_train.launch import report_to_launcher
+
+    if ranks.claim_failure(error):
+        print(text, file=sys.stderr, flush=True)
+        report_to_launcher(error)
+    return 1
+
+
+def _train(options: argparse.Namespace) -> None:
+    from dist_train.training import train
+
+    train(load_config(options.config, options.settings))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from dist_train.plan import describe_config, describe_plan, make_plan
+
+    config = load_config(options.config, options.settings)
+    print(describe_config(config), end="\n\n")
+    print(describe_plan(make_plan(config, options.processes or config.run.processes or 1)))
+
+
+def _folder(options: argparse.Namespace) -> None:
+    print(load_config(options.config, options.settings).run.folder)
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    from dist_train.model import HyperIQA
+    from dist_train.pretrained import load_pretrained
+
+    model = load_config(options.config, options.settings).model
+    load_pretrained(HyperIQA(model.backbone).backbone, model.backbone, model.pretrained)
+    print(f"the weights of {model.backbone} (model.pretrained={model.pretrained}) are here and fit")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from dist_train.report import draw_report, final_table
+    from dist_train.run_folder import read_status
+
+    path = draw_report(options.folder)
+    print(final_table(read_status(options.folder) or {}))
+    print(f"\n{path}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dist_train", description="Blind image quality assessment with HyperIQA, the same on any number of processes."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "train", help="train, or go on training, in run.folder; start it alone, by torchrun or by accelerate launch"
+    )
+    command.set_defaults(run=_train)
+    _take_config(command)
+
+    command = commands.add_parser(
+        "plan", help="print settings, batches, steps and rates without training, and what would not be reproducible"
+    )
+    command.set_defaults(run=_plan)
+    _take_config(command)
+    command.add_argument("--processes", type=int, help="plan for so many (default: run.processes, else 1)")
+
+    command = commands.add_parser("folder", help="print the run folder that the settings name, for scripts")
+    command.set_defaults(run=_folder)
+    _take_config(command)
+
+    command = commands.add_parser("fetch", help="download the pretrained weights ahead, where there is internet")
+    command.set_defaults(run=_fetch)
+    _take_config(command)
+
+    command = commands.add_parser("report", help="print the figures of a run and draw its picture again")
+    command.set_defaults(run=_report)
+    command.add_argument("folder", type=Path, help="a run folder")
+    return parser
+
+
+def _take_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", type=Path, help="a YAML file, such as configs/koniq10k_resnet50.yaml")
+    command.add_argument("settings", nargs="*", metavar="key=value", help=SETTINGS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""One schema for everything a run can be told: YAML first, then key=value, checked before anything starts.
+
+A config file holds only what differs from the defaults below. The resolved config is saved with the run, so a run folder
+says by itself how it was made. Unknown keys are errors that name the key one probably meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, impossible, or does not fit the data or the machine: which one, and what to write instead."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Run(_Section):
+    folder: Path = Path("runs/run")
+    """Where everything about the run is written. Training in a folder that holds an unfinished run resumes it."""
+    seed: int = Field(0, ge=0)
+    """Of the order, the mirroring, the initial weights and the dropout."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto: the GPU of this process when there is one."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision of the backbone. The target network and the loss stay in float32."""
+    processes: int | None = Field(None, ge=1)
+    """The number of processes this run must have; it refuses to start as another number. null: whatever was launched."""
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: object) -> object:
+        return "no" if value is False else value  # YAML 1.1 reads a bare no as false
+
+
+class Data(_Section):
+    shards: Path | None = None
+    """The shard folder (`python -m shards build`)."""
+    split: str | None = None
+    """Name of a table in its splits folder. null: official when there is one, else round-01."""
+    patches_per_image: int = Field(1, ge=1)
+    """Patches that an image shows each time it is visited."""
+    passes: int | None = Field(None, ge=1)
+    """Visits of each training image per epoch. null: as many as show every stored patch once."""
+    mirror: bool = True
+    """Mirror half of the training patches left to right."""
+    workers: int = Field(2, ge=0)
+    """Loader processes per rank; 0 reads in the training process. The batches are the same for any number."""
+
+
+class Model(_Section):
+    backbone: str = "resnet50.tv_in1k"
+    """Any timm model that offers features_only with at least four maps."""
+    pretrained: bool | str = True
+    """true: timm's own download. false: random. Otherwise a weights file, or package:NAME for weights that a package ships."""
+    output: Literal["range", "raw"] = "range"
+    """range: the target network speaks on 0 to 100, mapped onto the scale of the opinions. raw: no mapping, as the paper."""
+    batch_norm: Literal["train", "frozen"] = "train"
+    """frozen: the backbone's BatchNorm keeps its pretrained statistics, which makes steps independent of the number of ranks."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """After each hidden layer of the target network."""
+    stochastic_depth: float = Field(0.0, ge=0, lt=1)
+    """timm's drop_path_rate, for backbones that have it."""
+
+
+class Loss(_Section):
+    rank_weight: float = Field(0.0, ge=0)
+    """alpha: total = L1 + alpha * ranking loss."""
+    rank_level: Literal["image", "patch"] = "image"
+    """image: pairs of images, by the mean score of their patches. patch: pairs of patches of different images, as the seeds."""
+    rank_margin: float = Field(0.1, ge=0)
+    """By how much the better of a pair must be ahead, in units of the label."""
+
+
+class Optim(_Section):
+    lr: float = Field(2e-5, gt=0)
+    """Starting rate of the backbone group (backbone and local-distortion branches)."""
+    lr_ratio: float = Field(10.0, gt=0)
+    """The hyper group runs at this multiple of the backbone's rate; with the step schedule, through epoch 8 only."""
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    """step: lr / 10 ** (epoch // 6), epochs counted from 0."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the rates climb linearly to where the schedule has them."""
+    weight_decay: float = Field(5e-4, ge=0)
+    """Adam's own (added to the gradient, as the authors have it)."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Largest allowed norm of the gradient over all parameters. null: not clipped, only measured."""
+
+
+class Train(_Section):
+    epochs: int = Field(16, ge=1)
+    """Epochs at most; early stopping may end sooner."""
+    global_batch: int = Field(96, ge=1)
+    """Images per step, over all ranks together; each shows data.patches_per_image patches."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Images that one rank takes through the model at a time; gradients accumulate over the rest. null: its whole share."""
+
+
+class Evaluate(_Section):
+    batch_images: int = Field(4, ge=1)
+    """Images scored together, all their patches at once. Fixed by the config, so scores do not depend on the number of ranks."""
+
+
+class Stop(_Section):
+    select_on: Literal["val", "test"] = "val"
+    """The part whose SRCC picks the best epoch. test is what the old papers did: every report then says so."""
+    patience: int | None = Field(5, ge=1)
+    """Epochs without a better SRCC before training stops. null: never."""
+
+
+class Save(_Section):
+    every_steps: int | None = Field(None, ge=1)
+    """A checkpoint every so many steps, besides the one after every epoch. null: only those."""
+    keep: int = Field(2, ge=1)
+    """Newest checkpoints that are kept. The best model is kept apart, always."""
+
+
+class Log(_Section):
+    every_steps: int = Field(10, ge=1)
+    """Steps between two lines of the journal."""
+    tensorboard: bool = False
+    """Also write TensorBoard files (needs the extra named tensorboard)."""
+
+
+class Config(_Section):
+    run: Run = Run()
+    data: Data = Data()
+    model: Model = Model()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    stop: Stop = Stop()
+    save: Save = Save()
+    log: Log = Log()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config in the YAML file `path`, changed by `section.key=value` words, each value read as YAML.
+
+    Raises ConfigError naming every unknown key (with the one probably meant) and every impossible value.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such config file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not YAML ({error})") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds a {type(tree).__name__}, not sections with keys")
+    for word in overrides:
+        _override(tree, word)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in _explanations(error))) from None
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes every setting, defaults included, as YAML that `load_config` reads back to the same config."""
+    path.write_text(as_yaml(config), encoding="utf-8")
+
+
+def as_yaml(config: Config) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def known_keys() -> list[str]:
+    """Every key as one writes it on the command line."""
+    return [f"{section}.{key}" for section, field in Config.model_fields.items() for key in field.annotation.model_fields]  # type: ignore[union-attr]
+
+
+def _override(tree: dict[str, Any], word: str) -> None:
+    key, equals, text = word.partition("=")
+    section, dot, name = key.partition(".")
+    if not equals or not dot:
+        raise ConfigError(f"'{word}': write settings as section.key=value, such as train.epochs=3{_did_you_mean(key)}")
+    branch = tree.get(section)
+    if branch is None:
+        branch = tree[section] = {}
+    if not isinstance(branch, dict):
+        raise ConfigError(f"section '{section}' of the config file holds no keys, so '{word}' cannot change one")
+    try:
+        branch[name] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{word}': the value is not YAML ({error})") from error
+
+
+def _explanations(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"] if part not in ("bool", "str"))
+        if problem["type"] == "extra_forbidden":
+            yield f"unknown key '{key}'{_did_you_mean(key)}"
+        else:
+            yield f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _did_you_mean(key: str) -> str:
+    candidates = [*known_keys(), *Config.model_fields]
+    close = difflib.get_close_matches(key, candidates, n=1, cutoff=0.6)
+    if not close and (name := key.rpartition(".")[2]):
+        close = [known for known in known_keys() if known.rpartition(".")[2] == name][:1]
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,133 @@
+"""Visits in, batches of pixels out, through a webdataset pipeline.
+
+The first stage reads exactly the patches that the order asks for, at their offset in the shard, and verifies them; the
+stages after it are webdataset's own. With K loader workers, worker k prepares every K-th step, and the loader takes the
+workers' batches in turn, so the batches come in the same order for any number of workers.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import webdataset as wds
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from dist_train.order import Batch, Order
+from shards.manifest import Shards
+
+
+class PatchBatch(NamedTuple):
+    """The patches of some images.
+
+    images: int64 [n], numbers in the shard folder. pixels: uint8 [n, patches, 3, size, size], stored channels last.
+    opinions: float64 [n], on the label's scale.
+    """
+
+    images: Tensor
+    pixels: Tensor
+    opinions: Tensor
+
+
+class Visits(Protocol):
+    """What one rank reads at each step, as image numbers of the shard folder."""
+
+    def at(self, step: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class TrainingVisits:
+    """One rank's share of the global batches. `numbers` are the training images in the shard folder."""
+
+    order: Order
+    numbers: np.ndarray
+    mirror: bool
+    rank: int
+    world: int
+
+    def at(self, step: int) -> Batch:
+        share = self.order.batch(step).share(self.rank, self.world)
+        return Batch(self.numbers[share.images], share.patches, share.flips & self.mirror)
+
+
+@dataclass(frozen=True)
+class EvaluationVisits:
+    """Every image once, all its patches, in batches that do not depend on the number of ranks.
+
+    The batches, not the images, are dealt to the ranks: whoever scores a batch, it is the same batch, so the same scores.
+    """
+
+    numbers: np.ndarray
+    patches: int
+    batch_images: int
+    rank: int
+    world: int
+
+    def __len__(self) -> int:
+        return len(range(self.rank * self.batch_images, len(self.numbers), self.world * self.batch_images))
+
+    def at(self, step: int) -> Batch:
+        first = (step * self.world + self.rank) * self.batch_images
+        images = self.numbers[first : first + self.batch_images]
+        shape = (len(images), self.patches)
+        return Batch(images, np.broadcast_to(np.arange(self.patches), shape), np.zeros(shape, bool))
+
+
+@dataclass(frozen=True)
+class PatchReader:
+    """The first stage of the pipeline: steps `first` to `last` (exclusive), read image by image."""
+
+    shards: Shards
+    visits: Visits
+    first: int
+    last: int
+
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        for step in range(self.first + number, self.last, workers):
+            batch = self.visits.at(step)
+            for image, patches, flips in zip(batch.images, batch.patches, batch.flips, strict=True):
+                pixels = self.shards.read_patches(int(image), patches.tolist())
+                yield {
+                    "__key__": f"{step}-{image}",
+                    "image": int(image),
+                    "pixels": pixels,
+                    "flips": flips,
+                    "opinion": float(self.shards.opinions[image]),
+                }
+
+
+def patch_batches(reader: PatchReader, batch_images: int, workers: int, pin_memory: bool = False) -> Iterator[PatchBatch]:
+    """The reader's steps in order, `batch_images` images a step (fewer in the last one where they run out)."""
+    pipeline = wds.DataPipeline(reader, wds.map(_mirrored), wds.batched(batch_images, collation_fn=_collated, partial=True))
+    loader = wds.WebLoader(pipeline, batch_size=None, num_workers=workers, worker_init_fn=_leave_signals_to_the_rank, pin_memory=pin_memory)
+    return iter(loader)
+
+
+def _mirrored(sample: dict[str, Any]) -> dict[str, Any]:
+    """Patches whose flip is set, read right to left."""
+    flips = sample.pop("flips")
+    if flips.any():
+        sample["pixels"] = np.where(flips[:, None, None, None], sample["pixels"][:, :, ::-1], sample["pixels"])
+    return sample
+
+
+def _collated(samples: list[dict[str, Any]]) -> PatchBatch:
+    pixels = torch.from_numpy(np.stack([sample["pixels"] for sample in samples]))
+    return PatchBatch(
+        torch.tensor([sample["image"] for sample in samples]),
+        pixels.movedim(-1, 2),
+        torch.tensor([sample["opinion"] for sample in samples], dtype=torch.float64),
+    )
+
+
+def _leave_signals_to_the_rank(_: int) -> None:
+    """A worker inherits the rank's handlers and its terminal; only the rank decides when to stop."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,74 @@
+"""Patch scores of every image, exactly once, brought to rank 0 and averaged there.
+
+The batches are the same whatever the number of ranks, and they are dealt to the ranks, so ranks may have more or fewer. The
+model here is the bare one, not its DDP wrapper: the wrapper synchronises buffers even in evaluation and would wait for ever.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from dist_train import ranks
+from dist_train.config import Config
+from dist_train.data import EvaluationVisits, PatchReader, patch_batches
+from dist_train.metrics import per_image, two_level_panel
+from shards.manifest import ShardError, Shards
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the model says of a part: image numbers [n] ascending, patch scores [n, patches], opinions [n]. float64."""
+
+    images: np.ndarray
+    patches: np.ndarray
+    opinions: np.ndarray
+
+    def panel(self) -> dict[str, float]:
+        return two_level_panel(self.images, self.patches, self.opinions)
+
+    def write_csv(self, path: Path, shards: Shards) -> None:
+        """image, opinion, score, spread: a row per image, in the order of the shard folder."""
+        means, spreads, _ = per_image(self.images, self.patches, self.opinions)
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["image", "opinion", "score", "spread"])
+            for image, opinion, mean, spread in zip(self.images, self.opinions, means, spreads, strict=True):
+                writer.writerow([shards.ids[image], repr(float(opinion)), repr(float(mean)), repr(float(spread))])
+
+
+def score_images(model: nn.Module, shards: Shards, numbers: np.ndarray, config: Config, device: torch.device) -> Scores | None:
+    """Scores of the images `numbers` of the shard folder, all their stored patches; on rank 0, None elsewhere.
+
+    A collective. Leaves the model in the mode it was in. Raises ShardError naming the images that were scored twice or
+    not at all.
+    """
+    visits = EvaluationVisits(numbers, shards.layout.patches, config.evaluate.batch_images, ranks.rank(), ranks.world())
+    reader = PatchReader(shards, visits, 0, len(visits))
+    mode = model.training
+    model.eval()
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    with torch.inference_mode():
+        for batch in patch_batches(reader, config.evaluate.batch_images, config.data.workers):
+            scores = model(batch.pixels.to(device).flatten(0, 1)).view(len(batch.images), -1)
+            found.append((batch.images.numpy(), scores.double().cpu().numpy()))
+    model.train(mode)
+    gathered = [pair for pairs in ranks.gather_first(found) for pair in pairs]
+    return _collect(shards, numbers, gathered) if ranks.is_first() else None
+
+
+def _collect(shards: Shards, numbers: np.ndarray, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Scores:
+    images = np.concatenate([images for images, _ in pairs])
+    expected = np.sort(numbers)
+    if not np.array_equal(np.sort(images), expected):
+        values, counts = np.unique(images, return_counts=True)
+        odd = [shards.ids[n] for n in [*np.setdiff1d(expected, values), *values[counts > 1]][:5]]
+        raise ShardError(f"evaluation did not score every image exactly once: {', '.join(odd)}")
+    order = np.argsort(images)
+    scores = np.concatenate([scores for _, scores in pairs])[order]
+    return Scores(images[order], scores, shards.opinions[images[order]])

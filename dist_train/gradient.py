@@ -1,0 +1,88 @@
+"""The gradient of one step: the same for any number of ranks and micro-batches.
+
+The loss is a function of the scores of the whole global batch. So its gradient is taken in two parts: with respect to
+the scores, which every rank computes alike from the gathered scores, and from this rank's scores back to the weights. When
+the share of a rank is too large for one pass, and images are compared with each other, a first pass without gradient finds
+the scores, and the passes after it carry the gradient back, one micro-batch at a time. That costs a forward pass more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from dist_train import ranks
+from dist_train.config import Config
+from dist_train.loss import LossParts, training_loss
+from dist_train.order import DROPOUT, bits
+
+
+def accumulate_gradient(
+    accelerator: Accelerator, model: nn.Module, pixels: Tensor, opinions: Tensor, config: Config, step: int, micro_batch: int
+) -> tuple[Tensor, LossParts]:
+    """Adds the gradient of step `step` to the weights; returns all scores [global batch, patches] and the loss.
+
+    `pixels` is this rank's share [images, patches, 3, size, size], `opinions` [global batch] is everybody's. `model` is the
+    DDP wrapper where there is one. A collective.
+    """
+    shares = torch.split(pixels, micro_batch)
+    own = slice(ranks.rank(), None, ranks.world())
+
+    def forward(number: int) -> Tensor:
+        torch.manual_seed(int(bits(config.run.seed, DROPOUT, step, ranks.rank() * len(shares) + number)))
+        images = shares[number]
+        scores: Tensor = model(images.flatten(0, 1))
+        return scores.view(images.shape[:2])
+
+    def backward(scores: Tensor, gradient: Tensor) -> None:
+        accelerator.backward((scores * gradient).sum() * ranks.world())  # DDP takes the mean over ranks, the loss wants the sum
+
+    if len(shares) == 1:
+        scores = forward(0)
+        everyone = ranks.gather_visits(scores)
+        loss, gradient = _loss_and_gradient(everyone, opinions, config)
+        backward(scores, gradient[own])
+        return everyone, loss
+
+    gradients: tuple[Tensor, ...] = ()
+    compared = config.loss.rank_weight > 0
+    if compared:
+        with torch.no_grad(), _resting_batch_norm(model):
+            preview = torch.cat([forward(number) for number in range(len(shares))])
+        _, gradient = _loss_and_gradient(ranks.gather_visits(preview), opinions, config)
+        gradients = torch.split(gradient[own], micro_batch)
+    found = []
+    for number, said in enumerate(torch.split(opinions[own], micro_batch)):
+        with nullcontext() if number == len(shares) - 1 else accelerator.no_sync(model):
+            scores = forward(number)
+            alone = len(said) / len(opinions)  # the part of the global mean that these images make up
+            backward(scores, gradients[number] if compared else _loss_and_gradient(scores, said, config)[1] * alone)
+        found.append(scores.detach())
+    everyone = ranks.gather_visits(torch.cat(found))
+    return everyone, _loss_and_gradient(everyone, opinions, config)[0]
+
+
+def _loss_and_gradient(scores: Tensor, opinions: Tensor, config: Config) -> tuple[LossParts, Tensor]:
+    """The loss of all scores, and its gradient with respect to each."""
+    leaf = scores.detach().requires_grad_()
+    loss = training_loss(leaf, opinions, config.loss)
+    (gradient,) = torch.autograd.grad(loss.total, leaf)
+    return LossParts(*(part.detach() for part in loss)), gradient
+
+
+@contextmanager
+def _resting_batch_norm(model: nn.Module) -> Iterator[None]:
+    """BatchNorm layers normalise as in training, but their running statistics stay as they are."""
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    before = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(layers, before, strict=True):
+            layer.momentum = momentum

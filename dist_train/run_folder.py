@@ -1,0 +1,90 @@
+"""Whose folder is it: a new run's, an unfinished run's that goes on, or another run's that must not be touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dist_train.checkpoint import write_json
+from dist_train.config import Config, ConfigError, load_config, save_config
+from dist_train.journal import finite_or_none
+from dist_train.plan import Plan
+
+FINISHED = ("finished", "stopped early")
+
+# What may change between two sessions of one run without changing its result.
+FREE = ("run.folder", "run.device", "run.processes", "data.shards", "data.workers", "train.micro_batch", "save.", "log.")
+
+
+def enter_run_folder(plan: Plan) -> bool:
+    """Makes the run folder, or opens it again; False when the run in it has already ended well.
+
+    Raises ConfigError when the folder holds a run with other settings or other data.
+    """
+    folder = plan.config.run.folder
+    settings, status = folder / "config.yaml", read_status(folder)
+    if settings.is_file():
+        _refuse_other_settings(settings, plan.config)
+    if status and status["data_fingerprint"] != plan.shards.fingerprint:
+        raise ConfigError(
+            f"{folder}: holds a run on other data ({status['data_set']}, fingerprint {status['data_fingerprint']}; "
+            f"data.shards={plan.shards.folder} has {plan.shards.fingerprint}); choose another run.folder"
+        )
+    if status and status["status"] in FINISHED:
+        print(f"{folder}: this run has {status['status']} ({status['reason']}); choose another run.folder to train anew", flush=True)
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stop").unlink(missing_ok=True)  # a request from before this start has been obeyed, or came too late
+    save_config(plan.config, settings)
+    write_status(folder, {**(status or {}), **about_data(plan), "status": "unfinished", "reason": "training"})
+    return True
+
+
+def about_data(plan: Plan) -> dict[str, Any]:
+    """What status.json says of the data."""
+    manifest = plan.shards.manifest
+    return {
+        "data_set": manifest["data_set"],
+        "label": str(plan.shards.label),
+        "split": plan.split,
+        "data_fingerprint": plan.shards.fingerprint,
+    }
+
+
+def read_status(folder: Path) -> dict[str, Any] | None:
+    """The run's status.json; None when there is none."""
+    path = folder / "status.json"
+    if not path.is_file():
+        return None
+    status: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return status
+
+
+def write_status(folder: Path, status: Mapping[str, Any]) -> None:
+    """Replaces status.json at once; status and reason come first."""
+    leading = {key: status[key] for key in ("status", "reason")}
+    write_json(folder / "status.json", finite_or_none({**leading, **status}))
+
+
+def record_failure(folder: Path, error: BaseException) -> None:
+    """Says in status.json why the run failed, keeping what was known before."""
+    write_status(folder, {**(read_status(folder) or {}), "status": "failed", "reason": f"{type(error).__name__}: {error}"})
+
+
+def _refuse_other_settings(path: Path, config: Config) -> None:
+    before, now = _flat(load_config(path)), _flat(config)
+    changed = [
+        f"{key} was {before.get(key)}, is {value}" for key, value in now.items() if before.get(key) != value and not key.startswith(FREE)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{path.parent}: holds a run with other settings ({'; '.join(changed)}); "
+            f"choose another run.folder, or give the same settings to go on"
+        )
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    tree = config.model_dump(mode="json")
+    return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}

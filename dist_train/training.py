@@ -1,0 +1,245 @@
+"""The run, from top to bottom: open, resume, train step by step, judge every epoch, test once.
+
+run.folder/
+  config.yaml              every setting, as resolved
+  status.json              finished, stopped early, unfinished or failed, and the figures; scripts act on it
+  metrics.jsonl            a line per step and per epoch
+  scores-val.csv           image, opinion, score, spread of the best epoch
+  scores-test.csv          the same for the test part, from the best epoch, written once at the end
+  best/model.safetensors   the best epoch's weights, with config.yaml beside it
+  checkpoints/step-*/      where an interrupted run goes on
+  report.png               curves, and score against opinion
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from safetensors.torch import load_file
+
+from dist_train import ranks
+from dist_train.checkpoint import save_tensors
+from dist_train.config import Config, ConfigError, save_config
+from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batches
+from dist_train.evaluation import Scores, score_images
+from dist_train.gradient import accumulate_gradient
+from dist_train.launch import refuse_another_world
+from dist_train.optim import set_rates
+from dist_train.plan import Plan, describe_plan, make_plan
+from dist_train.report import draw_report, final_table
+from dist_train.run_folder import enter_run_folder, record_failure, write_status
+from dist_train.state import EpochScores, Training, open_training, save_training, status_of
+from dist_train.stopping import StopRequest, Verdict
+
+SKIPS_IN_A_ROW = 3  # steps without a finite gradient after which something is wrong for good
+
+
+class TrainingError(RuntimeError):
+    """The training itself went wrong: what, at which step, with which images."""
+
+
+def train(config: Config) -> None:
+    """Trains, or goes on training, in config.run.folder until the run is finished, stopped early, or asked to stop.
+
+    Started by every rank. Raises ConfigError or ShardError for what the user can mend, TrainingError for what went wrong.
+    """
+    accelerator = _start(config)
+    refuse_another_world(accelerator.num_processes, config.run.processes)
+    ranks.connect()
+    plan = make_plan(config, ranks.world())
+    if ranks.first_does(lambda: enter_run_folder(plan)):
+        try:
+            _run(plan, accelerator)
+        except Exception as error:
+            if ranks.claim_failure(error):
+                record_failure(config.run.folder, error)
+            raise
+    ranks.disconnect()
+
+
+def _run(plan: Plan, accelerator: Accelerator) -> None:
+    request = StopRequest(plan.config.run.folder)
+    training = open_training(plan, accelerator)
+    training.journal.say(describe_plan(plan))
+    try:
+        stopped_by = _train_until_done(training, request)
+        if stopped_by is None:
+            _finish(training)
+        else:
+            _leave_unfinished(training, stopped_by)
+    finally:
+        training.journal.close()
+        request.release()
+
+
+def _train_until_done(training: Training, request: StopRequest) -> str | None:
+    """Steps and verdicts until the run has ended (None), or until somebody asks to stop (who)."""
+    plan, progress = training.plan, training.progress
+    batches = _training_batches(training)
+    while not progress.stopped:
+        if progress.step == (progress.epochs_judged + 1) * plan.steps_per_epoch:
+            _judge_epoch(training)
+            save_training(training)
+            continue
+        _train_step(training, batches)
+        if training.config.save.every_steps and progress.step % training.config.save.every_steps == 0:
+            save_training(training)
+        if ranks.agree(request.heard()):
+            save_training(training)
+            return ranks.announce(", ".join({reason for reason in ranks.gather_first(request.withdraw()) if reason}))
+    return None
+
+
+def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
+    """Fetch, forward, loss, backward, clip, finite?, step, log."""
+    plan, config, progress, accelerator = training.plan, training.config, training.progress, training.accelerator
+    step = progress.step
+    asked = time.perf_counter()
+    batch = next(batches)
+    wait = time.perf_counter() - asked
+    images = plan.parts["train"][plan.order.batch(step).images]
+    opinions = torch.from_numpy(plan.shards.opinions[images]).float().to(accelerator.device)
+    pixels = batch.pixels.to(accelerator.device, non_blocking=True)
+
+    rates = plan.rates(step)
+    set_rates(training.optimizer, rates)
+    scores, loss = accumulate_gradient(accelerator, training.wrapped, pixels, opinions, config, step, plan.micro_batch)
+    norm = accelerator.clip_grad_norm_(training.model.parameters(), config.optim.clip_norm or math.inf)
+    gradient_norm = float(norm)
+    _step_if_finite(training, gradient_norm, images)
+
+    progress.step += 1
+    training.epoch_scores.add(images, scores)
+    training.journal.step(
+        {
+            "step": progress.step,
+            "epoch": step // plan.steps_per_epoch,
+            "loss": float(loss.total),
+            "l1": float(loss.l1),
+            "ranking": float(loss.ranking),
+            "lr_hyper": rates["hyper"],
+            "lr_backbone": rates["backbone"],
+            "grad_norm": gradient_norm,
+        },
+        scores.numel(),
+        wait,
+        plan.total_steps - progress.step,
+    )
+
+
+def _step_if_finite(training: Training, gradient_norm: float, images: np.ndarray) -> None:
+    """Steps, or skips a gradient that is not finite. The all-reduced norm is everybody's, so all ranks do the same."""
+    accelerator, optimizer, progress = training.accelerator, training.optimizer, training.progress
+    finite = math.isfinite(gradient_norm)
+    if finite or accelerator.scaler is not None:  # the fp16 scaler skips by itself, and learns from it
+        optimizer.step()
+    optimizer.zero_grad()
+    training.skips_in_a_row = 0 if finite else training.skips_in_a_row + 1
+    progress.skipped += not finite
+    scaling = accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1.0  # it is still looking for its scale
+    if training.skips_in_a_row >= SKIPS_IN_A_ROW and not scaling:
+        ids = ", ".join(training.plan.shards.ids[image] for image in images[:8])
+        raise TrainingError(
+            f"step {progress.step + 1}: the gradient was not finite {SKIPS_IN_A_ROW} times in a row; "
+            f"the images of this batch are {ids}{' ...' if len(images) > 8 else ''}; "
+            f"a lower optim.lr, optim.clip_norm, or run.precision=no may help"
+        )
+
+
+def _judge_epoch(training: Training) -> None:
+    """Scores the part that chooses, and lets rank 0 decide what follows; all ranks obey."""
+    plan, config, progress = training.plan, training.config, training.progress
+    epoch, chooser = progress.epochs_judged, config.stop.select_on
+    scores = {part: _score(training, part) for part in dict.fromkeys(["val", str(chooser)])}
+    panels = {part: found.panel() for part, found in scores.items() if found}
+    progress.early_stop, verdict = ranks.first_does(lambda: progress.early_stop.judge(epoch, panels[chooser]["srcc"]))
+    if verdict is Verdict.NEW_BEST:
+        progress.best = ranks.announce(panels)
+        _save_best(training, scores)
+    progress.epochs_judged += 1
+    progress.stopped = verdict is Verdict.STOP or progress.epochs_judged == config.train.epochs
+    if ranks.is_first():
+        panels = {"train": training.epoch_scores.panel(plan.shards.opinions), **panels}
+        training.journal.epoch(epoch, progress.step, panels, chooser, verdict.value)
+    training.epoch_scores = EpochScores()
+
+
+def _finish(training: Training) -> None:
+    """The one test, from the best epoch, and everything that is told of it."""
+    config, progress = training.config, training.progress
+    folder, chooser = config.run.folder, config.stop.select_on
+    if progress.early_stop.best_epoch is None:
+        raise TrainingError(
+            f"no epoch had a {chooser} SRCC, so there is no best model to test; the losses are in {folder / 'metrics.jsonl'}"
+        )
+    training.model.load_state_dict(load_file(folder / "best" / "model.safetensors"))
+    scores = _score(training, "test")
+    if scores is None:
+        return
+    scores.write_csv(folder / "scores-test.csv", training.plan.shards)
+    early = progress.epochs_judged < config.train.epochs
+    reason = f"{config.stop.patience} epochs without a better {chooser} SRCC" if early else f"all {config.train.epochs} epochs are done"
+    status = status_of(training) | {"status": "stopped early" if early else "finished", "reason": reason, "test": scores.panel()}
+    write_status(folder, status)
+    draw_report(folder)
+    training.journal.say(final_table(status))
+
+
+def _leave_unfinished(training: Training, stopped_by: str) -> None:
+    """The checkpoint is written; says so to people and scripts."""
+    if ranks.is_first():
+        write_status(training.config.run.folder, status_of(training) | {"status": "unfinished", "reason": f"asked to stop by {stopped_by}"})
+    training.journal.say(f"stopped by {stopped_by} after step {training.progress.step}; the same command goes on from there")
+
+
+def _start(config: Config) -> Accelerator:
+    torch.backends.cudnn.benchmark = False  # it would choose another algorithm, and so another rounding, on every start
+    torch.backends.cudnn.deterministic = True
+    patience = InitProcessGroupKwargs(timeout=ranks.TIMEOUT)
+    try:
+        return Accelerator(cpu=config.run.device == "cpu", mixed_precision=config.run.precision, kwargs_handlers=[patience])
+    except ValueError as error:  # fp16 without a GPU, bf16 on a GPU that lacks it
+        raise ConfigError(f"run.precision={config.run.precision} does not work on this machine ({error}); use bf16 or no") from error
+
+
+def _training_batches(training: Training) -> Iterator[PatchBatch]:
+    plan = training.plan
+    visits = TrainingVisits(plan.order, plan.parts["train"], training.config.data.mirror, ranks.rank(), ranks.world())
+    reader = PatchReader(plan.shards, visits, training.progress.step, plan.total_steps)
+    return patch_batches(reader, plan.share, training.config.data.workers, pin_memory=training.accelerator.device.type == "cuda")
+
+
+def _score(training: Training, part: str) -> Scores | None:
+    ranks.share_buffers(training.model)  # BatchNorm's statistics are each rank's own until then
+    plan = training.plan
+    return score_images(training.model, plan.shards, plan.parts[part], training.config, training.accelerator.device)
+
+
+def _save_best(training: Training, scores: dict[str, Scores | None]) -> None:
+    """The best epoch's weights with all that is needed to use them, and its scores. By rank 0; the others wait."""
+    config, plan, progress = training.config, training.plan, training.progress
+    folder = config.run.folder / "best"
+
+    def save() -> None:
+        folder.mkdir(exist_ok=True)
+        save_config(config, folder / "config.yaml")
+        shards = plan.shards
+        about = {
+            "epoch": str(progress.early_stop.best_epoch),
+            "data_fingerprint": shards.fingerprint,
+            "label": str(shards.label),
+            "patch_size": str(shards.layout.patch_size),
+            "resize": shards.manifest["resize"]["rule"],
+        }
+        save_tensors(folder / "model.safetensors", training.model.state_dict(), about)
+        for part, found in scores.items():
+            assert found is not None
+            found.write_csv(config.run.folder / f"scores-{part}.csv", shards)
+
+    ranks.first_does(save)
