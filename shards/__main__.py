@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -11,7 +12,8 @@ from pathlib import Path
 from shards.check import check, describe
 from shards.datasets import ADAPTERS, DataSet, read_table
 from shards.manifest import Label, ShardError, Shards
-from shards.writer import Settings, build, plan_build
+from shards.plan import Settings, plan_build
+from shards.writer import build
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print(f"interrupted; {options.after_interrupt}", file=sys.stderr)
         return 130
     return 0
 
@@ -31,26 +33,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _build(options: argparse.Namespace) -> None:
     settings = Settings(options.size, options.patches, options.seed, options.layout, options.resize, int(options.shard_mib * 2**20))
     plan = plan_build(_data_set(options), settings)
-    images = sum(len(task.pictures) for task in plan.tasks)
     print(
-        f"{plan.data_set.name}: {images:,} images -> {len(plan.tasks)} shards in {options.out}, layout {plan.layout.name}, {options.workers} worker(s)"
+        f"{plan.data_set.name}: {len(plan.pictures):,} images -> {len(plan.tasks):,} shards in {options.out}, "
+        f"layout {plan.layout.name}, {options.workers} worker(s)"
     )
     print(describe(build(plan, options.out, options.workers)))
 
 
 def _data_set(options: argparse.Namespace) -> DataSet:
+    about_a_table = ("table", "images", "name", "label", "range", "lower_is_better")
     if options.dataset:
-        if options.table or options.images or options.range or options.lower_is_better:
-            raise ShardError("--dataset brings its own table and scale: leave out --table, --images, --range and --lower-is-better")
+        for name in about_a_table:
+            if getattr(options, name):
+                raise ShardError(f"--dataset brings its own table and scale: leave out --{name.replace('_', '-')}")
         if not options.root:
             raise ShardError(f"--dataset {options.dataset} needs --root, the folder it was unpacked to")
         return ADAPTERS[options.dataset](options.root)
-    if not options.table or not options.images:
+    if not options.table or not options.images or options.root:
         raise ShardError("name the data: --table scores.csv --images DIR, or --dataset NAME --root DIR")
+    if options.range and not -math.inf < options.range[0] < options.range[1] < math.inf:
+        raise ShardError(f"--range {options.range[0]:g} {options.range[1]:g}: write the two ends of the scale, the lower one first")
     low, high = options.range or (None, None)
-    if low is not None and low >= high:
-        raise ShardError(f"--range {low:g} {high:g}: write the lower end of the scale first")
-    label = Label(options.label, low, high, not options.lower_is_better)
+    label = Label(options.label or "MOS", low, high, not options.lower_is_better)
     return read_table(options.table, options.images, options.name, label)
 
 
@@ -74,23 +78,22 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m shards", description="Photographs and opinions in, WebDataset shards with fixed lossless patches out."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    workers = {"type": int, "default": len(os.sched_getaffinity(0)), "help": "processes (default: one per core this process may use)"}
 
     command = commands.add_parser(
         "build", help="write shards from a score table or a data set folder", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    command.set_defaults(run=_build)
+    command.set_defaults(run=_build, after_interrupt="the same command goes on where this one stopped")
     source = command.add_argument_group("the data, either a table ...")
     source.add_argument("--table", type=Path, help="csv with the columns image and score (or mos), and optionally std, group, split")
     source.add_argument("--images", type=Path, help="the folder that the table's image column is relative to")
     source.add_argument("--name", help="the data set's name (default: the table's folder)")
-    source.add_argument("--label", default="MOS", help="what the score is called in every report")
+    source.add_argument("--label", help="what the score is called in every report (default: MOS)")
     source.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the ends of the score's scale, such as 1 5")
     source.add_argument("--lower-is-better", action="store_true", help="the score is a DMOS or the like")
     known = command.add_argument_group("... or a data set as it is distributed")
     known.add_argument("--dataset", choices=sorted(ADAPTERS), help="its name")
     known.add_argument("--root", type=Path, help="the folder it was unpacked to")
-    command.add_argument("--out", type=Path, required=True, help="the shard folder to write")
+    command.add_argument("--out", type=Path, required=True, help="the shard folder to write, new or empty")
     command.add_argument("--patches", type=int, default=Settings.patches, help="patches per image")
     command.add_argument("--size", type=int, default=Settings.patch_size, help="width and height of a patch in pixels")
     command.add_argument("--seed", type=int, default=Settings.seed, help="of the patch boxes and of the splits")
@@ -101,22 +104,34 @@ def _parser() -> argparse.ArgumentParser:
         help="store images once, or patch by patch; auto takes the smaller",
     )
     command.add_argument("--resize", help="none, exact:WIDTHxHEIGHT or short:PIXELS (default: the data set's rule; none for a table)")
-    command.add_argument("--shard-mib", type=float, default=Settings.shard_bytes / 2**20, help="size of a shard, about")
-    command.add_argument("--workers", **workers)
+    command.add_argument("--shard-mib", type=_mebibytes, default=Settings.shard_bytes / 2**20, help="size of a shard, about")
+    _add_workers(command)
 
     command = commands.add_parser("demo", help="write the built-in photographs with computed pseudo-opinions (not human ratings)")
-    command.set_defaults(run=_demo)
+    command.set_defaults(run=_demo, after_interrupt="the same command begins anew")
     command.add_argument("--out", type=Path, required=True, help="the folder to write")
-    command.add_argument("--workers", **workers)
+    _add_workers(command)
 
-    command = commands.add_parser("check", help="read a shard folder from end to end and verify every byte")
-    command.set_defaults(run=_check)
-    command.add_argument("folder", type=Path)
-
-    command = commands.add_parser("show", help="say what a shard folder holds")
-    command.set_defaults(run=_show)
-    command.add_argument("folder", type=Path)
+    for name, run, explanation in (
+        ("check", _check, "read a shard folder from end to end and verify every byte"),
+        ("show", _show, "say what a shard folder holds"),
+    ):
+        command = commands.add_parser(name, help=explanation)
+        command.set_defaults(run=run, after_interrupt="nothing was changed")
+        command.add_argument("folder", type=Path)
     return parser
+
+
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    command.add_argument("--workers", type=int, default=cores, help="processes (default: one per core this process may use)")
+
+
+def _mebibytes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is no size of a shard")
+    return value
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from shards.manifest import PARTS, Label, ShardError
@@ -26,7 +27,7 @@ class Row:
     id: str
     file: Path
     opinion: float
-    std: float | None
+    std: float | None  # of the single ratings, on the scale of the opinion
     group: str
     part: str | None  # train, val or test in the official split; None when there is none
 
@@ -39,6 +40,7 @@ class DataSet:
     label: Label
     resize: str
     rows: tuple[Row, ...]
+    table: Path  # where the rows come from, for messages
 
 
 def read_table(
@@ -50,24 +52,28 @@ def read_table(
 ) -> DataSet:
     """A data set from a csv with the columns image and score (or mos), and optionally std, group and split.
 
-    `image` is a path below the folder `images`. An image's id is that path without its suffix. Without a group column
-    every image is its own group. Without a `label` the opinions are taken as a MOS, higher is better, scale not stated.
+    `image` is a path below the folder `images`. An image's id is that path without its suffix. Where both are there,
+    score is taken and mos is not. Without a group column every image is its own group. Without a `label` the opinions
+    are taken as a MOS, higher is better, scale not stated.
     Raises ShardError naming the file and line of the first bad row.
     """
-    records = _read_csv(table)
-    header = records[0][1].keys()
-    score = "mos" if "mos" in header and "score" not in header else "score"
-    for needed in ("image", score):
-        if needed not in header:
-            raise ShardError(f"{table}: needs the columns image and score (or mos); it has: {', '.join(header)}")
+    records = _read_csv(table, ("image",))
+    header = records[0][1]
+    score = next((name for name in ("score", "mos") if name in header), None)
+    if score is None:
+        raise ShardError(f"{table}: lacks a column score (or mos); it has: {', '.join(header)}")
+    if not images.is_dir():
+        raise ShardError(f"{images}: there is no such folder; name the one that the image column of {table} is relative to")
     rows = []
     for line, record in records:
-        where, picture = f"{table}, line {line}", record["image"] or ""
+        where, picture = f"{table}, line {line}", record["image"]
+        key = image_id(picture, where)
         opinion = _number(record[score], f"{where}, column {score}")
         std = _number(record["std"], f"{where}, column std") if record.get("std") else None
-        rows.append(
-            Row(image_id(picture, where), images / picture, opinion, std, record.get("group") or picture, _part(record.get("split"), where))
-        )
+        group = record.get("group", picture)
+        if not group:
+            raise ShardError(f"{where}, column group: is empty; write which content '{picture}' shows, its own name if nothing else does")
+        rows.append(Row(key, images / picture, opinion, std, group, _part(record.get("split"), f"{where}, column split")))
     return _data_set(name or table.resolve().parent.name, label or Label("MOS", None, None, True), resize, rows, table)
 
 
@@ -89,12 +95,13 @@ def koniq10k(root: Path) -> DataSet:
         raise ShardError(f"{root}: expected the pictures of KonIQ-10k in 1024x768/ or 512x384/; point --root at the folder that holds it")
     part_of = {record["image_name"]: record["set"] for _, record in _read_csv(sets, ("image_name", "set"))}
     rows = []
-    for line, record in _read_csv(scores, ("image_name", "MOS_zscore", "SD")):
+    for line, record in _read_csv(scores, ("image_name", "MOS_zscore")):
         name, where = record["image_name"], f"{scores}, line {line}"
         if name not in part_of:
-            raise ShardError(f"{where}: '{name}' has no row in {sets.name}, which holds the official split")
-        opinion, std = _number(record["MOS_zscore"], where), _number(record["SD"], where)
-        rows.append(Row(image_id(name, where), images / name, opinion, std, name, _part(part_of[name], f"{sets}, image {name}")))
+            raise ShardError(f"{where}: '{name}' has no row in {sets.name}, which holds the official split; unpack both files again")
+        opinion = _number(record["MOS_zscore"], f"{where}, column MOS_zscore")
+        part = _part(part_of[name], f"{sets}, image {name}, column set")
+        rows.append(Row(image_id(name, where), images / name, opinion, None, name, part))  # SD is of the 1-to-5 ratings
     return _data_set("koniq10k", Label("MOS_zscore", 0.0, 100.0, True), "exact:512x384", rows, scores)
 
 
@@ -106,52 +113,64 @@ def image_id(name: str, where: str) -> str:
     stem = str(Path(name).with_suffix("")) if name.strip() else ""
     key = _NOT_IN_A_KEY.sub("_", stem).strip("_")
     if not key:
-        raise ShardError(f"{where}: there is no image name")
+        raise ShardError(f"{where}: there is no image name; write one, or take the row out")
     return key
 
 
 def _data_set(name: str, label: Label, resize: str, rows: Iterable[Row], table: Path) -> DataSet:
     ordered = tuple(sorted(rows, key=lambda row: row.id))
-    for first, second in zip(ordered, ordered[1:], strict=False):
+    for first, second in pairwise(ordered):
         if first.id == second.id:
             raise ShardError(f"{table}: two rows have the id '{first.id}' ({first.file} and {second.file}); rename one, or take one out")
     for row in ordered:
         if label.low is not None and label.high is not None and not label.low <= row.opinion <= label.high:
-            raise ShardError(f"{table}: image '{row.id}' has the opinion {row.opinion:g}, outside {label.low:g} to {label.high:g}")
-    return DataSet(name, label, resize, ordered)
+            raise ShardError(
+                f"{table}: image '{row.id}' has the opinion {row.opinion:g}, outside the scale of {label.low:g} to {label.high:g}; "
+                f"correct the row, or state the scale that the opinions are on"
+            )
+    return DataSet(name, label, resize, ordered, table)
 
 
 def _read_csv(path: Path, needed: tuple[str, ...] = ()) -> list[tuple[int, dict[str, str]]]:
-    """(line number, record) of every row of a csv file with a header."""
+    """(line number, record) of every row of a csv file with a header, values without the space around them."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark
-            reader = csv.DictReader(file, skipinitialspace=True)
-            records = [(reader.line_num, row) for row in reader]
-    except FileNotFoundError:
-        raise ShardError(f"{path}: there is no such file") from None
+            reader = csv.reader(file, skipinitialspace=True)
+            lines = [(reader.line_num, [field.strip() for field in fields]) for fields in reader]
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise ShardError(f"{path}: is not a csv file in UTF-8 ({error}); save it as one") from error
-    if not records:
-        raise ShardError(f"{path}: has no rows")
-    if missing := [column for column in needed if column not in records[0][1]]:
-        raise ShardError(f"{path}: lacks the column(s) {', '.join(missing)}; it has: {', '.join(records[0][1])}")
-    return records
+    lines = [(line, fields) for line, fields in lines if any(fields)]  # spreadsheets leave rows of nothing at the end
+    if len(lines) < 2:
+        raise ShardError(f"{path}: has no rows; write a line of column names and a line per image")
+    header = lines[0][1]
+    if missing := [column for column in needed if column not in header]:
+        raise ShardError(f"{path}: lacks the column(s) {', '.join(missing)}; it has: {', '.join(header)}")
+    if twice := [column for column in header if header.count(column) > 1]:
+        raise ShardError(f"{path}: has two columns called '{twice[0]}'; rename one")
+    for line, fields in lines[1:]:
+        if len(fields) != len(header):
+            raise ShardError(
+                f"{path}, line {line}: has {len(fields)} fields for {len(header)} columns; put a field that holds a comma in double quotes"
+            )
+    return [(line, dict(zip(header, fields, strict=True))) for line, fields in lines[1:]]
 
 
-def _number(text: str | None, where: str) -> float:
+def _number(text: str, where: str) -> float:
     try:
-        value = float(text or "")
+        value = float(text)
     except ValueError:
-        raise ShardError(f"{where}: '{text or ''}' is not a number; write one with a decimal point, or take the row out") from None
+        raise ShardError(f"{where}: '{text}' is not a number; write one with a decimal point, or take the row out") from None
     if not math.isfinite(value):
-        raise ShardError(f"{where}: the opinion is {value}; every image needs a finite one, or take the row out")
+        raise ShardError(f"{where}: '{text}' is not finite; write a finite number, or take the row out")
     return value
 
 
 def _part(text: str | None, where: str) -> str | None:
-    if text is None or not text.strip():
+    if not text:
         return None
-    part = _PART_NAMES.get(text.strip().lower())
+    part = _PART_NAMES.get(text.lower())
     if part is None:
         raise ShardError(f"{where}: '{text}' is no part of a split; write {', '.join(PARTS)}")
     return part

@@ -17,12 +17,10 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import metadata
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from tqdm import tqdm
 
 from shards.manifest import ShardError
 from shards.photographs import decode_photograph, decoder_versions
+from shards.workers import worker_pool
 
 WIDTH, HEIGHT = 512, 384
 LEVELS = (1, 2, 3, 4, 5)
@@ -108,7 +107,7 @@ def make_demo(out: Path, workers: int = 1) -> Path:
     with ExitStack() as stack:
         run: Callable[..., Iterator[float]] = map
         if workers > 1:
-            pool = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn")))
+            pool = stack.enter_context(worker_pool(workers))
             run = partial(pool.map, chunksize=len(names) // len(CONTENTS))  # a content a chunk: each is decoded once
         scores = list(tqdm(run(partial(write_image, images), names), total=len(names), desc="demo", unit="image"))
     (out / "ABOUT.txt").write_text(about, encoding="utf-8", newline="\n")
@@ -197,15 +196,18 @@ def _opponent_channels(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _gradient(channel: np.ndarray) -> np.ndarray:
-    return np.hypot(ndimage.prewitt(channel, 0, mode="constant"), ndimage.prewitt(channel, 1, mode="constant")) / 3
+    strength: np.ndarray = np.hypot(ndimage.prewitt(channel, 0, mode="constant"), ndimage.prewitt(channel, 1, mode="constant")) / 3
+    return strength
 
 
 def _similarity(one: np.ndarray, other: np.ndarray, constant: float) -> np.ndarray:
-    return (2 * one * other + constant) / (one**2 + other**2 + constant)
+    ratio: np.ndarray = (2 * one * other + constant) / (one**2 + other**2 + constant)
+    return ratio
 
 
 def _as_pixels(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    pixels: np.ndarray = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _through_codec(pixels: np.ndarray, form: str, **options: Any) -> np.ndarray:

@@ -30,7 +30,7 @@ def resized_size(width: int, height: int, rule: str, patch_size: int) -> tuple[i
     if match["width"]:
         width, height = int(match["width"]), int(match["height"])
     elif match["short"]:
-        width, height = _scaled_to_short_side(width, height, int(match["short"]))
+        width, height = _scaled_to_short_side(width, height, max(int(match["short"]), patch_size))
     if min(width, height) < patch_size:
         width, height = _scaled_to_short_side(width, height, patch_size)
     return width, height
@@ -47,8 +47,10 @@ def _scaled_to_short_side(width: int, height: int, pixels: int) -> tuple[int, in
 
 
 def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """`pixels` (uint8 [h, w, 3]) at the given size: Pillow's bilinear filter, as the
-    HyperIQA authors resize; untouched when the size already fits."""
+    """`pixels` (uint8 [h, w, 3]) at the given size, with Pillow's bilinear filter, as the HyperIQA authors resize.
+
+    Untouched when the size already fits.
+    """
     if pixels.shape[:2] == (height, width):
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))

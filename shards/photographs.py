@@ -1,13 +1,16 @@
 """One way to open a photograph, so that every machine stores the same pixels.
 
 Upright (EXIF orientation applied), three 8-bit channels, never truncated silently, never larger than Pillow's guard
-against decompression bombs allows.
+against decompression bombs allows. Of an animation it is the first picture; transparency and colour profiles are left
+aside, as everybody does in this field; of 16 bits the upper 8 are kept.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from shards.manifest import ShardError
 _SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
 _DEEP = {"I;16", "I;16B", "I;16L", "I;16N"}  # 16-bit grey, which Pillow would clip to 255 instead of scaling
+_BOUNDLESS = {"I", "F"}  # 32-bit grey: nobody knows which value is white, and Pillow would clip at 255
 
 
 def decoder_versions() -> dict[str, str]:
@@ -30,16 +34,13 @@ def decoder_versions() -> dict[str, str]:
 def photograph_size(path: Path) -> tuple[int, int]:
     """Width and height in pixels once upright, read from the header alone.
 
-    Raises ShardError when the file is missing or is not a picture.
+    Raises ShardError when the file is missing, is not a picture, or is one that `decode_photograph` refuses unseen.
     """
-    try:
-        with Image.open(path) as picture:
-            width, height = picture.size
-            sideways = picture.getexif().get(_ORIENTATION) in _SIDEWAYS
-    except FileNotFoundError:
-        raise ShardError(f"{path}: there is no such file; check the table's names and the image folder") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ShardError(f"{path}: cannot be read as a picture ({error}); replace the file or take its row out of the table") from error
+    with _opened(path, path) as picture:
+        width, height = picture.size
+        # A PNG may carry its orientation after the pixels, and Pillow's own PngImageFile.getexif would decode them all
+        # to look there. Such a file is refused when it is decoded, because its size is then not the one found here.
+        sideways = Image.Image.getexif(picture).get(_ORIENTATION) in _SIDEWAYS
     return (height, width) if sideways else (width, height)
 
 
@@ -48,15 +49,28 @@ def decode_photograph(content: bytes, name: str | Path) -> np.ndarray:
 
     `name` is only used in messages. Raises ShardError when the bytes cannot be decoded to the end.
     """
+    with _opened(io.BytesIO(content), name) as picture:
+        picture.load()
+        upright = ImageOps.exif_transpose(picture)
+        if upright.mode in _DEEP:
+            grey = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=2)
+        return np.asarray(upright.convert("RGB"))
+
+
+@contextmanager
+def _opened(source: Path | io.BytesIO, name: str | Path) -> Iterator[Image.Image]:
+    """The picture in `source`; whatever goes wrong while it is used becomes a ShardError about `name`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content)) as picture:
-                picture.load()
-                upright = ImageOps.exif_transpose(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            with Image.open(source) as picture:
+                if picture.mode in _BOUNDLESS:
+                    raise ValueError(f"32-bit samples, Pillow's mode {picture.mode}, whose white is not known: save 8 or 16 bits")
+                yield picture
+    except FileNotFoundError:
+        raise ShardError(f"{name}: there is no such file; check the table's names and the image folder") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # every decoder fails in its own way, from SyntaxError (PNG) to RuntimeError (AVIF)
         raise ShardError(f"{name}: cannot be decoded ({error}); replace the file or take its row out of the table") from error
-    if upright.mode in _DEEP:
-        grey = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
-    return np.asarray(upright.convert("RGB"))

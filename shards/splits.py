@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from shards.datasets import Row
 from shards.manifest import PARTS, ShardError
@@ -31,7 +31,7 @@ def all_splits(rows: Sequence[Row], seed: int) -> dict[str, dict[str, str]]:
         return {f"round-{number:02d}": round_split(rows, number, seed) for number in range(1, ROUNDS + 1)}
     if len(stated) < len(rows):
         row = next(row for row in rows if not row.part)
-        raise ShardError(f"image '{row.id}' has no part in the split column while others have one; state it for all images or for none")
+        raise ShardError(f"image '{row.id}' has no part in the split column while others have one; state it for all images, or for none")
     return {"official": official_split(rows, seed)}
 
 
@@ -69,16 +69,13 @@ def refuse_leaks(rows: Sequence[Row], parts: Mapping[str, str]) -> None:
             )
 
 
-def write_split(path: Path, parts: Mapping[str, str]) -> None:
-    """The table id,part of a split, sorted by id. Raises ShardError for a part with no images."""
-    for part in PARTS:
-        if part not in parts.values():
-            raise ShardError(f"split '{path.stem}' has no images in '{part}'")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["id", "part"])
-        writer.writerows(sorted(parts.items()))
+def split_table(parts: Mapping[str, str]) -> bytes:
+    """A split as a csv file with the columns id and part, sorted by id."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["id", "part"])
+    writer.writerows(sorted(parts.items()))
+    return table.getvalue().encode()
 
 
 def _shuffled_groups(rows: Sequence[Row], key: str) -> list[str]:
@@ -88,7 +85,10 @@ def _shuffled_groups(rows: Sequence[Row], key: str) -> list[str]:
 def _cut(order: Sequence[str], rows: Sequence[Row], shares: Mapping[str, float]) -> dict[str, str]:
     """Deals the groups in `order` to the parts of `shares`, in that order, each filled to the nearest image count."""
     if len(order) < len(shares):
-        raise ShardError(f"{len(order)} contents cannot be cut into {', '.join(shares)}: a split by content needs at least {len(shares)}")
+        raise ShardError(
+            f"{len(order)} content(s) cannot be cut into {', '.join(shares)}: a split by content needs at least {len(shares)}; "
+            f"add images, or state the parts in a split column"
+        )
     sizes = Counter(row.group for row in rows)
     part_of_group: dict[str, str] = {}
     names = list(shares)

@@ -1,9 +1,8 @@
-"""Photographs in, tar shards out: planned as a whole, written shard by shard, never half.
+"""Photographs in, tar shards out: written shard by shard, never half.
 
-The plan decides everything from the table and the picture headers: which image goes into which shard, the layout, the
-boxes. Writing a shard is then a pure function of the plan and the pictures, so the bytes are the same for any number of
-workers, and a build that was interrupted goes on with the shards that are not there yet. A shard is written under a
-temporary name, synced and renamed; a small record beside it in `.build/` says that it is complete. The manifest comes last.
+A build that was interrupted goes on with the shards that are not there yet, also after a bad picture was replaced or taken
+out of the table. A shard is written under a temporary name, synced and renamed; a small record in `.build/` says that it is
+complete, and of which images. The manifest comes last.
 """
 
 from __future__ import annotations
@@ -12,170 +11,78 @@ import csv
 import hashlib
 import io
 import json
-import multiprocessing
 import os
-import shutil
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
-from shards.datasets import DataSet, Row
-from shards.manifest import FORMAT, IMAGE_COLUMNS, Layout, ShardError, Shards, file_sha256, fingerprint_of
-from shards.patches import cut, is_enlarged, patch_boxes, resize, resized_size
-from shards.photographs import decode_photograph, decoder_versions, photograph_size
-from shards.splits import all_splits, write_split
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a user may choose about a build."""
-
-    patch_size: int = 224
-    patches: int = 25
-    seed: int = 0
-    layout: str = "auto"  # canvas, patches, or auto: whichever takes fewer bytes
-    resize: str | None = None  # None: the data set's own rule
-    shard_bytes: int = 128 << 20  # pixels per shard, about; one image more than fits is never split
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One image of the plan: its row, its upright size and the size at which it is stored."""
-
-    row: Row
-    size: tuple[int, int]
-    stored: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class ShardTask:
-    """All that a worker needs to write one shard."""
-
-    file: str
-    layout: Layout
-    seed: int
-    pictures: tuple[Picture, ...]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The whole build before a pixel is read."""
-
-    data_set: DataSet
-    settings: Settings
-    resize: str
-    layout: Layout
-    tasks: tuple[ShardTask, ...]
-    splits: dict[str, dict[str, str]]
-
-    def digest(self) -> str:
-        """A hash of everything that decides the bytes, but for the pictures' contents."""
-        rows = [
-            (p.row.id, p.row.opinion, p.row.std, p.row.group, p.row.file.stat().st_size, p.size, p.stored)
-            for t in self.tasks
-            for p in t.pictures
-        ]
-        decisive = [asdict(self.settings), asdict(self.layout), self.resize, asdict(self.data_set.label), self.data_set.name, rows]
-        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
-
-
-def plan_build(data_set: DataSet, settings: Settings) -> Plan:
-    """Reads every picture's header, chooses the layout and deals the images to shards.
-
-    Raises ShardError for the first picture that is missing or unreadable, and for settings that make no sense.
-    """
-    if settings.patch_size < 8 or settings.patches < 1:
-        raise ShardError(
-            f"--size {settings.patch_size} --patches {settings.patches}: a patch is at least 8 pixels wide, and an image has at least one"
-        )
-    rule = settings.resize or data_set.resize
-    splits = all_splits(data_set.rows, settings.seed)
-    pictures = []
-    for row in data_set.rows:
-        size = photograph_size(row.file)
-        stored = resized_size(*size, rule, settings.patch_size)
-        if max(stored) > np.iinfo(np.uint16).max:
-            raise ShardError(
-                f"{row.file}: would be stored at {stored[0]}x{stored[1]}, and a side has at most 65,535 pixels; use --resize short:PIXELS"
-            )
-        pictures.append(Picture(row, size, stored))
-    layout = _choose_layout(pictures, settings)
-    tasks = [
-        ShardTask(f"shard-{number:06d}.tar", layout, settings.seed, tuple(share))
-        for number, share in enumerate(_shares(pictures, layout, settings.shard_bytes))
-    ]
-    return Plan(data_set, settings, rule, layout, tuple(tasks), splits)
+from shards.manifest import FORMAT, IMAGE_COLUMNS, ShardError, Shards, file_sha256, fingerprint_of
+from shards.patches import cut, is_enlarged, patch_boxes, resize
+from shards.photographs import decode_photograph, decoder_versions
+from shards.plan import Picture, Plan, ShardTask
+from shards.splits import split_table
+from shards.workers import worker_pool
 
 
 def build(plan: Plan, out: Path, workers: int = 1) -> Shards:
     """Writes what is not yet written of `plan` below `out`, and opens the result.
 
-    Raises ShardError when `out` holds another build, or when a picture cannot be decoded; what was complete stays.
+    Raises ShardError when `out` holds anything but this build, or when a picture cannot be decoded; what was complete stays.
     """
-    notes = out / ".build"
-    digest = plan.digest()
-    _refuse_another_build(out, digest)
-    notes.mkdir(parents=True, exist_ok=True)
-    (notes / "plan").write_text(digest)
-    for leftover in [*out.glob("*.part"), *notes.glob("*.part")]:
-        leftover.unlink()
+    versions = _enter(out, plan)
     records = {task.file: record for task in plan.tasks if (record := _complete_record(out, task))}
     waiting = [task for task in plan.tasks if task.file not in records]
-    done = sum(len(task.pictures) for task in plan.tasks) - sum(len(task.pictures) for task in waiting)
-    with tqdm(
-        total=done + sum(len(task.pictures) for task in waiting), initial=done, unit=" images", desc="shards", dynamic_ncols=True
-    ) as bar:
+    if waiting and versions != decoder_versions():
+        raise ShardError(
+            f"{out}: was begun with {_listed(versions)}, and this is {_listed(decoder_versions())}: "
+            f"the pixels might differ; go on with those versions, choose another --out, or delete that folder"
+        )
+    images, to_write = len(plan.pictures), sum(len(task.pictures) for task in waiting)
+    with tqdm(total=images, initial=images - to_write, unit=" images", desc="shards", dynamic_ncols=True) as bar:
         for task, record in _write_all(out, waiting, workers):
             records[task.file] = record
             bar.update(len(task.pictures))
-    _finish(plan, out, [records[task.file] for task in plan.tasks], digest)
+    _finish(plan, out, [records[task.file] for task in plan.tasks], versions)
     return Shards(out)
 
 
 def write_shard(out: Path, task: ShardTask) -> dict[str, Any]:
     """Writes one shard and its record; returns the record (file, bytes, sha256 and a row per image)."""
-    part = out / f"{task.file}.part"
-    rows = []
-    with part.open("wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for picture in task.pictures:
-                content = picture.row.file.read_bytes()
-                row, pixels = _image_record(picture, content, task)
-                _add(tar, f"{picture.row.id}.json", json.dumps(row, ensure_ascii=False, sort_keys=True).encode())
-                member = _npy(pixels)
-                offset = _add(tar, f"{picture.row.id}.pixels.npy", member) + len(member) - pixels.nbytes
-                rows.append(
-                    row
-                    | {
-                        "offset": offset,
-                        "plane_height": pixels.shape[1],
-                        "plane_width": pixels.shape[2],
-                        "checksums": [zlib.crc32(plane) for plane in pixels],
-                    }
-                )
-        file.flush()
-        os.fsync(file.fileno())
-    record = {"file": task.file, "bytes": part.stat().st_size, "sha256": file_sha256(part), "rows": rows}
-    part.replace(out / task.file)
-    _write_atomically(out / ".build" / f"{task.file}.json", json.dumps(record).encode())
+    shard, note, rows = out / task.file, _record_path(out, task), []
+    note.unlink(missing_ok=True)  # it must never speak of a shard that has been replaced since
+    with _whole_file(shard) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for picture in task.pictures:
+            row, pixels = _image_record(picture, task)
+            _add(tar, f"{picture.row.id}.json", json.dumps(row, ensure_ascii=False, sort_keys=True).encode())
+            member = _npy(pixels)
+            offset = _add(tar, f"{picture.row.id}.pixels.npy", member) + len(member) - pixels.nbytes
+            place = {"offset": offset, "plane_height": pixels.shape[1], "plane_width": pixels.shape[2]}
+            rows.append(row | place | {"checksums": [zlib.crc32(plane) for plane in pixels]})
+    record = {"task": task.digest(), "file": task.file, "bytes": shard.stat().st_size, "sha256": file_sha256(shard), "rows": rows}
+    _write(note, json.dumps(record).encode())
     return record
 
 
-def _image_record(picture: Picture, content: bytes, task: ShardTask) -> tuple[dict[str, Any], np.ndarray]:
+def _image_record(picture: Picture, task: ShardTask) -> tuple[dict[str, Any], np.ndarray]:
     """What <id>.json says of an image, and its pixels [planes, height, width, 3]."""
-    row, layout = picture.row, task.layout
+    row, layout, (width, height) = picture.row, task.layout, picture.size
+    try:
+        content = row.file.read_bytes()
+    except OSError as error:
+        raise ShardError(f"{row.file}: cannot be read ({error.strerror}); put the file back, or take its row out of the table") from error
     pixels = decode_photograph(content, row.file)
-    if pixels.shape[1::-1] != picture.size:
-        raise ShardError(
-            f"{row.file}: decodes to {pixels.shape[1]}x{pixels.shape[0]}, its header says {picture.size[0]}x{picture.size[1]}; replace the file"
-        )
+    if pixels.shape != (height, width, 3):
+        raise ShardError(f"{row.file}: decodes to {pixels.shape[1]}x{pixels.shape[0]}, its header says {width}x{height}; save it anew")
     canvas = resize(pixels, *picture.stored)
     corners = patch_boxes(row.id, task.seed, *picture.stored, layout.patch_size, layout.patches)
     one_by_one = layout.name == "patches"
@@ -197,75 +104,97 @@ def _image_record(picture: Picture, content: bytes, task: ShardTask) -> tuple[di
     return record, cut(canvas, corners, layout.patch_size) if one_by_one else canvas[None]
 
 
-def _choose_layout(pictures: Sequence[Picture], settings: Settings) -> Layout:
-    choices = [Layout(name, settings.patch_size, settings.patches) for name in ("canvas", "patches")]
-    if settings.layout != "auto":
-        return next(choice for choice in choices if choice.name == settings.layout)
-    return min(choices, key=lambda layout: sum(layout.image_bytes(*picture.stored) for picture in pictures))
-
-
-def _shares(pictures: Sequence[Picture], layout: Layout, shard_bytes: int) -> Iterator[list[Picture]]:
-    share: list[Picture] = []
-    filled = 0
-    for picture in pictures:
-        needed = layout.image_bytes(*picture.stored)
-        if share and filled + needed > shard_bytes:
-            yield share
-            share, filled = [], 0
-        share.append(picture)
-        filled += needed
-    yield share
-
-
 def _write_all(out: Path, tasks: Sequence[ShardTask], workers: int) -> Iterator[tuple[ShardTask, dict[str, Any]]]:
-    """Writes the tasks, in this process or in several, yielding each with its record as it is complete."""
+    """Writes the tasks, in this process or in several, yielding each with its record as it is complete.
+
+    No worker has a second task in store: after an error what is being written is finished, and nothing new is begun.
+    """
     if workers <= 1 or len(tasks) <= 1:
         for task in tasks:
             yield task, write_shard(out, task)
         return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(write_shard, out, task): task for task in tasks}
-        try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # what is being written is finished, nothing new is begun
-            raise
+    waiting = iter(tasks)
+    try:
+        with worker_pool(workers) as pool:
+            running = {pool.submit(write_shard, out, task): task for task in islice(waiting, workers)}
+            while running:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    task, record = running.pop(future), future.result()
+                    running |= {pool.submit(write_shard, out, following): following for following in islice(waiting, 1)}
+                    yield task, record
+    except BrokenProcessPool as error:
+        raise ShardError(
+            f"{out}: a worker process was killed, perhaps for want of memory; "
+            f"run the same command with fewer --workers, it goes on where this one stopped"
+        ) from error
 
 
-def _refuse_another_build(out: Path, digest: str) -> None:
-    plan, manifest = out / ".build" / "plan", out / "manifest.json"
-    found = plan.read_text() if plan.is_file() else json.loads(manifest.read_text()).get("plan") if manifest.is_file() else digest
-    if found != digest:
-        raise ShardError(f"{out}: holds shards of another table, or built with other settings; choose another --out, or delete that folder")
+def _enter(out: Path, plan: Plan) -> dict[str, str]:
+    """Makes `out` ready for a plan; returns the versions of the decoders that its shards are begun with.
+
+    Raises ShardError when `out` holds another build, or files that are no build of ours.
+    """
+    note = out / ".build" / "plan.json"
+    begun, finished = _read_json(note), _read_json(out / "manifest.json")
+    if finished and finished.get("plan") != plan.digest():
+        raise ShardError(f"{out}: holds the shards of another table or of other settings; choose another --out, or delete that folder")
+    strangers = sorted(path.name for path in out.glob("*") if path != note.parent)
+    if strangers and not begun and not finished:
+        raise ShardError(f"{out}: is not empty ({strangers[0]}) and holds no build of ours; choose a new or empty folder as --out")
+    begun = begun or {"choices": plan.choices(), "versions": finished["versions"] if finished else decoder_versions()}
+    if changed := [name for name, choice in plan.choices().items() if begun["choices"].get(name) != choice]:
+        raise ShardError(f"{out}: was begun with another {', '.join(changed)}; choose another --out, or delete that folder")
+    try:
+        note.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ShardError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
+    for leftover in [*out.glob("*.part"), *out.glob("*/*.part")]:
+        leftover.unlink(missing_ok=True)
+    _write(note, json.dumps(begun).encode())
+    versions: dict[str, str] = begun["versions"]
+    return versions
+
+
+def _record_path(out: Path, task: ShardTask) -> Path:
+    return out / ".build" / f"{task.file}.json"
 
 
 def _complete_record(out: Path, task: ShardTask) -> dict[str, Any] | None:
     """The record of a shard that is already there, whole; None when it must be written."""
-    note, shard = out / ".build" / f"{task.file}.json", out / task.file
-    if not note.is_file() or not shard.is_file():
+    record, shard = _read_json(_record_path(out, task)), out / task.file
+    complete = record and record["task"] == task.digest() and shard.is_file() and record["bytes"] == shard.stat().st_size
+    return record if complete else None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """What a file of ours says; None when it is missing or damaged."""
+    try:
+        said: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError):
         return None
-    record: dict[str, Any] = json.loads(note.read_text())
-    return record if record["bytes"] == shard.stat().st_size else None
+    return said
 
 
-def _finish(plan: Plan, out: Path, records: Sequence[dict[str, Any]], digest: str) -> None:
+def _listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _finish(plan: Plan, out: Path, records: Sequence[dict[str, Any]], versions: Mapping[str, str]) -> None:
     """Index, table for people, splits, and last of all the manifest."""
+    (out / "splits").mkdir(exist_ok=True)
+    for surplus in {path.name for path in out.glob("shard-*.tar")} - {record["file"] for record in records}:
+        (out / surplus).unlink()  # of a table that was longer when the build was begun
     rows = [(number, row) for number, record in enumerate(records) for row in record["rows"]]
     index = np.zeros(len(rows), plan.layout.index_dtype())
     for entry, (shard, row) in zip(index, rows, strict=True):
         entry["shard"], entry["offset"], entry["opinion"] = shard, row["offset"], row["opinion"]
         entry["height"], entry["width"] = row["plane_height"], row["plane_width"]
         entry["checksums"], entry["corners"] = row["checksums"], row["corners"]
-    _write_atomically(out / "index.npy", _npy(index))
     table = io.StringIO()
     writer = csv.DictWriter(table, IMAGE_COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(row | {"enlarged": int(row["enlarged"])} for _, row in rows)
-    _write_atomically(out / "images.csv", table.getvalue().encode())
-    shutil.rmtree(out / "splits", ignore_errors=True)
-    for name, parts in plan.splits.items():
-        write_split(out / "splits" / f"{name}.csv", parts)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "data_set": plan.data_set.name,
@@ -275,14 +204,17 @@ def _finish(plan: Plan, out: Path, records: Sequence[dict[str, Any]], digest: st
         "seed": plan.settings.seed,
         "images": len(rows),
         "enlarged": sum(row["enlarged"] for _, row in rows),
-        "index_sha256": file_sha256(out / "index.npy"),
-        "images_sha256": file_sha256(out / "images.csv"),
+        "index_sha256": _write(out / "index.npy", _npy(index)),
+        "images_sha256": _write(out / "images.csv", table.getvalue().encode()),
+        "splits": {name: _write(out / "splits" / f"{name}.csv", split_table(parts)) for name, parts in plan.splits.items()},
         "shards": [{"file": r["file"], "bytes": r["bytes"], "sha256": r["sha256"], "images": len(r["rows"])} for r in records],
-        "plan": digest,
-        "versions": {"numpy": np.__version__, **decoder_versions()},
+        "plan": plan.digest(),
+        "versions": versions,
     }
     manifest["fingerprint"] = fingerprint_of(manifest)
-    _write_atomically(out / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n")
+    for folder in (out / "splits", out):  # a name is on the disk only when its folder is, and the manifest's must come last
+        _sync_folder(folder)
+    _write(out / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n")
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:
@@ -300,10 +232,35 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
+def _write(path: Path, content: bytes) -> str:
+    """Replaces the file `path` at once; returns the SHA-256 of its content."""
+    with _whole_file(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    return hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when all of it is on the disk, and leaves nothing behind when it fails.
+
+    Host and process are in the temporary name: two builds that meet in one folder must not write into one file.
+    """
+    part = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be written ({error.strerror}); mend that and run the same command again") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,73 @@
+"""Data that many tests share: a few dozen distorted photographs, cut to small patches."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from shards import demo
+from shards.datasets import read_table
+from shards.manifest import Label
+from shards.plan import Settings, plan_build
+from shards.writer import build
+
+CONTENTS = {"coffee": "train", "rocket": "train", "monarch": "train", "tulips": "train", "sail": "val", "parrots": "test"}
+VERSIONS = [
+    "pristine",
+    "jpeg-3",
+    "jpeg-5",
+    "gaussian_blur-2",
+    "gaussian_blur-4",
+    "white_noise-3",
+    "white_noise-5",
+    "contrast-4",
+    "webp-5",
+    "motion_blur-5",
+]
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images/ and scores.csv: 60 images of 6 contents, 40 to train, 10 to validate, 10 to test."""
+    folder = tmp_path_factory.mktemp("photographs")
+    (folder / "images").mkdir()
+    with (folder / "scores.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "score", "group", "split"])
+        for content, part in CONTENTS.items():
+            for version in VERSIONS:
+                name = f"{content}-{version}.png"
+                writer.writerow([name, demo.write_image(folder / "images", name), content, part])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those photographs as shards: 4 patches of 64 pixels per image, two shard files."""
+    out = tmp_path_factory.mktemp("shards")
+    data_set = read_table(photographs / "scores.csv", photographs / "images", "tiny", Label("pseudo-opinion", 0.0, 100.0, True))
+    build(plan_build(data_set, Settings(patch_size=64, patches=4, shard_bytes=2 << 20)), out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def koniq(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small folder as KonIQ-10k is distributed: both tables with their real columns, 1024x768 JPEG files."""
+    folder = tmp_path_factory.mktemp("koniq")
+    (folder / "1024x768").mkdir()
+    scores = ["image_name,c1,c2,c3,c4,c5,c_total,MOS,SD,MOS_zscore"]
+    sets = ["image_name,c1,c2,c3,c4,c5,c_total,MOS,SD,set"]
+    for number, content in enumerate(demo.CONTENTS):
+        name = f"{1000 + number}.jpg"
+        picture = Image.fromarray(demo.cut_content(content)).resize((1024, 768))
+        picture.save(folder / "1024x768" / name, quality=90)
+        mos = 1 + 4 * number / len(demo.CONTENTS)
+        part = ("training", "training", "training", "validation", "test")[number % 5]
+        scores.append(f"{name},0,0,25,73,7,105,{mos},0.54,{20 * mos - 5}")
+        sets.append(f"{name},0,0,25,73,7,105,{25 * (mos - 1)},0.54,{part}")
+    (folder / "koniq10k_scores_and_distributions.csv").write_text("\n".join(scores) + "\n")
+    (folder / "koniq10k_distributions_sets.csv").write_text("\n".join(sets) + "\n")
+    return folder
