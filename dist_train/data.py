@@ -128,6 +128,6 @@ def _collated(samples: list[dict[str, Any]]) -> PatchBatch:
 
 
 def _leave_signals_to_the_rank(_: int) -> None:
-    """A worker inherits the rank's handlers and its terminal; only the rank decides when to stop."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Slurm and Ctrl-C signal every process, loader workers too; only the rank decides when to stop, and ends its workers."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

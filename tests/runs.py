@@ -1,0 +1,98 @@
+"""Real runs for the tests: the command as a user types it, in processes of their own, with a hard time limit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from safetensors.torch import load_file
+from torch import Tensor
+
+TINY = Path(__file__).parent / "tiny.yaml"
+LIMIT = 150  # seconds; a run here takes 5 to 20, more on a busy machine
+
+
+def start(world: int, folder: Path, shards: Path, *settings: str, config: Path = TINY) -> subprocess.Popen[str]:
+    """Starts a training on `world` processes, its output going to one pipe."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"] if world > 1 else ["-m"]
+    command = [sys.executable, *launcher, "dist_train", "train", str(config), f"run.folder={folder}", f"data.shards={shards}", *settings]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def finish(process: subprocess.Popen[str], limit: float = LIMIT) -> str:
+    """Waits for a run and returns what it printed; a run that takes too long is ended, with all its children."""
+    try:
+        output, _ = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        kill_tree(process)
+        raise
+    return output
+
+
+def train(world: int, folder: Path, shards: Path, *settings: str, config: Path = TINY) -> str:
+    """A whole training, which must succeed; returns what it printed."""
+    process = start(world, folder, shards, *settings, config=config)
+    output = finish(process)
+    assert process.returncode == 0, output
+    return output
+
+
+def kill_tree(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to exactly what was started: the launcher, its ranks and their loader workers."""
+    try:
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    except psutil.NoSuchProcess:
+        family = []
+    for member in family:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait(timeout=20)
+
+
+def rank_process(process: subprocess.Popen[str], rank: int) -> psutil.Process:
+    """The process of one rank below a launcher."""
+    for child in psutil.Process(process.pid).children():
+        if child.environ().get("RANK") == str(rank):
+            return child
+    raise AssertionError(f"no process of rank {rank}")
+
+
+def wait_until(condition: Callable[[], bool], what: str, limit: float = LIMIT) -> None:
+    """Returns once `condition()` holds."""
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, f"waited {limit} s for {what}"
+        time.sleep(0.05)
+
+
+def records(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of one kind that are complete."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [record for line in lines if line.endswith("}") and (record := json.loads(line))["kind"] == kind]
+
+
+def status(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "status.json").read_text())
+    return content
+
+
+def weights(folder: Path, step: int) -> dict[str, Tensor]:
+    """The weights in the checkpoint after `step`."""
+    tensors: dict[str, Tensor] = load_file(folder / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
+    return tensors
+
+
+def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)

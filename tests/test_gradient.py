@@ -1,0 +1,72 @@
+"""The gradient of one step, compared in float64 with the plain one: all images on one process, one backward pass."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from accelerate import Accelerator
+from torch import nn
+
+from dist_train import ranks
+from dist_train.config import Config, Loss
+from dist_train.gradient import accumulate_gradient
+from dist_train.loss import training_loss
+
+IMAGES, PATCHES = 16, 3
+
+
+def small_network() -> nn.Module:
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 8), nn.Sigmoid(), nn.Linear(8, 1), nn.Flatten(0)).double()
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(6)
+    pixels = torch.rand(IMAGES, PATCHES, 3, 4, 4, generator=generator, dtype=torch.float64)
+    return pixels, torch.rand(IMAGES, generator=generator, dtype=torch.float64).round(decimals=1)  # some opinions are equal
+
+
+def cases(world: int) -> list[tuple[Config, int]]:
+    """Ranking at both levels and none, in one pass and in micro-batches."""
+    losses = [Loss(rank_weight=weight, rank_level=level, rank_margin=0.05) for level in ("image", "patch") for weight in (0.7, 0.0)]
+    return [(Config(loss=loss), micro_batch) for loss in losses for micro_batch in (IMAGES // world, 2)]
+
+
+def save_gradients(rank: int, world: int, port: int, out: str) -> None:
+    """What one process of a world does; rank 0 saves gradient, scores and loss of every case."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    ranks.connect()
+    found = []
+    for config, micro_batch in cases(world):
+        model = small_network()
+        wrapped = accelerator.prepare(model)
+        pixels, opinions = batch()
+        scores, loss = accumulate_gradient(accelerator, wrapped, pixels[rank::world], opinions, config, 0, micro_batch)
+        found.append({"gradient": [p.grad for p in model.parameters()], "scores": scores, "loss": loss.total})
+    if rank == 0:
+        torch.save(found, out)
+    ranks.disconnect()
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_and_micro_batches_give_the_gradient_of_the_whole_batch(world: int, tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(save_gradients, (world, port, str(tmp_path / "found.pt")), nprocs=world)
+    for (config, _), found in zip(cases(world), torch.load(tmp_path / "found.pt"), strict=True):
+        model = small_network()
+        pixels, opinions = batch()
+        scores = model(pixels.flatten(0, 1)).view(IMAGES, PATCHES)
+        loss = training_loss(scores, opinions, config.loss)
+        loss.total.backward()
+        torch.testing.assert_close(found["gradient"], [p.grad for p in model.parameters()], rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(found["scores"], scores.detach(), rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(found["loss"], loss.total.detach(), rtol=1e-12, atol=1e-13)

@@ -1,0 +1,264 @@
+"""The promises of the README, one test each, kept by real runs in real processes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runs
+import torch
+import webdataset as wds
+
+from dist_train.data import PatchReader, TrainingVisits, patch_batches
+from dist_train.order import Order
+from shards.manifest import Shards
+
+# Largest difference of a weight after 5 steps in float32, a tenth of one step at the hyper group's rate of 1e-3. Adam divides a
+# gradient by its own size, so where the gradient is nearly zero its rounding shows; test_gradient.py has the proof to 1e-10.
+ROUNDING = 1e-4
+
+
+def test_global_batches_are_the_same_for_any_number_of_ranks_and_loader_workers(shards: Path) -> None:
+    opened = Shards(shards)
+    _, parts = opened.split()
+    order = Order(seed=3, num_images=len(parts["train"]), stored_patches=4, patches_per_image=2, passes=1, global_batch=12)
+
+    def global_batches(world: int, workers: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        share = order.global_batch // world
+        streams = [
+            patch_batches(PatchReader(opened, TrainingVisits(order, parts["train"], True, rank, world), 2, 7), share, workers)
+            for rank in range(world)
+        ]
+        laid_together = []
+        for batches in zip(*streams, strict=True):
+            images = torch.stack([batch.images for batch in batches], 1).flatten()
+            pixels = torch.stack([batch.pixels for batch in batches], 1).flatten(0, 1)
+            laid_together.append((images, pixels))
+        return laid_together
+
+    expected = global_batches(world=1, workers=0)
+    assert len(expected) == 5
+    for world, workers in itertools.product((1, 2, 3, 4), (0, 1, 3)):
+        found = global_batches(world, workers)
+        assert len(found) == len(expected)
+        for (images, pixels), (other_images, other_pixels) in zip(expected, found, strict=True):
+            assert torch.equal(images, other_images), (world, workers)
+            assert torch.equal(pixels, other_pixels), (world, workers)
+
+
+@pytest.mark.parametrize("model", [("convnext_atto", "train"), ("resnet18", "frozen")], ids=["LayerNorm", "frozen BatchNorm"])
+def test_five_steps_end_with_the_same_weights_on_1_2_and_4_ranks(shards: Path, tmp_path: Path, model: tuple[str, str]) -> None:
+    settings = ("train.epochs=1", f"model.backbone={model[0]}", f"model.batch_norm={model[1]}")
+    for world in (1, 2, 4):
+        runs.train(world, tmp_path / str(world), shards, *settings)
+    alone = runs.weights(tmp_path / "1", 5)
+    for world in (2, 4):
+        assert runs.largest_difference(alone, runs.weights(tmp_path / str(world), 5)) < ROUNDING, world
+
+
+@pytest.mark.parametrize("rank_weight", [0.0, 0.5], ids=["L1 alone", "with ranking"])
+def test_micro_batches_take_the_same_step_as_one_batch(shards: Path, tmp_path: Path, rank_weight: float) -> None:
+    settings = ("train.epochs=1", f"loss.rank_weight={rank_weight}")
+    runs.train(1, tmp_path / "whole", shards, *settings)
+    runs.train(2, tmp_path / "parts", shards, *settings, "train.micro_batch=2")
+    assert runs.largest_difference(runs.weights(tmp_path / "whole", 5), runs.weights(tmp_path / "parts", 5)) < ROUNDING
+
+
+def test_every_image_is_scored_exactly_once_and_alike_on_uneven_ranks(shards: Path, tmp_path: Path) -> None:
+    settings = ("train.epochs=1", "train.global_batch=12")
+    runs.train(1, tmp_path / "1", shards, *settings)
+    for world in (2, 3, 4):
+        shutil.copytree(tmp_path / "1", tmp_path / str(world))
+        told = runs.status(tmp_path / str(world))
+        (tmp_path / str(world) / "status.json").write_text(json.dumps(told | {"status": "unfinished"}))
+        (tmp_path / str(world) / "scores-test.csv").unlink()
+        runs.train(world, tmp_path / str(world), shards, *settings)  # all that is left to do is the test
+    _, parts = Shards(shards).split()
+    ids = [Shards(shards).ids[number] for number in parts["test"]]
+    for world in (1, 2, 3, 4):
+        with (tmp_path / str(world) / "scores-test.csv").open() as file:
+            assert [row["image"] for row in csv.DictReader(file)] == ids
+        assert (tmp_path / str(world) / "scores-test.csv").read_bytes() == (tmp_path / "1" / "scores-test.csv").read_bytes()
+        assert abs(runs.status(tmp_path / str(world))["test"]["srcc"] - runs.status(tmp_path / "1")["test"]["srcc"]) < 1e-12
+
+
+def test_a_killed_and_resumed_run_ends_with_the_same_weights_as_an_unbroken_one(shards: Path, tmp_path: Path) -> None:
+    settings = ("save.every_steps=2", "model.dropout=0.2")
+    runs.train(2, tmp_path / "unbroken", shards, *settings)
+    process = runs.start(2, tmp_path / "broken", shards, *settings)
+    runs.wait_until(lambda: len(runs.records(tmp_path / "broken", "step")) >= 3, "step 3")
+    runs.kill_tree(process)
+    assert runs.status(tmp_path / "broken")["status"] == "unfinished"
+    assert "going on from" in runs.train(2, tmp_path / "broken", shards, *settings)
+    one, other = (runs.weights(tmp_path / name, 10) for name in ("unbroken", "broken"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert [record["step"] for record in runs.records(tmp_path / "broken", "step")] == list(range(1, 11))
+    epochs = [runs.records(tmp_path / name, "epoch") for name in ("unbroken", "broken")]
+    assert epochs[0] == epochs[1]
+    assert (tmp_path / "broken" / "scores-test.csv").read_bytes() == (tmp_path / "unbroken" / "scores-test.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def twelve_epochs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of twelve epochs, one step each, with the rates of the seeds' table and every checkpoint kept."""
+    folder = tmp_path_factory.mktemp("twelve")
+    settings = ("train.epochs=12", "train.global_batch=40", "optim.schedule=step", "optim.lr=2e-5", "save.keep=12", "stop.patience=null")
+    runs.train(1, folder, shards, *settings)
+    return folder
+
+
+def test_hyper_parameters_change_in_every_epoch(twelve_epochs: Path) -> None:
+    for epoch in range(1, 12):
+        before, after = runs.weights(twelve_epochs, epoch), runs.weights(twelve_epochs, epoch + 1)
+        still = [name for name in before if name.startswith("hyper.") and torch.equal(before[name], after[name])]
+        assert not still, (epoch, still)
+
+
+def test_adam_moments_survive_every_epoch(twelve_epochs: Path) -> None:
+    for epoch in range(1, 13):
+        state = torch.load(twelve_epochs / "checkpoints" / f"step-{epoch:08d}" / "optimizer.pt", weights_only=True)
+        assert {int(moments["step"]) for moments in state["state"].values()} == {epoch}
+        assert [group["name"] for group in state["param_groups"]] == ["hyper", "backbone"]
+        assert sum(len(group["params"]) for group in state["param_groups"]) == len(state["state"])
+
+
+def test_both_groups_rates_follow_the_table_of_the_seeds(twelve_epochs: Path) -> None:
+    backbone = [2e-5] * 6 + [2e-6] * 6
+    hyper = [2e-4] * 6 + [2e-5] * 3 + [2e-6] * 3  # ten times the backbone's through epoch 8, the same after
+    steps = runs.records(twelve_epochs, "step")
+    np.testing.assert_allclose([record["lr_backbone"] for record in steps], backbone, rtol=1e-12)
+    np.testing.assert_allclose([record["lr_hyper"] for record in steps], hyper, rtol=1e-12)
+
+
+@pytest.mark.parametrize("wish", ["SIGTERM to rank 1", "SIGTERM to the launcher", "the stop file"])
+def test_a_stop_request_on_one_rank_stops_all_at_the_same_step(shards: Path, tmp_path: Path, wish: str) -> None:
+    process = runs.start(2, tmp_path, shards, "train.epochs=200", "stop.patience=null")
+    runs.wait_until(lambda: len(runs.records(tmp_path, "step")) >= 2, "step 2")
+    if wish == "the stop file":
+        (tmp_path / "stop").touch()
+    elif wish == "SIGTERM to the launcher":
+        process.terminate()
+    else:
+        runs.rank_process(process, 1).send_signal(signal.SIGTERM)
+    output = runs.finish(process)
+    assert process.returncode == 0 or wish == "SIGTERM to the launcher", output  # torchrun itself never ends with 0 then
+    told = runs.status(tmp_path)
+    assert told["status"] == "unfinished"
+    assert ("SIGTERM" if "SIGTERM" in wish else "stop") in told["reason"]
+    assert (tmp_path / "checkpoints" / f"step-{told['steps']:08d}").is_dir()
+    assert [record["step"] for record in runs.records(tmp_path, "step")] == list(range(1, told["steps"] + 1))
+
+
+def test_ctrl_c_saves_and_exits_0(shards: Path, tmp_path: Path) -> None:
+    process = runs.start(1, tmp_path, shards, "train.epochs=200", "stop.patience=null")
+    runs.wait_until(lambda: len(runs.records(tmp_path, "step")) >= 2, "step 2")
+    process.send_signal(signal.SIGINT)
+    output = runs.finish(process)
+    assert process.returncode == 0, output
+    assert runs.status(tmp_path)["status"] == "unfinished"
+    assert "the same command goes on from there" in output
+
+
+def damage(opened: Shards, image: int) -> None:
+    """Flips one bit of the image's first stored plane."""
+    row = opened.index[image]
+    with (opened.folder / opened.files[int(row["shard"])]["file"]).open("r+b") as file:
+        file.seek(int(row["offset"]) + 1000)
+        byte = file.read(1)
+        file.seek(int(row["offset"]) + 1000)
+        file.write(bytes([byte[0] ^ 1]))
+
+
+def test_one_failing_rank_ends_all_within_30_seconds_and_the_cause_is_printed_last(shards: Path, tmp_path: Path) -> None:
+    damaged, folder = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(shards, damaged)
+    opened = Shards(damaged)
+    _, parts = opened.split()
+    image = int(parts["train"][Order(0, len(parts["train"]), 4, 2, 1, 8).batch(3).share(1, 2).images[0]])  # rank 1 reads it at step 4
+    damage(opened, image)
+    process = runs.start(2, folder, damaged, "data.workers=0")
+    runs.wait_until(lambda: len(runs.records(folder, "step")) >= 1, "step 1")
+    began = time.monotonic()
+    output = runs.finish(process)
+    assert time.monotonic() - began < 30
+    assert process.returncode != 0
+    said = [line for line in output.splitlines() if line.strip(" =")]
+    assert opened.ids[image] in said[-1], output[-3000:]
+    assert "checksum" in said[-1]
+    told = runs.status(folder)
+    assert told["status"] == "failed"
+    assert opened.ids[image] in told["reason"]
+
+
+def test_a_killed_rank_ends_all_within_30_seconds_and_is_named_last(shards: Path, tmp_path: Path) -> None:
+    process = runs.start(2, tmp_path, shards, "train.epochs=200", "stop.patience=null")
+    runs.wait_until(lambda: len(runs.records(tmp_path, "step")) >= 2, "step 2")
+    began = time.monotonic()
+    runs.rank_process(process, 1).kill()
+    output = runs.finish(process)
+    assert time.monotonic() - began < 30
+    assert process.returncode != 0
+    cause = output[output.index("Root Cause") :]
+    assert "rank      : 1" in cause
+    assert "SIGKILL" in cause or "Signal 9" in cause
+
+
+def test_training_never_reads_the_test_part_before_the_end(shards: Path, tmp_path: Path) -> None:
+    damaged, folder = tmp_path / "shards", tmp_path / "run"
+    shutil.copytree(shards, damaged)
+    opened = Shards(damaged)
+    _, parts = opened.split()
+    for image in parts["test"]:
+        damage(opened, int(image))
+    process = runs.start(1, folder, damaged)
+    output = runs.finish(process)
+    assert process.returncode == 1
+    assert len(runs.records(folder, "epoch")) == 2  # everything but the test was done, and is kept
+    assert (folder / "best" / "model.safetensors").exists()
+    assert any(opened.ids[image] in output.splitlines()[-1] for image in parts["test"])
+
+
+def test_a_job_asked_for_two_processes_refuses_to_run_as_one(shards: Path, tmp_path: Path) -> None:
+    accelerate = [str(Path(sys.executable).parent / "accelerate"), "launch", "--cpu", "--num_processes", "2"]  # starts one, silently
+    command = [*accelerate, "-m", "dist_train", "train", str(runs.TINY), f"run.folder={tmp_path / 'run'}", f"data.shards={shards}"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=runs.LIMIT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert result.returncode != 0
+    assert "asks for 2 process(es), but this run has 1" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plain_webdataset_pipeline_reads_our_shards(shards: Path) -> None:
+    opened = Shards(shards)
+    urls = [str(shards / record["file"]) for record in opened.files]
+    samples = list(wds.WebDataset(urls, shardshuffle=False).decode())
+    assert [sample["__key__"] for sample in samples] == opened.ids
+    for number in (0, 17, 59):
+        sample = samples[number]
+        size = sample["json"]["patch_size"]
+        cut = np.stack([sample["pixels.npy"][plane, y : y + size, x : x + size] for plane, y, x in sample["json"]["boxes"]])
+        assert np.array_equal(cut, opened.read_patches(number, range(4)))
+        assert sample["json"]["opinion"] == opened.opinions[number]
+    with tarfile.open(urls[0]) as tar:
+        first = tar.extractfile(f"{opened.ids[0]}.pixels.npy")
+        assert first is not None
+        assert np.array_equal(np.load(io.BytesIO(first.read())), samples[0]["pixels.npy"])
+
+
+def test_two_equal_runs_give_equal_figures(shards: Path, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        runs.train(2, tmp_path / name, shards)
+    one, other = (runs.status(tmp_path / name) for name in ("one", "other"))
+    assert one == other
+    assert (tmp_path / "one" / "scores-val.csv").read_bytes() == (tmp_path / "other" / "scores-val.csv").read_bytes()

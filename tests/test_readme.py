@@ -1,0 +1,108 @@
+"""The README's commands, run exactly as they are printed, and its run folder, as it is described."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands(heading: str) -> list[str]:
+    """The command lines of the first code block under a heading."""
+    section = README.split(f"\n## {heading}\n", 1)[1]
+    block = re.search(r"```\n(.*?)```", section, re.DOTALL)
+    assert block
+    return [line for line in block[1].splitlines() if line.strip()]
+
+
+def run(command: str, folder: Path, limit: float = 280) -> str:
+    """Runs a line of the README in `folder`, with this environment's commands in place of .venv/bin."""
+    here = command.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run(here, shell=True, cwd=folder, capture_output=True, text=True, timeout=limit, env=environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the repository's configs, where a user might stand."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    for name in ("configs", "launch"):
+        shutil.copytree(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own_photographs(elsewhere: Path, photographs: Path) -> Path:
+    """The section 'Your own photographs', followed line by line with a table that names no split."""
+    shutil.copytree(photographs, elsewhere / "photos")
+    table = elsewhere / "photos" / "scores.csv"
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "mos", "group"])
+        writer.writerows([row["image"], row["score"], row["group"]] for row in rows)
+    for command in commands("Your own photographs"):
+        run(command, elsewhere)
+    return elsewhere / "photos"
+
+
+def test_own_photographs_train_with_the_commands_as_printed(own_photographs: Path) -> None:
+    status = json.loads((own_photographs / "run" / "status.json").read_text())
+    assert status["status"] == "finished"
+    assert status["split"] == "round-01"
+    assert status["world_size"] == 2
+
+
+def test_the_run_folder_holds_what_the_readme_says(own_photographs: Path) -> None:
+    folder = own_photographs / "run"
+    for name in re.findall(r"^\| `(.*?) \|", README, re.MULTILINE):
+        for path in re.findall(r"[\w./*-]+", name.replace("`", "")):
+            assert list(folder.glob(path.rstrip("/"))), path
+    status = json.loads((folder / "status.json").read_text())
+    promised = re.search(r"^\| `status.json` \| (.*?) \|$", README, re.MULTILINE)
+    assert promised
+    words = set(re.findall(r"`(\w+)`", promised[1])) - {"finished", "unfinished", "failed"}
+    assert words <= status.keys()
+    assert status["val"].keys() == status["test"].keys() >= {"srcc", "plcc"}
+    for part in ("val", "test"):
+        with (folder / f"scores-{part}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0]) == ["image", "opinion", "score", "spread"]
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        assert json.loads(line)["kind"] in ("step", "epoch")
+
+
+def test_koniq_configs_plan_as_printed(elsewhere: Path, koniq: Path) -> None:
+    build = re.search(r"`(\.venv/bin/python -m shards build --dataset koniq10k .*?)`", README)
+    assert build
+    run(build[1].replace("KONIQ", str(koniq)), elsewhere)
+    plan = next(command for command in commands("A workstation") if " plan " in command)
+    told = run(plan, elsewhere)
+    assert "2 process(es) x 48 images" in told
+    assert "label MOS_zscore (0 to 100, higher is better)" in told
+    told = run(plan.replace("koniq10k_resnet50", "koniq10k_swin_base"), elsewhere)
+    assert "32 images x 5 patches = 160 patches per step" in told
+
+
+def test_make_without_a_target_says_what_there_is() -> None:
+    told = run("make -s help", ROOT)
+    for target in ("demo", "test", "lint", "install"):
+        assert f"make {target}" in told
+
+
+def test_slurm_scripts_are_clean() -> None:
+    scripts = " ".join(str(path) for path in sorted((ROOT / "slurm").glob("*.sh")))
+    run(f".venv/bin/shellcheck {scripts}", ROOT)
