@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from dist_train.config import ConfigError, load_config
+from dist_train.config import ConfigError, as_yaml, load_config
 from shards.manifest import ShardError
 
 SETTINGS = "settings after the config file, as section.key=value; `plan` prints them all"
@@ -28,12 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(error: Exception, text: str) -> int:
     """Says why, if this process was the first to fail, and leaves it to the launcher to say it last."""
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
     from dist_train import ranks
-    from dist_train.launch import report_to_launcher
 
     if ranks.claim_failure(error):
         print(text, file=sys.stderr, flush=True)
-        report_to_launcher(error)
+        get_error_handler().record_exception(error)  # where torchrun and accelerate look for the root cause
     return 1
 
 
@@ -44,11 +45,14 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from dist_train.plan import describe_config, describe_plan, make_plan
+    from dist_train.plan import describe_plan, make_plan
 
     config = load_config(options.config, options.settings)
-    print(describe_config(config), end="\n\n")
-    print(describe_plan(make_plan(config, options.processes or config.run.processes or 1)))
+    world = config.run.processes or 1 if options.processes is None else options.processes
+    if world < 1:
+        raise ConfigError(f"--processes {world}: a run has at least one process")
+    print(as_yaml(config))
+    print(describe_plan(make_plan(config, world)))
 
 
 def _folder(options: argparse.Namespace) -> None:
@@ -56,12 +60,13 @@ def _folder(options: argparse.Namespace) -> None:
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    from dist_train.model import HyperIQA
+    from dist_train.model import features_only
     from dist_train.pretrained import load_pretrained
 
     model = load_config(options.config, options.settings).model
-    load_pretrained(HyperIQA(model.backbone).backbone, model.backbone, model.pretrained)
-    print(f"the weights of {model.backbone} (model.pretrained={model.pretrained}) are here and fit")
+    load_pretrained(features_only(model.backbone), model.backbone, model.pretrained)
+    got = "are here and fit" if model.pretrained else "are random: there is nothing to fetch"
+    print(f"the weights of {model.backbone} (model.pretrained={model.pretrained}) {got}")
 
 
 def _report(options: argparse.Namespace) -> None:

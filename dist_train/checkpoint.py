@@ -14,18 +14,20 @@ from; a damaged one is passed over, aloud.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from dist_train.whole_files import save_tensors, sync, write_json
 from shards.manifest import file_sha256
+
+FILES = ("model.safetensors", "optimizer.pt", "scores.safetensors")
 
 
 @dataclass(frozen=True)
@@ -46,20 +48,23 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Writes `folder`/step-*, complete or not at all, then removes all but the newest `keep`."""
     target = folder / f"step-{checkpoint.step:08d}"
-    part = folder / f".{target.name}.part"
-    shutil.rmtree(part, ignore_errors=True)
+    part, replaced = folder / f".{target.name}.part", folder / f".{target.name}.replaced"
+    for leftover in folder.glob(".step-*"):  # of a save that was cut off
+        shutil.rmtree(leftover)
     part.mkdir(parents=True)
     save_tensors(part / "model.safetensors", checkpoint.model)
     torch.save(checkpoint.optimizer, part / "optimizer.pt")
     save_tensors(part / "scores.safetensors", checkpoint.scores)
-    files = {path.name: file_sha256(path) for path in sorted(part.iterdir())}
+    files = {name: file_sha256(part / name) for name in FILES}
     write_json(part / "progress.json", checkpoint.progress | {"files": files})
-    for path in part.iterdir():
-        _sync(path)
-    shutil.rmtree(target, ignore_errors=True)
+    for path in (part / "optimizer.pt", part):  # the other files have been synced as they were written
+        sync(path)
+    if target.exists():
+        target.rename(replaced)  # whole until its successor stands
     part.rename(target)
-    _sync(folder)
-    for old in _newest_first(folder)[keep:]:
+    sync(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+    for old in [path for path in _newest_first(folder) if path.name <= target.name][keep:]:  # a later one is damaged and does not count
         shutil.rmtree(old)
     return target
 
@@ -69,8 +74,8 @@ def newest_complete_checkpoint(folder: Path, say: Callable[[str], None]) -> Path
     for path in _newest_first(folder):
         try:
             progress = _read_progress(path)
-            changed = [name for name, digest in progress["files"].items() if file_sha256(path / name) != digest]
-        except (OSError, ValueError, KeyError) as error:
+            changed = [name for name in FILES if file_sha256(path / name) != progress["files"][name]]
+        except (OSError, ValueError, LookupError, TypeError) as error:
             changed = [str(error)]
         if not changed:
             return path
@@ -88,22 +93,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
-    """Writes safetensors atomically, with `about` as its metadata."""
-    part = path.with_name(f".{path.name}.part")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, dict(about) if about else None)
-    _sync(part)
-    part.replace(path)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes JSON atomically."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    _sync(part)
-    part.replace(path)
-
-
 def _read_progress(path: Path) -> dict[str, Any]:
     progress: dict[str, Any] = json.loads((path / "progress.json").read_text(encoding="utf-8"))
     return progress
@@ -111,11 +100,3 @@ def _read_progress(path: Path) -> dict[str, Any]:
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"), reverse=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

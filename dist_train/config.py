@@ -9,24 +9,29 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from dist_train.whole_files import write_text
 
 
 class ConfigError(ValueError):
     """A setting is unknown, impossible, or does not fit the data or the machine: which one, and what to write instead."""
 
 
+Folder = Annotated[Path, AfterValidator(Path.expanduser)]  # the shell leaves the ~ of `run.folder=~/run` to us
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Run(_Section):
-    folder: Path = Path("runs/run")
+    folder: Folder = Path("runs/run")
     """Where everything about the run is written. Training in a folder that holds an unfinished run resumes it."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**64)
     """Of the order, the mirroring, the initial weights and the dropout."""
     device: Literal["auto", "cpu"] = "auto"
     """auto: the GPU of this process when there is one."""
@@ -42,14 +47,14 @@ class Run(_Section):
 
 
 class Data(_Section):
-    shards: Path | None = None
+    shards: Folder | None = None
     """The shard folder (`python -m shards build`)."""
     split: str | None = None
     """Name of a table in its splits folder. null: official when there is one, else round-01."""
     patches_per_image: int = Field(1, ge=1)
     """Patches that an image shows each time it is visited."""
     passes: int | None = Field(None, ge=1)
-    """Visits of each training image per epoch. null: as many as show every stored patch once."""
+    """Visits of each training image per epoch. null: as many as fit into the stored patches."""
     mirror: bool = True
     """Mirror half of the training patches left to right."""
     workers: int = Field(2, ge=0)
@@ -149,15 +154,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError naming every unknown key (with the one probably meant) and every impossible value.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        tree = yaml.load(path.read_text(encoding="utf-8"), _EveryKeyOnce) or {}
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such config file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not YAML ({error})") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds a {type(tree).__name__}, not sections with keys")
     for word in overrides:
         _override(tree, word)
+    tree = {section: {} if keys is None else keys for section, keys in tree.items()}  # a section may be all comments
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -166,7 +174,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 def save_config(config: Config, path: Path) -> None:
     """Writes every setting, defaults included, as YAML that `load_config` reads back to the same config."""
-    path.write_text(as_yaml(config), encoding="utf-8")
+    write_text(path, as_yaml(config))
 
 
 def as_yaml(config: Config) -> str:
@@ -176,6 +184,17 @@ def as_yaml(config: Config) -> str:
 def known_keys() -> list[str]:
     """Every key as one writes it on the command line."""
     return [f"{section}.{key}" for section, field in Config.model_fields.items() for key in field.annotation.model_fields]  # type: ignore[union-attr]
+
+
+class _EveryKeyOnce(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, as YAML has it; PyYAML alone would keep the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _override(tree: dict[str, Any], word: str) -> None:
@@ -204,8 +223,7 @@ def _explanations(error: ValidationError) -> Iterator[str]:
 
 
 def _did_you_mean(key: str) -> str:
-    candidates = [*known_keys(), *Config.model_fields]
-    close = difflib.get_close_matches(key, candidates, n=1, cutoff=0.6)
-    if not close and (name := key.rpartition(".")[2]):
-        close = [known for known in known_keys() if known.rpartition(".")[2] == name][:1]
+    name = key.rpartition(".")[2]
+    close = [known for known in known_keys() if known.rpartition(".")[2] == name][:1]  # right, but in another section
+    close = close or difflib.get_close_matches(key, [*known_keys(), *Config.model_fields], n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""

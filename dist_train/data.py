@@ -7,9 +7,12 @@ workers' batches in turn, so the batches come in the same order for any number o
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,19 +22,17 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from dist_train.order import Batch, Order
-from shards.manifest import Shards
+from shards.manifest import ShardError, Shards
 
 
 class PatchBatch(NamedTuple):
     """The patches of some images.
 
     images: int64 [n], numbers in the shard folder. pixels: uint8 [n, patches, 3, size, size], stored channels last.
-    opinions: float64 [n], on the label's scale.
     """
 
     images: Tensor
     pixels: Tensor
-    opinions: Tensor
 
 
 class Visits(Protocol):
@@ -99,7 +100,6 @@ class PatchReader:
                     "image": int(image),
                     "pixels": pixels,
                     "flips": flips,
-                    "opinion": float(self.shards.opinions[image]),
                 }
 
 
@@ -107,7 +107,23 @@ def patch_batches(reader: PatchReader, batch_images: int, workers: int, pin_memo
     """The reader's steps in order, `batch_images` images a step (fewer in the last one where they run out)."""
     pipeline = wds.DataPipeline(reader, wds.map(_mirrored), wds.batched(batch_images, collation_fn=_collated, partial=True))
     loader = wds.WebLoader(pipeline, batch_size=None, num_workers=workers, worker_init_fn=_leave_signals_to_the_rank, pin_memory=pin_memory)
-    return iter(loader)
+    _end_workers_at_exit()
+    try:
+        yield from loader
+    except ShardError as error:  # a worker's comes wrapped in its traceback
+        raise ShardError(str(error).rpartition("ShardError: ")[2].strip()) from None
+
+
+@cache
+def _end_workers_at_exit() -> None:
+    """Workers ignore SIGTERM, with which multiprocessing ends its children at exit before it waits for them, for ever."""
+
+    def end_workers() -> None:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+    atexit.register(end_workers)
 
 
 def _mirrored(sample: dict[str, Any]) -> dict[str, Any]:
@@ -120,11 +136,7 @@ def _mirrored(sample: dict[str, Any]) -> dict[str, Any]:
 
 def _collated(samples: list[dict[str, Any]]) -> PatchBatch:
     pixels = torch.from_numpy(np.stack([sample["pixels"] for sample in samples]))
-    return PatchBatch(
-        torch.tensor([sample["image"] for sample in samples]),
-        pixels.movedim(-1, 2),
-        torch.tensor([sample["opinion"] for sample in samples], dtype=torch.float64),
-    )
+    return PatchBatch(torch.tensor([sample["image"] for sample in samples]), pixels.movedim(-1, 2))
 
 
 def _leave_signals_to_the_rank(_: int) -> None:

@@ -7,6 +7,7 @@ model here is the bare one, not its DDP wrapper: the wrapper synchronises buffer
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from dist_train import ranks
 from dist_train.config import Config
 from dist_train.data import EvaluationVisits, PatchReader, patch_batches
 from dist_train.metrics import per_image, two_level_panel
+from dist_train.whole_files import write_text
 from shards.manifest import ShardError, Shards
 
 
@@ -35,11 +37,12 @@ class Scores:
     def write_csv(self, path: Path, shards: Shards) -> None:
         """image, opinion, score, spread: a row per image, in the order of the shard folder."""
         means, spreads, _ = per_image(self.images, self.patches, self.opinions)
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["image", "opinion", "score", "spread"])
-            for image, opinion, mean, spread in zip(self.images, self.opinions, means, spreads, strict=True):
-                writer.writerow([shards.ids[image], repr(float(opinion)), repr(float(mean)), repr(float(spread))])
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["image", "opinion", "score", "spread"])
+        for image, opinion, mean, spread in zip(self.images, self.opinions, means, spreads, strict=True):
+            writer.writerow([shards.ids[image], repr(float(opinion)), repr(float(mean)), repr(float(spread))])
+        write_text(path, table.getvalue())
 
 
 def score_images(model: nn.Module, shards: Shards, numbers: np.ndarray, config: Config, device: torch.device) -> Scores | None:

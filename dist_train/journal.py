@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.config import ConfigError
+from dist_train.whole_files import write_text
 
 WARM_UP_STEPS = 3  # the first steps of a session are slow and say nothing about the rest
 
@@ -21,7 +22,7 @@ WARM_UP_STEPS = 3  # the first steps of a session are slow and say nothing about
 class Journal:
     """Written by rank 0 only; on the other ranks every method does nothing."""
 
-    def __init__(self, folder: Path, writes: bool, every_steps: int, tensorboard: bool, resumed_step: int) -> None:
+    def __init__(self, folder: Path, writes: bool, every_steps: int, tensorboard: bool, resumed_step: int, epochs_judged: int) -> None:
         self._writes = writes
         self._every = every_steps
         self._board: Any = None
@@ -33,7 +34,7 @@ class Journal:
         if not writes:
             return
         path = folder / "metrics.jsonl"
-        _drop_lines_after(path, resumed_step)
+        _drop_lines_after(path, resumed_step, epochs_judged)
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             self._board = _summary_writer(folder / "tensorboard", resumed_step)
@@ -69,9 +70,9 @@ class Journal:
         self.say(f"epoch {epoch}: {shown} | {verdict}")
         if math.isnan(panels[chooser]["srcc"]):
             self.say(f"WARNING: there is no {chooser} SRCC (all scores equal, or fewer than two images): never the best epoch")
-        self.restart_line_clock()
+        self._restart_line_clock()
 
-    def restart_line_clock(self) -> None:
+    def _restart_line_clock(self) -> None:
         """What happened since the last line, such as an evaluation, does not count as training time."""
         self._line_clock, self._line_patches, self._line_wait = time.perf_counter(), 0, 0.0
 
@@ -93,7 +94,7 @@ class Journal:
         losses = f"{record['loss']:>9.4f} {record['l1']:>9.4f} {record['ranking']:>9.4f}"
         speed = f"{self._line_patches / seconds:>8.1f} {self._line_wait / seconds:>5.0%}"
         self.say(f"{record['step']:>8} {record['epoch']:>5} {losses} {rates} {record['grad_norm']:>9.2e} {speed} {eta:>8}")
-        self.restart_line_clock()
+        self._restart_line_clock()
 
     def _write(self, record: Mapping[str, Any]) -> None:
         if not self._writes:
@@ -123,9 +124,12 @@ def finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _drop_lines_after(path: Path, step: int) -> None:
-    kept = [record for record in read_records(path) if record["step"] <= step]
-    path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+def _drop_lines_after(path: Path, step: int, epochs_judged: int) -> None:
+    """A checkpoint may be of an epoch's last step and yet from before its verdict; then that is judged, and told, again."""
+    kept = [
+        record for record in read_records(path) if record["step"] <= step and (record["kind"] == "step" or record["epoch"] < epochs_judged)
+    ]
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 """How well scores agree with opinions, at image level and at patch level. Everything in float64; correlations by scipy.
 
 SRCC and KRCC compare orders, PLCC compares values along a line, without a fitted mapping. A correlation that does not
-exist (fewer than two images, or all scores equal) is nan, and nan is never the best.
+exist (fewer than two images, all scores equal, or a score that is not finite) is nan, and nan is never the best.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def agreement(scores: np.ndarray, opinions: np.ndarray) -> dict[str, float]:
     scores, opinions = np.asarray(scores, np.float64), np.asarray(opinions, np.float64)
     errors = scores - opinions
     result = {"srcc": np.nan, "plcc": np.nan, "krcc": np.nan, "rmse": float(np.sqrt(np.mean(errors**2))) if len(errors) else np.nan}
-    if len(scores) >= 2:
+    if len(scores) >= 2 and np.isfinite(scores).all():  # SRCC would rank an infinite score like any other
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", stats.ConstantInputWarning)
             result["srcc"] = float(stats.spearmanr(scores, opinions).statistic)

@@ -11,6 +11,7 @@ patch and strides 4, 8, 16 and 32 every size below is the authors' own.
 
 from __future__ import annotations
 
+import difflib
 from itertools import pairwise
 from typing import Any
 
@@ -63,7 +64,7 @@ class HyperIQA(nn.Module):
         super().__init__()
         self.frozen_batch_norm = frozen_batch_norm
         self.dropout = dropout
-        self.backbone = _features_only(backbone, stochastic_depth)
+        self.backbone = features_only(backbone, stochastic_depth)
         self.channels_last = str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC")
         low, high = output_scale
         described = timm.get_pretrained_cfg(backbone)
@@ -174,13 +175,14 @@ def average_pool(size: int, cells: int) -> nn.Module:
     return nn.AvgPool2d(size // cells) if size % cells == 0 else nn.AdaptiveAvgPool2d(cells)
 
 
-def _features_only(backbone: str, stochastic_depth: float) -> nn.Module:
+def features_only(backbone: str, stochastic_depth: float = 0.0) -> nn.Module:
+    """The timm backbone that gives the last four of its maps, with random weights. Raises ConfigError when timm has none."""
     extra: dict[str, Any] = {"drop_path_rate": stochastic_depth} if stochastic_depth else {}
     try:
         return timm.create_model(backbone, features_only=True, pretrained=False, out_indices=(-4, -3, -2, -1), **extra)
     except (RuntimeError, AttributeError, TypeError, AssertionError, IndexError) as error:
-        close = timm.list_models(f"*{backbone.partition('.')[0].split('_')[0]}*")[:5]
-        hint = f"; timm has, for example: {', '.join(close)}" if close else ""
+        close = difflib.get_close_matches(backbone, [*timm.list_models(), *timm.list_models(pretrained=True)])
+        hint = f"; did you mean {' or '.join(close)}?" if close and backbone not in close else ""
         raise ConfigError(f"model.backbone={backbone}: timm cannot make four feature maps of it ({error}){hint}") from error
 
 

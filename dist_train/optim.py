@@ -15,7 +15,7 @@ from dist_train.config import Optim
 from dist_train.model import HyperIQA
 
 STEP_EPOCHS = 6  # the step schedule divides the rates by 10 every so many epochs
-LAST_RATIO_EPOCH = 8  # and drops the hyper group's lead after this epoch, counted from 0
+LAST_RATIO_EPOCH = 8  # and ends the hyper group's lead after this epoch, counted from 0
 
 
 def build_adam(model: HyperIQA, config: Optim) -> torch.optim.Adam:
@@ -40,14 +40,14 @@ def learning_rates(config: Optim, step: int, steps_per_epoch: int, epochs: int) 
     """The rate of each group at `step`, counted from 0 over the run.
 
     step: lr / 10 ** (epoch // 6) for the backbone, lr_ratio times that for the hyper group through epoch 8, the same from
-    epoch 9 on. cosine: both fall from their start to 0 over the run. constant: both stay. A warm-up climbs linearly to the
-    schedule from below, so no rate is ever above its group's start.
+    epoch 9 on (a ratio below 1 stays). cosine: both fall from their start to 0 over the run. constant: both stay. A warm-up
+    climbs linearly to the schedule from below, so no rate is ever above its group's start.
     """
     epoch = step // steps_per_epoch
     backbone, ratio = config.lr, config.lr_ratio
     if config.schedule == "step":
         backbone /= 10 ** (epoch // STEP_EPOCHS)
-        ratio = config.lr_ratio if epoch <= LAST_RATIO_EPOCH else 1.0
+        ratio = config.lr_ratio if epoch <= LAST_RATIO_EPOCH else min(1.0, config.lr_ratio)
     elif config.schedule == "cosine":
         backbone *= (1 + math.cos(math.pi * min(1.0, step / (steps_per_epoch * epochs)))) / 2
     warmth = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0

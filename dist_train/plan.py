@@ -6,11 +6,12 @@ model is built.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from dist_train.config import Config, ConfigError, as_yaml
+from dist_train.config import Config, ConfigError
 from dist_train.optim import LAST_RATIO_EPOCH, STEP_EPOCHS, learning_rates
 from dist_train.order import Order
 from shards.manifest import PARTS, Shards
@@ -48,6 +49,10 @@ class Plan:
         seen = self.shards.opinions[self.parts["train"]]
         return float(seen.min()), float(seen.max())
 
+    def split_fingerprint(self) -> str:
+        """A short name for exactly these images in train, val and test."""
+        return hashlib.sha256(b"/".join(self.parts[part].tobytes() for part in PARTS)).hexdigest()[:16]
+
     def rates(self, step: int) -> dict[str, float]:
         return learning_rates(self.config.optim, step, self.steps_per_epoch, self.config.train.epochs)
 
@@ -80,7 +85,10 @@ def make_plan(config: Config, world: int) -> Plan:
             f"train.micro_batch={micro_batch} does not divide the {share} images that each of {world} processes takes per step"
         )
     order = Order(config.run.seed, len(parts["train"]), stored, shown, config.data.passes or max(1, stored // shown), batch)
-    return Plan(config, shards, split, parts, order, world, share, micro_batch)
+    plan = Plan(config, shards, split, parts, order, world, share, micro_batch)
+    if plan.output_scale[0] == plan.output_scale[1]:
+        raise ConfigError(f"{shards.folder}: all training opinions are {plan.output_scale[0]:g}, so there is nothing to learn")
+    return plan
 
 
 def describe_plan(plan: Plan) -> str:
@@ -116,10 +124,6 @@ def describe_plan(plan: Plan) -> str:
     return "\n".join(text)
 
 
-def describe_config(config: Config) -> str:
-    return as_yaml(config).rstrip()
-
-
 def irreproducible(config: Config, world: int) -> list[str]:
     """What could make the same run come out differently elsewhere, in words."""
     reasons = []
@@ -132,6 +136,11 @@ def irreproducible(config: Config, world: int) -> list[str]:
         reasons.append(f"dropout and stochastic depth draw per process: the same on {world} every time, other numbers on another number")
     if config.run.precision != "no":
         reasons.append(f"run.precision={config.run.precision} rounds differently on different hardware")
+    if config.run.device != "cpu":
+        reasons.append(
+            "on a GPU, some kernels add up in no fixed order (attention, pooling to sizes that do not divide), and convolutions in "
+            "run.precision=no round to TF32: equal runs agree closely, not to the last bit"
+        )
     if config.stop.select_on == "test":
         reasons.append(
             "stop.select_on=test chooses the epoch on the test part: the test figures are then too good, and every report says so"

@@ -7,6 +7,7 @@ weights to the others, and `python -m dist_train fetch CONFIG` downloads ahead o
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,22 +36,21 @@ def load_pretrained(module: nn.Module, backbone: str, source: bool | str) -> Non
     """
     if source is False:
         return
-    overlay = {} if source is True else {"state_dict": backbone_weights(backbone, source), "custom_load": False}
-    torch.manual_seed(0)
-    untouched = _create(backbone, pretrained=False)
-    torch.manual_seed(0)
+    logging.getLogger("timm.models").setLevel(logging.ERROR)  # it warns of the classifier's weights, left out on purpose
+    weights = None if source is True else backbone_weights(backbone, source)
     try:
-        filled = _create(backbone, pretrained=True, pretrained_cfg_overlay=overlay)
+        filled = _filled(backbone, weights)
+        shifted = _filled(backbone, {name: value + 1 for name, value in weights.items()}) if weights is not None else {}
     except Exception as error:  # timm, huggingface_hub and the network each raise their own
         raise ConfigError(_explain(backbone, source, error)) from error
-    before, after = untouched.state_dict(), filled.state_dict()
-    missed = [name for name, value in after.items() if value.is_floating_point() and torch.equal(value, before[name])]
-    if missed and source is not True:
+    # What stays the same when every number of the file is another does not come from the file.
+    missed = [name for name, value in shifted.items() if value.is_floating_point() and torch.equal(value, filled[name])]
+    if missed:
         raise ConfigError(
             f"model.pretrained={source}: holds no values for {len(missed)} tensors of {backbone}, such as {missed[0]}; "
             f"is it a file of that model?"
         )
-    module.load_state_dict(after)
+    module.load_state_dict(filled)
 
 
 def backbone_weights(backbone: str, source: str) -> Mapping[str, Tensor]:
@@ -70,8 +70,13 @@ def backbone_weights(backbone: str, source: str) -> Mapping[str, Tensor]:
     return _match_in_order(timm.create_model(trained_as, pretrained=False).state_dict(), _read(path))
 
 
-def _create(backbone: str, **options: Any) -> nn.Module:
-    return timm.create_model(backbone, features_only=True, out_indices=(-4, -3, -2, -1), **options)
+def _filled(backbone: str, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """The tensors of the backbone, filled with `weights`, or with timm's download for None; what those lack is drawn anew."""
+    overlay = {} if weights is None else {"state_dict": dict(weights), "custom_load": False}
+    torch.manual_seed(0)
+    created = timm.create_model(backbone, features_only=True, out_indices=(-4, -3, -2, -1), pretrained=True, pretrained_cfg_overlay=overlay)
+    tensors: dict[str, Tensor] = created.state_dict()
+    return tensors
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -79,11 +84,22 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise ConfigError(f"model.pretrained={path}: there is no such file (true, false, a file, or package:NAME)")
     try:
         plain = path.suffix == ".safetensors"
-        tensors: dict[str, Any] = load_file(path) if plain else torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = load_file(path) if plain else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ConfigError(f"model.pretrained={path}: cannot be read as safetensors or as plain PyTorch tensors ({error})") from error
-    inner: dict[str, Tensor] = tensors.get("state_dict", tensors.get("model", tensors))
-    return inner
+        raise ConfigError(_not_tensors(path)) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and wrapper in content:
+            content = content[wrapper]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ConfigError(_not_tensors(path))
+    return content
+
+
+def _not_tensors(path: Path) -> str:
+    return (
+        f"model.pretrained={path}: holds no tensors by name, as safetensors or as plain PyTorch; "
+        f"save the model's state_dict() there (nothing else is unpickled)"
+    )
 
 
 def _match_in_order(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -101,7 +117,7 @@ def _match_in_order(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -
 
 def _explain(backbone: str, source: bool | str, error: Exception) -> str:
     if source is not True:
-        return f"model.pretrained={source} does not fit model.backbone={backbone}: {error}"
+        return f"model.pretrained={source} does not fit model.backbone={backbone} ({type(error).__name__}: {error})"
     return (
         f"the pretrained weights of model.backbone={backbone} could not be loaded ({type(error).__name__}: {error}); "
         f"without internet here, run `python -m dist_train fetch CONFIG` where there is (it fills the cache that HF_HOME names), "

@@ -1,7 +1,7 @@
 """The only file that speaks to other processes: agree, announce, add up, gather, and end together.
 
-Every function is a collective, to be called by all ranks in the same order, and does the obvious thing when there is one
-process. Control messages (agree, announce, gather_first) travel over gloo on the CPU, so they never wait for a GPU.
+All but rank, world, is_first and claim_failure are collectives, to be called by all ranks in the same order, and do the obvious
+thing when there is one process. Control messages (agree, announce, gather_first) travel over gloo on the CPU, so they never wait for a GPU.
 
 When a rank fails, the others must not wait for it for ever. The first rank to fail claims that in a key-value store, which
 is atomic, and a thread in every other process watches for the claim and ends the process, even while its main thread is
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -102,6 +103,7 @@ def first_does(work: Callable[[], T]) -> T:
             result = work()
         except Exception as error:
             failure = error
+            claim_failure(error)  # here is the traceback; the others only hear of it
     result, failure = announce((result, failure))
     if failure is not None:
         raise failure
@@ -164,8 +166,9 @@ def _watch(store: TCPStore) -> None:
     """Ends this process soon after another rank has failed, whatever its main thread is doing."""
     while not _Link.leaving.wait(0.5):
         try:
-            failed = store.check([_failure_key()])
+            cause = "another rank has failed" if store.check([_failure_key()]) else None
         except RuntimeError:
-            failed = True
-        if failed and not _Link.leaving.wait(2 * _GRACE):
+            cause = "the launcher, or the rank that kept the key-value store, is gone"
+        if cause and not _Link.leaving.wait(2 * _GRACE):
+            print(f"rank {rank()} ends: {cause}", file=sys.stderr, flush=True)
             os._exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def draw_report(folder: Path) -> Path:
         raise ConfigError(f"{folder}: holds no epoch to draw yet (metrics.jsonl has none)")
     figure, ((losses, order), (spread, scatter)) = plt.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
     about = f"{status['data_set']}, split {status['split']}, label {status['label']}"
-    figure.suptitle(f"{about}\nbest epoch {status['best_epoch']}, chosen on {status['selected_on']}")
+    best = status.get("best_epoch")  # neither stands there before the first checkpoint
+    figure.suptitle(about if best is None else f"{about}\nbest epoch {best}, chosen on {status['selected_on']}")
     _draw_losses(losses, [record for record in records if record["kind"] == "step"])
     numbers = [record["epoch"] for record in epochs]
     for part, colour in (("train", "tab:orange"), ("val", "tab:blue"), ("test", "tab:red")):
@@ -58,8 +60,8 @@ def draw_report(folder: Path) -> Path:
             order.plot(numbers, [panel["patch_srcc"] for panel in panels], color=colour, linestyle="--", label=f"{part}, patches")
             spread.plot(numbers, [panel["spread"] for panel in panels], color=colour, marker="o", label=part)
     for axes in (order, spread):
-        if status["best_epoch"] is not None:
-            axes.axvline(status["best_epoch"], color="grey", linewidth=0.8)
+        if best is not None:
+            axes.axvline(best, color="grey", linewidth=0.8)
         axes.legend()
     order.set(title="SRCC", xlabel="epoch")
     spread.set(title="spread within images", xlabel="epoch", ylabel="label units")
@@ -79,6 +81,9 @@ def _draw_losses(axes: Any, steps: list[dict[str, Any]]) -> None:
 
 def _draw_scatter(axes: Any, folder: Path, status: Mapping[str, Any]) -> None:
     part = "test" if (folder / "scores-test.csv").is_file() and status.get("test") else "val"
+    if not status.get(part):
+        axes.set(title="no epoch had a SRCC yet")
+        return
     with (folder / f"scores-{part}.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     opinions, scores = ([float(row[column]) for row in rows] for column in ("opinion", "score"))
@@ -87,11 +92,15 @@ def _draw_scatter(axes: Any, folder: Path, status: Mapping[str, Any]) -> None:
     axes.plot(ends, ends, color="grey", linewidth=0.8)
     panel = status[part]
     axes.set(
-        title=f"{part}: SRCC {panel['srcc']:.4f}, PLCC {panel['plcc']:.4f}, {len(rows)} images",
+        title=f"{part}: SRCC {_figure(panel['srcc'])}, PLCC {_figure(panel['plcc'])}, {len(rows)} images",
         xlabel=f"opinion: {status['label']}",
         ylabel="score",
     )
 
 
 def _cell(value: float | None) -> str:
-    return f"{'-' if value is None else f'{value:.4f}':>12}"
+    return f"{_figure(value):>12}"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"

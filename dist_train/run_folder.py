@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dist_train.checkpoint import write_json
 from dist_train.config import Config, ConfigError, load_config, save_config
 from dist_train.journal import finite_or_none
 from dist_train.plan import Plan
+from dist_train.whole_files import write_json
 
 FINISHED = ("finished", "stopped early")
 
-# What may change between two sessions of one run without changing its result.
+# What may change between two sessions of one run. The result stays the same up to rounding, but for what `plan` lists as not
+# reproducible: BatchNorm and dropout see other micro-batches.
 FREE = ("run.folder", "run.device", "run.processes", "data.shards", "data.workers", "train.micro_batch", "save.", "log.")
 
 
@@ -27,30 +28,38 @@ def enter_run_folder(plan: Plan) -> bool:
     settings, status = folder / "config.yaml", read_status(folder)
     if settings.is_file():
         _refuse_other_settings(settings, plan.config)
-    if status and status["data_fingerprint"] != plan.shards.fingerprint:
-        raise ConfigError(
-            f"{folder}: holds a run on other data ({status['data_set']}, fingerprint {status['data_fingerprint']}; "
-            f"data.shards={plan.shards.folder} has {plan.shards.fingerprint}); choose another run.folder"
-        )
+    if status:
+        refuse_other_data(plan, status)
     if status and status["status"] in FINISHED:
         print(f"{folder}: this run has {status['status']} ({status['reason']}); choose another run.folder to train anew", flush=True)
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "stop").unlink(missing_ok=True)  # a request from before this start has been obeyed, or came too late
     save_config(plan.config, settings)
     write_status(folder, {**(status or {}), **about_data(plan), "status": "unfinished", "reason": "training"})
     return True
 
 
 def about_data(plan: Plan) -> dict[str, Any]:
-    """What status.json says of the data."""
+    """What status.json and every checkpoint say of the data."""
     manifest = plan.shards.manifest
     return {
         "data_set": manifest["data_set"],
         "label": str(plan.shards.label),
-        "split": plan.split,
         "data_fingerprint": plan.shards.fingerprint,
+        "split": plan.split,
+        "split_fingerprint": plan.split_fingerprint(),
     }
+
+
+def refuse_other_data(plan: Plan, before: Mapping[str, Any]) -> None:
+    """Raises ConfigError when a run began, as about_data told it then, on other images or on another split of them."""
+    now = about_data(plan)
+    for key, what in (("data_fingerprint", f"data.shards={plan.shards.folder}"), ("split_fingerprint", f"the split '{plan.split}'")):
+        if before[key] != now[key]:
+            raise ConfigError(
+                f"{plan.config.run.folder}: holds a run on other data: {what} has the fingerprint {now[key]}, the run began with "
+                f"{before[key]} ({before['data_set']}, split {before['split']}); choose another run.folder"
+            )
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:

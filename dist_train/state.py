@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from dist_train import ranks
 from dist_train.checkpoint import Checkpoint, load_checkpoint, newest_complete_checkpoint, save_checkpoint
-from dist_train.config import Config
+from dist_train.config import Config, ConfigError
 from dist_train.journal import Journal
 from dist_train.metrics import two_level_panel
 from dist_train.model import HyperIQA
 from dist_train.optim import build_adam
 from dist_train.plan import Plan
 from dist_train.pretrained import load_pretrained
-from dist_train.run_folder import about_data, write_status
+from dist_train.run_folder import about_data, refuse_other_data, write_status
 from dist_train.stopping import EarlyStop
 
 
@@ -82,7 +82,11 @@ def open_training(plan: Plan, accelerator: Accelerator) -> Training:
     config = plan.config
     checkpoints = config.run.folder / "checkpoints"
     newest = ranks.first_does(lambda: newest_complete_checkpoint(checkpoints, print))
+    if ranks.agree(newest is not None and not newest.is_dir()):
+        raise ConfigError(f"{newest} is not there on every node; run.folder must be on a file system that all nodes share")
     checkpoint = load_checkpoint(newest) if newest else None
+    if checkpoint is not None:
+        refuse_other_data(plan, checkpoint.progress["data"])
     torch.manual_seed(config.run.seed)
     model = build_model(plan)
     if checkpoint is None:
@@ -98,10 +102,12 @@ def open_training(plan: Plan, accelerator: Accelerator) -> Training:
             accelerator.scaler.load_state_dict(checkpoint.progress["scaler"])
         saved = checkpoint.progress["progress"]
         progress = Progress(**saved | {"early_stop": EarlyStop(**saved["early_stop"])})
-    journal = Journal(config.run.folder, ranks.is_first(), config.log.every_steps, config.log.tensorboard, progress.step)
+    journal = Journal(
+        config.run.folder, ranks.is_first(), config.log.every_steps, config.log.tensorboard, progress.step, progress.epochs_judged
+    )
     if checkpoint is not None:
         journal.say(f"going on from {newest}")
-        for difference in _differences(checkpoint.progress):
+        for difference in _differences(checkpoint.progress, accelerator.device):
             journal.say(f"note: {difference}")
     training = Training(plan, accelerator, model, wrapped, optimizer, journal, progress)
     if checkpoint is not None and len(checkpoint.scores["images"]) and ranks.is_first():
@@ -109,15 +115,14 @@ def open_training(plan: Plan, accelerator: Accelerator) -> Training:
     return training
 
 
-def versions() -> dict[str, str]:
-    """The versions that decide how numbers round."""
-    return {"torch": torch.__version__, "timm": timm.__version__, "cuda": str(torch.version.cuda)}
+def made_with(device: torch.device) -> dict[str, Any]:
+    """What decides how numbers round."""
+    return {"processes": ranks.world(), "device": device.type, "torch": torch.__version__, "timm": timm.__version__}
 
 
-def _differences(saved: dict[str, Any]) -> list[str]:
+def _differences(saved: dict[str, Any], device: torch.device) -> list[str]:
     """What is not as it was when the checkpoint was saved, and may show in the last digits."""
-    now = {"world_size": ranks.world(), **versions()}
-    before = {"world_size": saved["world_size"], **saved["versions"]}
+    now, before = made_with(device), saved["made_with"]
     return [f"{key} was {before.get(key)} when this was saved, now it is {value}" for key, value in now.items() if before.get(key) != value]
 
 
@@ -143,9 +148,8 @@ def save_training(training: Training) -> None:
             "step": training.progress.step,
             "progress": asdict(training.progress),
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-            "world_size": ranks.world(),
-            "data_fingerprint": training.plan.shards.fingerprint,
-            "versions": versions(),
+            "made_with": made_with(accelerator.device),
+            "data": about_data(training.plan),
         }
         checkpoint = Checkpoint(training.model.state_dict(), training.optimizer.state_dict(), training.epoch_scores.tensors(), progress)
         save_checkpoint(config.run.folder / "checkpoints", checkpoint, config.save.keep)

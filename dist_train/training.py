@@ -5,7 +5,7 @@ run.folder/
   status.json              finished, stopped early, unfinished or failed, and the figures; scripts act on it
   metrics.jsonl            a line per step and per epoch
   scores-val.csv           image, opinion, score, spread of the best epoch
-  scores-test.csv          the same for the test part, from the best epoch, written once at the end
+  scores-test.csv          the same for the test part, from the best epoch
   best/model.safetensors   the best epoch's weights, with config.yaml beside it
   checkpoints/step-*/      where an interrupted run goes on
   report.png               curves, and score against opinion
@@ -13,22 +13,25 @@ run.folder/
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dist_train import ranks
-from dist_train.checkpoint import save_tensors
 from dist_train.config import Config, ConfigError, save_config
 from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batches
 from dist_train.evaluation import Scores, score_images
 from dist_train.gradient import accumulate_gradient
+from dist_train.journal import finite_or_none
 from dist_train.launch import refuse_another_world
 from dist_train.optim import set_rates
 from dist_train.plan import Plan, describe_plan, make_plan
@@ -36,6 +39,7 @@ from dist_train.report import draw_report, final_table
 from dist_train.run_folder import enter_run_folder, record_failure, write_status
 from dist_train.state import EpochScores, Training, open_training, save_training, status_of
 from dist_train.stopping import StopRequest, Verdict
+from dist_train.whole_files import save_tensors
 
 SKIPS_IN_A_ROW = 3  # steps without a finite gradient after which something is wrong for good
 
@@ -58,7 +62,8 @@ def train(config: Config) -> None:
             _run(plan, accelerator)
         except Exception as error:
             if ranks.claim_failure(error):
-                record_failure(config.run.folder, error)
+                with suppress(OSError):  # a full disk must not hide the cause
+                    record_failure(config.run.folder, error)
             raise
     ranks.disconnect()
 
@@ -66,6 +71,7 @@ def train(config: Config) -> None:
 def _run(plan: Plan, accelerator: Accelerator) -> None:
     request = StopRequest(plan.config.run.folder)
     training = open_training(plan, accelerator)
+    ranks.first_does(lambda: write_status(plan.config.run.folder, status_of(training) | {"status": "unfinished", "reason": "training"}))
     training.journal.say(describe_plan(plan))
     try:
         stopped_by = _train_until_done(training, request)
@@ -86,10 +92,10 @@ def _train_until_done(training: Training, request: StopRequest) -> str | None:
         if progress.step == (progress.epochs_judged + 1) * plan.steps_per_epoch:
             _judge_epoch(training)
             save_training(training)
-            continue
-        _train_step(training, batches)
-        if training.config.save.every_steps and progress.step % training.config.save.every_steps == 0:
-            save_training(training)
+        else:
+            _train_step(training, batches)
+            if training.config.save.every_steps and progress.step % training.config.save.every_steps == 0:
+                save_training(training)
         if ranks.agree(request.heard()):
             save_training(training)
             return ranks.announce(", ".join({reason for reason in ranks.gather_first(request.withdraw()) if reason}))
@@ -104,6 +110,7 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
     batch = next(batches)
     wait = time.perf_counter() - asked
     images = plan.parts["train"][plan.order.batch(step).images]
+    assert np.array_equal(batch.images, images[ranks.rank() :: ranks.world()]), "pixels and opinions are of different images"
     opinions = torch.from_numpy(plan.shards.opinions[images]).float().to(accelerator.device)
     pixels = batch.pixels.to(accelerator.device, non_blocking=True)
 
@@ -178,17 +185,32 @@ def _finish(training: Training) -> None:
         raise TrainingError(
             f"no epoch had a {chooser} SRCC, so there is no best model to test; the losses are in {folder / 'metrics.jsonl'}"
         )
-    training.model.load_state_dict(load_file(folder / "best" / "model.safetensors"))
+    best_epoch, panels = _load_best(training)
     scores = _score(training, "test")
     if scores is None:
         return
     scores.write_csv(folder / "scores-test.csv", training.plan.shards)
     early = progress.epochs_judged < config.train.epochs
     reason = f"{config.stop.patience} epochs without a better {chooser} SRCC" if early else f"all {config.train.epochs} epochs are done"
-    status = status_of(training) | {"status": "stopped early" if early else "finished", "reason": reason, "test": scores.panel()}
+    ended = {"status": "stopped early" if early else "finished", "reason": reason}
+    status = status_of(training) | ended | {"best_epoch": best_epoch, "val": panels["val"], "test": scores.panel()}
     write_status(folder, status)
     draw_report(folder)
     training.journal.say(final_table(status))
+
+
+def _load_best(training: Training) -> tuple[int, dict[str, dict[str, float]]]:
+    """Puts the best epoch's weights into the model; returns that epoch and its panels, as the file itself tells them.
+
+    The file is the truth: it is written before the checkpoint that speaks of it, and a run may be cut off in between.
+    """
+    path = training.config.run.folder / "best" / "model.safetensors"
+    if ranks.agree(not path.is_file()):
+        raise TrainingError(f"{path} is not there on every node; run.folder must be on a file system that all nodes share")
+    training.model.load_state_dict(load_file(path))
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+    return int(about["epoch"]), json.loads(about["panels"])
 
 
 def _leave_unfinished(training: Training, stopped_by: str) -> None:
@@ -202,8 +224,9 @@ def _start(config: Config) -> Accelerator:
     torch.backends.cudnn.benchmark = False  # it would choose another algorithm, and so another rounding, on every start
     torch.backends.cudnn.deterministic = True
     patience = InitProcessGroupKwargs(timeout=ranks.TIMEOUT)
+    cpu = config.run.device == "cpu" or not torch.cuda.is_available()  # told so, accelerate joins CPU processes; left to guess, it does not
     try:
-        return Accelerator(cpu=config.run.device == "cpu", mixed_precision=config.run.precision, kwargs_handlers=[patience])
+        return Accelerator(cpu=cpu, mixed_precision=config.run.precision, kwargs_handlers=[patience])
     except ValueError as error:  # fp16 without a GPU, bf16 on a GPU that lacks it
         raise ConfigError(f"run.precision={config.run.precision} does not work on this machine ({error}); use bf16 or no") from error
 
@@ -232,14 +255,15 @@ def _save_best(training: Training, scores: dict[str, Scores | None]) -> None:
         shards = plan.shards
         about = {
             "epoch": str(progress.early_stop.best_epoch),
+            "panels": json.dumps(finite_or_none(progress.best)),
             "data_fingerprint": shards.fingerprint,
             "label": str(shards.label),
             "patch_size": str(shards.layout.patch_size),
             "resize": shards.manifest["resize"]["rule"],
         }
-        save_tensors(folder / "model.safetensors", training.model.state_dict(), about)
         for part, found in scores.items():
             assert found is not None
             found.write_csv(config.run.folder / f"scores-{part}.csv", shards)
+        save_tensors(folder / "model.safetensors", training.model.state_dict(), about)
 
     ranks.first_does(save)

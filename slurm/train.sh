@@ -25,9 +25,11 @@ first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((10000 + SLURM_JOB_ID % 50000))
 
 # Tells the training to save and end at its next step. A file reaches every node; a signal would kill torchrun.
-trap 'touch "$folder/stop"' USR1
+time_is_up=no
+trap 'time_is_up=yes; mkdir -p "$folder"; touch "$folder/stop"' USR1
 
-srun --kill-on-bad-exit=1 --wait=60 "$bin/torchrun" \
+# srun does not take over the CPUs per task that sbatch was given.
+srun --kill-on-bad-exit=1 --wait=60 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$bin/torchrun" \
     --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
     --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID" \
     --module dist_train train "$@" "run.processes=$((SLURM_JOB_NUM_NODES * processes))" &
@@ -40,13 +42,15 @@ while kill -0 "$step" 2>/dev/null; do
     wait "$step" || code=$?
 done
 
-# status.json decides, not the exit code: torchrun turns every code into 1. A run that was asked to stop goes on later.
+# status.json tells how it ended, not the exit code: torchrun turns every code into 1. Only a run that ended well because its
+# time was up goes on later; one that fails, or that a person stopped, does not. (Preempted jobs are requeued by Slurm itself.)
 status=$("$bin/python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["status"])' "$folder/status.json" || echo "failed")
 echo "run in $folder: $status"
-if [ "$status" = unfinished ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
+if [ "$status" = unfinished ] && [ "$time_is_up" = yes ] && [ "$code" -eq 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 case $status in
-    finished | "stopped early" | unfinished) exit 0 ;;
+    finished | "stopped early") exit 0 ;;
+    unfinished) exit "$code" ;;
     *) exit "$((code > 0 ? code : 1))" ;;
 esac

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import runs
 from PIL import Image
 
 from shards import demo
@@ -27,6 +29,13 @@ VERSIONS = [
     "webp-5",
     "motion_blur-5",
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_leftovers() -> Iterator[None]:
+    """A test that fails half-way leaves no run behind."""
+    yield
+    runs.end_leftovers()
 
 
 @pytest.fixture(scope="session")

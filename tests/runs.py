@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 TINY = Path(__file__).parent / "tiny.yaml"
 LIMIT = 150  # seconds; a run here takes 5 to 20, more on a busy machine
+_started: list[subprocess.Popen[str]] = []
 
 
 def start(world: int, folder: Path, shards: Path, *settings: str, config: Path = TINY) -> subprocess.Popen[str]:
@@ -24,7 +24,16 @@ def start(world: int, folder: Path, shards: Path, *settings: str, config: Path =
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"] if world > 1 else ["-m"]
     command = [sys.executable, *launcher, "dist_train", "train", str(config), f"run.folder={folder}", f"data.shards={shards}", *settings]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    _started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment))
+    return _started[-1]
+
+
+def end_leftovers() -> None:
+    """Ends what a failed test has left running."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            kill_tree(process)
 
 
 def finish(process: subprocess.Popen[str], limit: float = LIMIT) -> str:
@@ -67,11 +76,12 @@ def rank_process(process: subprocess.Popen[str], rank: int) -> psutil.Process:
     raise AssertionError(f"no process of rank {rank}")
 
 
-def wait_until(condition: Callable[[], bool], what: str, limit: float = LIMIT) -> None:
-    """Returns once `condition()` holds."""
-    end = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < end, f"waited {limit} s for {what}"
+def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+    """Returns once the run in `folder` has taken so many steps; fails at once when it has ended before."""
+    end = time.monotonic() + LIMIT
+    while len(records(folder, "step")) < step:
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < end, f"waited {LIMIT} s for step {step}"
         time.sleep(0.05)
 
 

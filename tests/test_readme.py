@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(900)  # a fixture runs several commands; each has its own limit
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -101,6 +102,11 @@ def test_make_without_a_target_says_what_there_is() -> None:
     told = run("make -s help", ROOT)
     for target in ("demo", "test", "lint", "install"):
         assert f"make {target}" in told
+
+
+def test_the_console_commands_are_installed() -> None:
+    assert "plan" in run(".venv/bin/dist-train --help", ROOT)
+    assert "build" in run(".venv/bin/build-shards --help", ROOT)
 
 
 def test_slurm_scripts_are_clean() -> None:

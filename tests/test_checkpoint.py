@@ -1,0 +1,221 @@
+"""A checkpoint is whole or not there, and the newest whole one is found whatever happened to the others."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from dist_train import checkpoint as checkpoint_module
+from dist_train import whole_files
+from dist_train.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    newest_complete_checkpoint,
+    save_checkpoint,
+)
+from dist_train.whole_files import save_tensors, write_json
+from shards.manifest import file_sha256
+
+FILES = ("model.safetensors", "optimizer.pt", "scores.safetensors", "progress.json")
+
+
+def state(step: int) -> Checkpoint:
+    """A small checkpoint of a real Adam, in which every number depends on the step."""
+    tensor = torch.nn.Parameter(torch.full((3, 2), float(step)))
+    optimizer = torch.optim.Adam([{"name": "hyper", "params": [tensor]}], lr=0.1)
+    tensor.grad = torch.ones_like(tensor) * step
+    optimizer.step()
+    model = {"weight": tensor, "steps": torch.tensor(step), "turned": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)}
+    scores = {"images": torch.arange(step), "scores": torch.rand(step, 2, dtype=torch.float64)}
+    return Checkpoint(model, optimizer.state_dict(), scores, {"step": step, "best": {"val": {"srcc": 0.5}}, "stopped": False})
+
+
+def save(folder: Path, *steps: int, keep: int = 10) -> list[Path]:
+    return [save_checkpoint(folder, state(step), keep) for step in steps]
+
+
+def newest(folder: Path) -> tuple[str | None, list[str]]:
+    """The name of the newest complete checkpoint, and what was said on the way to it."""
+    said: list[str] = []
+    path = newest_complete_checkpoint(folder, said.append)
+    return path and path.name, said
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    saved = state(7)
+    path = save_checkpoint(tmp_path / "checkpoints", saved, 2)
+    found = load_checkpoint(path)
+    assert path.name == "step-00000007" and names(path) == sorted(FILES)
+    assert found.step == 7
+    for name in ("model", "scores"):
+        torch.testing.assert_close(getattr(found, name), {k: v.detach() for k, v in getattr(saved, name).items()}, rtol=0, atol=0)
+    assert found.optimizer["param_groups"] == saved.optimizer["param_groups"]
+    torch.testing.assert_close(found.optimizer["state"], saved.optimizer["state"], rtol=0, atol=0)
+    assert {key: found.progress[key] for key in saved.progress} == saved.progress
+
+
+def test_an_epoch_without_scores_yet_comes_back_empty(tmp_path: Path) -> None:
+    saved = state(0)
+    found = load_checkpoint(save_checkpoint(tmp_path, saved, 2))
+    assert found.scores["images"].shape == (0,) and found.scores["images"].dtype == torch.int64
+
+
+def test_the_newest_wins(tmp_path: Path) -> None:
+    save(tmp_path, 9, 10, 2)
+    assert newest(tmp_path) == ("step-00000010", [])
+
+
+def test_without_any_there_is_none(tmp_path: Path) -> None:
+    assert newest(tmp_path / "nowhere") == (None, [])
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "zeros"])
+def test_a_damaged_file_falls_back_aloud_to_the_checkpoint_before(tmp_path: Path, name: str, damage: str) -> None:
+    *_, last = save(tmp_path, 1, 2)
+    content = (last / name).read_bytes()
+    (last / name).unlink()
+    if damage != "missing":
+        (last / name).write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "zeros": b"\0" * len(content)}[damage])
+    found, said = newest(tmp_path)
+    assert found == "step-00000001"
+    assert len(said) == 1 and "step-00000002 is damaged" in said[0]
+
+
+@pytest.mark.parametrize("name", FILES[:3])
+def test_one_flipped_bit_is_damage_and_names_the_file(tmp_path: Path, name: str) -> None:
+    *_, last = save(tmp_path, 1, 2)
+    content = bytearray((last / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (last / name).write_bytes(content)
+    found, said = newest(tmp_path)
+    assert found == "step-00000001"
+    assert name in said[0]
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "{}", '{"step": 2, "files": {}}'])
+def test_a_progress_file_that_says_something_else_is_damage_too(tmp_path: Path, content: str) -> None:
+    *_, last = save(tmp_path, 1, 2)
+    (last / "progress.json").write_text(content)
+    assert newest(tmp_path)[0] == "step-00000001"
+
+
+def test_when_all_are_damaged_each_is_named(tmp_path: Path) -> None:
+    for path in save(tmp_path, 1, 2):
+        (path / "optimizer.pt").unlink()
+    found, said = newest(tmp_path)
+    assert found is None
+    assert len(said) == 2
+
+
+def test_leftovers_of_an_interrupted_save_are_ignored_and_overwritten(tmp_path: Path) -> None:
+    (path,) = save(tmp_path, 1)
+    leftover = tmp_path / ".step-00000002.part"
+    shutil.copytree(path, leftover)
+    (leftover / "debris").touch()
+    assert newest(tmp_path) == ("step-00000001", [])
+    save(tmp_path, 2)
+    assert newest(tmp_path) == ("step-00000002", [])
+    assert names(tmp_path) == ["step-00000001", "step-00000002"]
+    assert names(tmp_path / "step-00000002") == sorted(FILES)
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [5]), (2, [4, 5]), (3, [3, 4, 5])])
+def test_only_the_newest_few_are_kept(tmp_path: Path, keep: int, left: list[int]) -> None:
+    save(tmp_path, 1, 2, 3, 4, 5, keep=keep)
+    assert names(tmp_path) == [f"step-{step:08d}" for step in left]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_new_checkpoint_is_kept_even_below_a_damaged_newer_one(tmp_path: Path, keep: int) -> None:
+    *_, last = save(tmp_path, 8, 10, keep=2)
+    (last / "model.safetensors").unlink()  # so the run went on from step 8, and saves at step 9 before it comes to 10 again
+    save(tmp_path, 9, keep=keep)
+    assert newest(tmp_path)[0] == "step-00000009"
+
+
+@pytest.mark.parametrize("step", [2, 1], ids=["of a new step", "of the same step"])
+@pytest.mark.parametrize("stage", ["model", "optimizer", "progress", "rename"])
+def test_a_failing_save_leaves_the_old_checkpoint_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, step: int) -> None:
+    save(tmp_path, 1, keep=1)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if stage == "model":
+            patch.setattr(checkpoint_module, "save_tensors", full)
+        elif stage == "optimizer":
+            patch.setattr(torch, "save", full)
+        elif stage == "progress":
+            patch.setattr(checkpoint_module, "write_json", full)
+        else:
+            patch.setattr(Path, "rename", full)
+        with pytest.raises(OSError, match="No space left"):
+            save(tmp_path, step, keep=1)
+    assert newest(tmp_path) == ("step-00000001", [])
+    assert load_checkpoint(tmp_path / "step-00000001").step == 1
+
+
+def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    changed = state(3)
+    save_checkpoint(tmp_path, Checkpoint(changed.model, changed.optimizer, changed.scores, changed.progress | {"stopped": True}), 2)
+    assert load_checkpoint(tmp_path / "step-00000003").progress["stopped"] is True
+    assert names(tmp_path) == ["step-00000003"]
+
+
+class Opens:
+    """Something whose unpickling leaves a trace."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.trace,)
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    (path,) = save(tmp_path, 1)
+    trace = tmp_path / "trace"
+    torch.save({"state": Opens(trace)}, path / "optimizer.pt")
+    progress = json.loads((path / "progress.json").read_text())
+    progress["files"]["optimizer.pt"] = file_sha256(path / "optimizer.pt")
+    (path / "progress.json").write_text(json.dumps(progress))
+    assert newest(tmp_path)[0] == path.name
+    with pytest.raises(Exception, match="Weights only load failed"):
+        load_checkpoint(path)
+    assert not trace.exists()
+
+
+def test_tensors_are_written_with_what_they_are_about(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_tensors(path, {"weight": torch.ones(2)}, {"epoch": "3"})
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"epoch": "3"}
+    assert names(tmp_path) == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("writer", ["tensors", "json"])
+def test_a_file_that_cannot_be_written_anew_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: str) -> None:
+    path = tmp_path / "file"
+    path.write_text("before")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(whole_files, "sync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_tensors(path, {"weight": torch.ones(2)}) if writer == "tensors" else write_json(path, {"a": 1})
+    assert path.read_text() == "before"

@@ -1,0 +1,135 @@
+"""What the figures of a run mean: small cases worked by hand, and the definitions written out as plain loops."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from dist_train.metrics import agreement, agreement_of_patches, per_image, two_level_panel
+
+quickly = settings(max_examples=50, deadline=None)
+few_levels = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=20)  # so that ties are common
+
+
+def test_ties_share_their_mean_rank() -> None:
+    found = agreement(np.array([1, 2, 2, 4]), np.array([1, 2, 3, 4]))
+    assert found["srcc"] == pytest.approx(4.5 / math.sqrt(4.5 * 5))  # ranks 1, 2.5, 2.5, 4
+    assert found["plcc"] == pytest.approx(4.5 / math.sqrt(4.75 * 5))
+    assert found["krcc"] == pytest.approx(5 / math.sqrt(5 * 6))  # tau-b: five pairs agree, one is tied in the scores
+    assert found["rmse"] == pytest.approx(0.5)
+
+
+@quickly
+@given(few_levels)
+def test_rank_correlations_are_what_their_definitions_say(pairs: list[tuple[int, int]]) -> None:
+    scores, opinions = np.array(pairs, np.float64).T
+    found = agreement(scores, opinions)
+    ranks = [[np.sum(values < value) + (np.sum(values == value) + 1) / 2 for value in values] for values in (scores, opinions)]
+    (a, b) = (np.array(r) - np.mean(r) for r in ranks)
+    signs = [(np.sign(p - q), np.sign(y - z)) for (p, y), (q, z) in itertools.combinations(pairs, 2)]
+    untied = math.prod(sum(sign[side] != 0 for sign in signs) for side in (0, 1))
+    if untied == 0:
+        assert math.isnan(found["srcc"]) and math.isnan(found["krcc"])
+    else:
+        assert found["srcc"] == pytest.approx(a @ b / math.sqrt((a @ a) * (b @ b)), abs=1e-12)
+        assert found["krcc"] == pytest.approx(sum(s * t for s, t in signs) / math.sqrt(untied), abs=1e-12)
+
+
+def test_agreement_is_that_of_scipy() -> None:
+    generator = np.random.default_rng(0)
+    opinions = generator.uniform(0, 100, 200).round()
+    scores = opinions + generator.normal(0, 20, 200)
+    found = agreement(scores, opinions)
+    assert found["srcc"] == pytest.approx(stats.spearmanr(scores, opinions).statistic, abs=1e-12)
+    assert found["plcc"] == pytest.approx(np.corrcoef(scores, opinions)[0, 1], abs=1e-12)
+    assert found["krcc"] == pytest.approx(stats.kendalltau(scores, opinions).statistic, abs=1e-12)
+    assert found["rmse"] == pytest.approx(math.sqrt(np.mean((scores - opinions) ** 2)))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5])
+def test_equal_scores_have_no_correlation_and_no_warning(n: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = agreement(np.full(n, 50.0), np.arange(n))
+    assert all(math.isnan(found[name]) for name in ("srcc", "plcc", "krcc"))
+    assert math.isnan(found["rmse"]) == (n == 0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_score_that_is_no_number_leaves_no_correlation_to_be_the_best(bad: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = agreement(np.array([1.0, 2.0, 3.0, bad]), np.arange(4.0))
+    assert all(math.isnan(found[name]) for name in ("srcc", "plcc", "krcc"))
+    assert not math.isfinite(found["rmse"])
+
+
+def test_two_images_are_enough() -> None:
+    found = agreement(np.array([3.0, 1.0]), np.array([1.0, 3.0]))
+    assert [found[name] for name in ("srcc", "plcc", "krcc", "rmse")] == pytest.approx([-1, -1, -1, 2])
+
+
+def test_a_model_that_learns_dmos_agrees_with_dmos() -> None:
+    dmos = np.array([5.0, 20.0, 60.0, 90.0])  # lower is better; the model is asked for just these numbers
+    assert agreement(dmos + 1, dmos)["srcc"] == pytest.approx(1)
+    assert agreement(100 - dmos, dmos)["srcc"] == pytest.approx(-1)
+
+
+def test_float32_scores_are_averaged_in_float64() -> None:
+    scores = np.full((1, 3), 0.1, np.float32)
+    means, _, _ = per_image(np.array([0]), scores, np.array([0.0]))
+    assert means.dtype == np.float64
+    assert means[0] == pytest.approx(float(np.float32(0.1)), abs=1e-15)
+
+
+@quickly
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=30), st.integers(1, 4))
+def test_an_image_is_the_mean_and_deviation_over_all_its_visits(images: list[int], patches: int) -> None:
+    generator = np.random.default_rng(len(images))
+    scores = generator.uniform(0, 100, (len(images), patches))
+    opinions = np.array([10.0 * image for image in images])
+    means, spreads, said = per_image(np.array(images), scores, opinions)
+    for place, image in enumerate(sorted(set(images))):
+        of_one = [score for visit, row in zip(images, scores, strict=True) if visit == image for score in row]
+        mean = sum(of_one) / len(of_one)
+        assert means[place] == pytest.approx(mean)
+        assert spreads[place] == pytest.approx(math.sqrt(sum((score - mean) ** 2 for score in of_one) / len(of_one)), abs=1e-9)
+        assert said[place] == 10.0 * image
+    assert len(means) == len(spreads) == len(said) == len(set(images))
+
+
+def test_the_order_of_visits_does_not_matter() -> None:
+    images, scores = np.array([7, 2, 7, 4]), np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [9.0, 8.0]])
+    turned = np.array([3, 1, 2, 0])
+    for one, other in zip(
+        per_image(images, scores, 1.0 * images), per_image(images[turned], scores[turned], 1.0 * images[turned]), strict=True
+    ):
+        np.testing.assert_allclose(one, other)
+
+
+def test_the_panel_compares_images_and_patches_each_on_their_own_level() -> None:
+    images, opinions = np.array([4, 9, 2]), np.array([10.0, 20.0, 30.0])
+    scores = np.array([[11.0, 15.0], [19.0, 21.0], [8.0, 28.0]])
+    panel = two_level_panel(images, scores, opinions)
+    assert panel["srcc"] == pytest.approx(stats.spearmanr([13, 20, 18], [10, 20, 30]).statistic)
+    assert panel["rmse"] == pytest.approx(math.sqrt((3**2 + 0 + 12**2) / 3))
+    assert panel["patch_srcc"] == pytest.approx(stats.spearmanr([11, 15, 19, 21, 8, 28], [10, 10, 20, 20, 30, 30]).statistic)
+    assert panel["patch_plcc"] == pytest.approx(np.corrcoef([11, 15, 19, 21, 8, 28], [10, 10, 20, 20, 30, 30])[0, 1])
+    assert panel["spread"] == pytest.approx((2 + 1 + 10) / 3)  # half the distance between two patches, averaged over the images
+    assert set(panel) == {"srcc", "plcc", "krcc", "rmse", "patch_srcc", "patch_plcc", "spread"}
+
+
+def test_a_panel_of_nothing_is_nan() -> None:
+    nothing = two_level_panel(np.empty(0, np.int64), np.empty((0, 2)), np.empty(0))
+    assert all(math.isnan(value) for value in nothing.values())
+
+
+def test_patches_of_one_image_have_no_correlation() -> None:
+    assert all(math.isnan(value) for value in agreement_of_patches(np.array([[1.0, 2.0, 3.0]]), np.array([5.0])).values())

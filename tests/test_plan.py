@@ -1,0 +1,181 @@
+"""Every number that a plan derives, and every combination that it refuses before a model is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dist_train.config import Config, ConfigError
+from dist_train.order import Order
+from dist_train.plan import Plan, describe_plan, irreproducible, make_plan
+from shards.__main__ import main as build_shards
+from shards.manifest import Label, ShardError
+
+
+def config_of(shards: Path | None, **sections: dict[str, Any]) -> Config:
+    data = {"shards": shards, **sections.pop("data", {})}
+    return Config.model_validate({"data": data, "train": {"global_batch": 8, **sections.pop("train", {})}, **sections})
+
+
+def test_the_numbers_of_a_run_follow_from_data_config_and_world(shards: Path) -> None:
+    plan = make_plan(config_of(shards, run={"seed": 5}, data={"patches_per_image": 2}, train={"epochs": 3, "global_batch": 12}), world=3)
+    assert plan.split == "official"
+    assert {part: len(numbers) for part, numbers in plan.parts.items()} == {"train": 40, "val": 10, "test": 10}
+    assert plan.order == Order(seed=5, num_images=40, stored_patches=4, patches_per_image=2, passes=2, global_batch=12)
+    assert (plan.share, plan.micro_batch) == (4, 4)
+    assert (plan.steps_per_epoch, plan.total_steps) == (6, 18)  # 2 passes x 40 images = 80 visits, 12 a step
+
+
+@pytest.mark.parametrize(("shown", "passes", "expected"), [(1, None, 4), (2, None, 2), (3, None, 1), (4, None, 1), (1, 7, 7), (4, 2, 2)])
+def test_an_epoch_shows_every_stored_patch_once_unless_it_is_told(shards: Path, shown: int, passes: int | None, expected: int) -> None:
+    assert make_plan(config_of(shards, data={"patches_per_image": shown, "passes": passes}), 1).order.passes == expected
+
+
+def test_rates_are_those_of_the_epoch(shards: Path) -> None:
+    plan = make_plan(config_of(shards, train={"epochs": 16}), 1)
+    assert plan.rates(6 * plan.steps_per_epoch - 1) == pytest.approx({"hyper": 2e-4, "backbone": 2e-5})
+    assert plan.rates(6 * plan.steps_per_epoch) == pytest.approx({"hyper": 2e-5, "backbone": 2e-6})
+
+
+@pytest.mark.parametrize(("micro_batch", "found"), [(None, 4), (4, 4), (2, 2), (1, 1), (100, 4)])
+def test_a_rank_takes_its_share_in_micro_batches(shards: Path, micro_batch: int | None, found: int) -> None:
+    assert make_plan(config_of(shards, train={"micro_batch": micro_batch}), 2).micro_batch == found
+
+
+def test_a_micro_batch_that_does_not_divide_the_share_is_refused(shards: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.micro_batch=3 does not divide the 4 images that each of 2 processes"):
+        make_plan(config_of(shards, train={"micro_batch": 3}), 2)
+
+
+@pytest.mark.parametrize(("batch", "world", "fitting"), [(8, 3, "6 or 9"), (96, 5, "95 or 100"), (2, 4, "4")])
+def test_a_batch_that_does_not_divide_among_the_processes_is_refused_with_sizes_that_do(
+    shards: Path, batch: int, world: int, fitting: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"train\.global_batch={batch} does not divide among {world} processes; use {fitting}, or"):
+        make_plan(config_of(shards, train={"global_batch": batch}), world)
+
+
+def test_more_patches_than_are_stored_are_refused(shards: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.patches_per_image=5, .* stores 4 patches"):
+        make_plan(config_of(shards, data={"patches_per_image": 5}), 1)
+
+
+def test_without_a_shard_folder_the_key_to_set_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"data\.shards is not set"):
+        make_plan(config_of(None), 1)
+
+
+def test_an_unknown_split_is_refused_with_the_known_ones(shards: Path) -> None:
+    with pytest.raises(ShardError, match=r"no split 'round-99'.*official"):
+        make_plan(config_of(shards, data={"split": "round-99"}), 1)
+
+
+@pytest.fixture
+def noise(tmp_path: Path) -> Path:
+    """Shards of twelve small pictures, each its own content, without an official split; 1 patch of 8 pixels each."""
+    generator = np.random.default_rng(0)
+    lines = ["image,score"]
+    for number in range(12):
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / f"{number:02d}.png")
+        lines.append(f"{number:02d}.png,{number}")
+    (tmp_path / "scores.csv").write_text("\n".join(lines))
+    table = ["--table", str(tmp_path / "scores.csv"), "--images", str(tmp_path)]
+    assert build_shards(["build", *table, "--out", str(tmp_path / "shards"), "--patches", "1", "--size", "8", "--workers", "1"]) == 0
+    return tmp_path / "shards"
+
+
+def test_a_table_without_an_official_split_runs_on_round_01(noise: Path) -> None:
+    plan = make_plan(config_of(noise), 1)
+    assert plan.split == "round-01"
+    assert sorted(np.concatenate(list(plan.parts.values())).tolist()) == list(range(12))
+    assert make_plan(config_of(noise, data={"split": "round-02"}), 1).split == "round-02"
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_split_with_nothing_in_a_part_is_refused(noise: Path, part: str) -> None:
+    others = [name for name in ("train", "val", "test") if name != part]
+    rows = [f"{number:02d},{others[number % 2]}" for number in range(12)]
+    (noise / "splits" / "mine.csv").write_text("\n".join(["id,part", *rows]))
+    with pytest.raises(ConfigError, match=rf"split 'mine' has no images in '{part}'; choose another with data\.split"):
+        make_plan(config_of(noise, data={"split": "mine"}), 1)
+
+
+def plan_with(label: Label, output: str) -> Plan:
+    """A plan of five images, three of which train: their opinions are 2, 7 and 4; those of the others 1 and 9."""
+    shards: Any = SimpleNamespace(label=label, opinions=np.array([1.0, 2.0, 7.0, 4.0, 9.0]))
+    parts = {"train": np.array([1, 2, 3]), "val": np.array([0]), "test": np.array([4])}
+    return Plan(Config.model_validate({"model": {"output": output}}), shards, "mine", parts, Order(0, 3, 1, 1, 1, 1), 1, 1, 1)
+
+
+STATED, NOT_STATED = Label("MOS", 1.0, 5.0, True), Label("MOS", None, None, True)
+
+
+@pytest.mark.parametrize(
+    ("label", "output", "scale"),
+    [(STATED, "range", (1, 5)), (NOT_STATED, "range", (2, 7)), (STATED, "raw", (0, 100)), (NOT_STATED, "raw", (0, 100))],
+    ids=["as stated", "as seen in train alone", "raw", "raw, not stated"],
+)
+def test_scores_are_spoken_on_the_scale_of_the_opinions(label: Label, output: str, scale: tuple[float, float]) -> None:
+    assert plan_with(label, output).output_scale == scale
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, None),
+        ({"model": {"batch_norm": "train"}}, "model.batch_norm=frozen"),
+        ({"model": {"dropout": 0.1}}, "dropout"),
+        ({"model": {"stochastic_depth": 0.1}}, "stochastic depth"),
+        ({"run": {"precision": "bf16"}}, "run.precision=bf16"),
+        ({"run": {"device": "auto"}}, "on a GPU"),
+        ({"stop": {"select_on": "test"}}, "stop.select_on=test"),
+    ],
+    ids=["nothing", "BatchNorm", "dropout", "stochastic depth", "precision", "GPU", "chosen on test"],
+)
+def test_what_would_not_be_reproducible_is_told(settings: dict[str, dict[str, Any]], said: str | None) -> None:
+    tree = {
+        **settings,
+        "model": {"batch_norm": "frozen", **settings.get("model", {})},
+        "run": {"device": "cpu", **settings.get("run", {})},
+    }
+    reasons = irreproducible(Config.model_validate(tree), 2)
+    assert len(reasons) == (said is not None)
+    assert said is None or said in reasons[0]
+
+
+def test_a_plan_is_told_with_all_its_numbers(shards: Path) -> None:
+    settings = {"data": {"patches_per_image": 2}, "train": {"epochs": 16, "micro_batch": 2}, "stop": {"select_on": "test"}}
+    plan = make_plan(config_of(shards, **settings), 2)
+    told = describe_plan(plan)
+    for number in (
+        *(plan.shards.fingerprint, "pseudo-opinion (0 to 100, higher is better)", "official: train 40, val 10, test 10"),
+        *("4 of 64x64", "8 images x 2 patches = 16 patches per step", "2 process(es) x 4 images, through the model 2 at a time"),
+        *("10 per epoch (80 visits), 160 in 16 epochs", "range: scores on 0 to 100", "chosen on test", "test figures are then too good"),
+    ):
+        assert number in told, number
+
+
+def test_a_plan_shows_the_rates_where_they_turn(shards: Path) -> None:
+    told = describe_plan(make_plan(config_of(shards, train={"epochs": 16}), 1))
+    rows = [line.split() for line in told.splitlines() if line.split() and line.split()[0].isdigit()]
+    assert [row[:3] for row in rows] == [
+        ["0", "2.00e-04", "2.00e-05"],
+        ["6", "2.00e-05", "2.00e-06"],
+        ["9", "2.00e-06", "2.00e-06"],
+        ["12", "2.00e-07", "2.00e-07"],
+        ["15", "2.00e-07", "2.00e-07"],
+    ]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 7, 10])
+@pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
+def test_a_plan_shows_the_first_and_the_last_epoch_of_every_schedule(shards: Path, schedule: str, epochs: int) -> None:
+    told = describe_plan(make_plan(config_of(shards, optim={"schedule": schedule}, train={"epochs": epochs}), 1))
+    shown = [int(line.split()[0]) for line in told.splitlines() if line.split() and line.split()[0].isdigit()]
+    assert (shown[0], shown[-1]) == (0, epochs - 1)
+    assert shown == sorted(set(shown))

@@ -1,0 +1,127 @@
+"""The table and the picture of a run, from the files of its folder alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from dist_train.__main__ import main
+from dist_train.config import ConfigError
+from dist_train.report import draw_report, final_table
+
+PANEL = {"srcc": 0.8125, "plcc": 0.75, "krcc": 0.5, "rmse": 7.5, "patch_srcc": 0.6875, "patch_plcc": 0.625, "spread": 2.5}
+STATUS: dict[str, Any] = {
+    **{"status": "finished", "reason": "all 2 epochs are done", "steps": 4, "epochs": 2, "best_epoch": 1, "selected_on": "val"},
+    **{"val": PANEL, "test": {**PANEL, "srcc": 0.25}, "data_set": "tiny", "label": "MOS (1 to 5, higher is better)"},
+    **{"split": "official", "data_fingerprint": "0123456789abcdef", "world_size": 2},
+}
+UNFINISHED = {**STATUS, "status": "unfinished", "reason": "training", "test": None}
+NO_BEST = {**UNFINISHED, "best_epoch": None, "val": None}
+
+
+def run_folder(folder: Path, status: dict[str, Any] = STATUS, epochs: int = 2, parts: tuple[str, ...] = ("val", "test")) -> Path:
+    """What a run of a few epochs leaves behind; `parts` have their scores written."""
+    lines = []
+    for epoch in range(epochs):
+        for step in (2 * epoch + 1, 2 * epoch + 2):
+            lines.append({"kind": "step", "step": step, "epoch": epoch, "loss": 9.0 - step, "l1": 8.0 - step, "ranking": 1.0})
+        lines.append({"kind": "epoch", "epoch": epoch, "step": 2 * epoch + 2, "train": PANEL, "val": PANEL, "verdict": "new best"})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "status.json").write_text(json.dumps(status))
+    for part in parts:
+        rows = [f"{part}-{number},{number + 1},{number + 1.5},0.5" for number in range(4)]
+        (folder / f"scores-{part}.csv").write_text("\n".join(["image,opinion,score,spread", *rows]) + "\n")
+    return folder
+
+
+def rows_of(table: str) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split()[1:] for line in table.splitlines() if line.startswith(("val", "test"))}
+
+
+def test_the_table_gives_the_best_epochs_figures_of_both_parts() -> None:
+    table = final_table(STATUS)
+    assert rows_of(table) == {
+        "val": ["0.8125", "0.7500", "0.5000", "7.5000", "0.6875", "0.6250", "2.5000"],
+        "test": ["0.2500", "0.7500", "0.5000", "7.5000", "0.6875", "0.6250", "2.5000"],
+    }
+    for fact in ("finished: all 2 epochs are done", "best epoch 1, chosen on val", "MOS (1 to 5, higher is better)", "0123456789abcdef"):
+        assert fact in table
+
+
+def test_the_figures_stand_under_their_titles() -> None:
+    title, *rows = final_table(STATUS).splitlines()[-3:]
+    assert title.split() == ["srcc", "plcc", "krcc", "rmse", "patch_srcc", "patch_plcc", "spread"]
+    assert {len(title)} == {len(row) for row in rows}
+
+
+def test_the_table_says_when_test_chose_the_epoch() -> None:
+    assert "TEST" in final_table({**STATUS, "selected_on": "test"})
+    assert "TEST" not in final_table(STATUS)
+
+
+def test_the_table_leaves_out_a_part_that_is_not_scored_yet() -> None:
+    assert list(rows_of(final_table(UNFINISHED))) == ["val"]
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan], ids=["as read from the file", "as it was computed"])
+def test_a_figure_that_does_not_exist_is_a_dash_in_the_table(nothing: float | None) -> None:
+    row = rows_of(final_table({**STATUS, "test": {**PANEL, "srcc": nothing}}))["test"]
+    assert row[0] == "-" and row[1] == "0.7500"
+
+
+@pytest.mark.parametrize("status", [STATUS, UNFINISHED, {**STATUS, "selected_on": "test"}], ids=["finished", "unfinished", "on test"])
+def test_the_picture_is_drawn_into_the_run_folder(tmp_path: Path, status: dict[str, Any]) -> None:
+    path = draw_report(run_folder(tmp_path, status))
+    assert path == tmp_path / "report.png"
+    with Image.open(path) as picture:
+        picture.load()
+        assert picture.format == "PNG" and min(picture.size) > 500
+        assert len(picture.convert("RGB").getcolors(1 << 24)) > 50  # something is drawn
+
+
+def test_a_run_without_a_test_yet_is_drawn_with_its_validation_scores(tmp_path: Path) -> None:
+    assert draw_report(run_folder(tmp_path, UNFINISHED, parts=("val",))).is_file()
+
+
+def test_a_run_whose_epochs_had_no_srcc_yet_is_drawn_without_scores(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, NO_BEST, parts=())
+    path = folder / "metrics.jsonl"
+    path.write_text(path.read_text().replace("0.8125", "null"))
+    assert draw_report(folder).is_file()
+
+
+def test_a_test_without_a_srcc_is_drawn_all_the_same(tmp_path: Path) -> None:
+    status = {**STATUS, "test": {**PANEL, "srcc": None, "plcc": None}}  # a test part of one image, or of equal opinions
+    assert draw_report(run_folder(tmp_path, status)).is_file()
+
+
+@pytest.mark.parametrize("content", ["no run", "no epoch", "no status"])
+def test_a_folder_without_an_epoch_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    if content != "no run":
+        run_folder(tmp_path, epochs=0 if content == "no epoch" else 1)
+    if content == "no status":
+        (tmp_path / "status.json").unlink()
+    with pytest.raises(ConfigError, match=f"{tmp_path.name}.*holds no epoch to draw yet"):
+        draw_report(tmp_path)
+
+
+def test_the_command_prints_the_table_and_names_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(run_folder(tmp_path))]) == 0
+    said = capsys.readouterr().out
+    assert final_table(STATUS) in said
+    assert str(tmp_path / "report.png") in said
+
+
+def test_the_command_refuses_an_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 1
+    assert "error:" in capsys.readouterr().err
+
+
+def test_a_report_asked_for_in_the_first_seconds_of_the_first_verdict_is_drawn(tmp_path: Path) -> None:
+    early = {key: value for key, value in NO_BEST.items() if key not in ("best_epoch", "selected_on", "val", "test", "steps", "epochs")}
+    assert draw_report(run_folder(tmp_path, early, epochs=1, parts=())).is_file()  # the epoch's line is written before its checkpoint

@@ -1,0 +1,149 @@
+"""A run folder belongs to one run: it may go on, but never become another."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_train.config import Config, ConfigError, load_config
+from dist_train.plan import Plan, make_plan
+from dist_train.run_folder import enter_run_folder, read_status, record_failure, write_status
+
+
+def plan_of(shards: Path, folder: Path, **settings: Any) -> Plan:
+    tree: dict[str, dict[str, Any]] = {"run": {"folder": folder}, "data": {"shards": shards}, "train": {"global_batch": 8}}
+    for key, value in settings.items():
+        section, name = key.split("__")
+        tree.setdefault(section, {})[name] = value
+    return make_plan(Config.model_validate(tree), 1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "runs" / "one"
+
+
+def test_a_new_folder_is_made_with_the_config_and_the_status(shards: Path, folder: Path) -> None:
+    plan = plan_of(shards, folder, optim__lr=1e-3)
+    assert enter_run_folder(plan) is True
+    assert load_config(folder / "config.yaml") == plan.config
+    status = read_status(folder)
+    assert status is not None
+    assert status["status"] == "unfinished"
+    assert (status["data_fingerprint"], status["split"], status["label"]) == (plan.shards.fingerprint, "official", str(plan.shards.label))
+
+
+def test_an_unfinished_run_goes_on_and_keeps_what_is_known(shards: Path, folder: Path) -> None:
+    enter_run_folder(plan_of(shards, folder))
+    write_status(folder, {**(read_status(folder) or {}), "status": "unfinished", "reason": "asked to stop by SIGTERM", "steps": 12})
+    assert enter_run_folder(plan_of(shards, folder)) is True
+    status = read_status(folder)
+    assert status is not None
+    assert (status["status"], status["reason"], status["steps"]) == ("unfinished", "training", 12)
+
+
+def test_a_failed_run_goes_on(shards: Path, folder: Path) -> None:
+    enter_run_folder(plan_of(shards, folder))
+    record_failure(folder, RuntimeError("the disk was full"))
+    assert enter_run_folder(plan_of(shards, folder)) is True
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("optim__lr", 1e-3, "optim.lr was 2e-05, is 0.001"),
+        ("train__epochs", 3, "train.epochs was 16, is 3"),
+        ("run__seed", 7, "run.seed was 0, is 7"),
+        ("model__pretrained", False, "model.pretrained was True, is False"),
+        ("stop__patience", None, "stop.patience was 5, is None"),
+        ("run__precision", "bf16", "run.precision was no, is bf16"),
+    ],
+)
+def test_another_setting_is_refused_with_its_key_and_both_values(shards: Path, folder: Path, key: str, value: object, said: str) -> None:
+    enter_run_folder(plan_of(shards, folder))
+    before = (folder / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match=r"choose another run\.folder") as caught:
+        enter_run_folder(plan_of(shards, folder, **{key: value}))
+    assert said in str(caught.value)
+    assert (folder / "config.yaml").read_text() == before
+
+
+def test_every_other_setting_is_named(shards: Path, folder: Path) -> None:
+    enter_run_folder(plan_of(shards, folder))
+    with pytest.raises(ConfigError, match=r"run\.seed was 0, is 1; optim\.lr was 2e-05, is 0\.5"):
+        enter_run_folder(plan_of(shards, folder, run__seed=1, optim__lr=0.5))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *[("run__device", "cpu"), ("run__processes", 1), ("data__workers", 0), ("train__micro_batch", 4)],
+        *[("save__every_steps", 7), ("save__keep", 9), ("log__every_steps", 3), ("log__tensorboard", True)],
+    ],
+)
+def test_a_setting_that_does_not_change_the_result_may_change(shards: Path, folder: Path, key: str, value: object) -> None:
+    enter_run_folder(plan_of(shards, folder))
+    plan = plan_of(shards, folder, **{key: value})
+    assert enter_run_folder(plan) is True
+    assert load_config(folder / "config.yaml") == plan.config
+
+
+def test_a_run_and_its_data_may_move(shards: Path, folder: Path, tmp_path: Path) -> None:
+    enter_run_folder(plan_of(shards, folder))
+    moved, linked = folder.rename(tmp_path / "elsewhere"), tmp_path / "data"
+    linked.symlink_to(shards)
+    assert enter_run_folder(plan_of(linked, moved)) is True
+
+
+def test_other_data_are_refused_with_both_fingerprints(shards: Path, folder: Path) -> None:
+    plan = plan_of(shards, folder)
+    enter_run_folder(plan)
+    write_status(folder, {**(read_status(folder) or {}), "data_fingerprint": "0123456789abcdef"})
+    with pytest.raises(ConfigError, match=rf"other data: .*{plan.shards.fingerprint}.*0123456789abcdef"):
+        enter_run_folder(plan)
+
+
+@pytest.mark.parametrize("ended", ["finished", "stopped early"])
+def test_a_run_that_has_ended_is_left_alone(shards: Path, folder: Path, ended: str, capsys: pytest.CaptureFixture[str]) -> None:
+    enter_run_folder(plan_of(shards, folder))
+    write_status(folder, {**(read_status(folder) or {}), "status": ended, "reason": "because"})
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert enter_run_folder(plan_of(shards, folder, log__every_steps=1)) is False
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert f"this run has {ended} (because)" in capsys.readouterr().out
+
+
+def test_a_failure_is_recorded_beside_what_was_known(shards: Path, folder: Path) -> None:
+    enter_run_folder(plan_of(shards, folder))
+    record_failure(folder, ValueError("image 'x' is damaged"))
+    status = read_status(folder)
+    assert status is not None
+    assert (status["status"], status["reason"]) == ("failed", "ValueError: image 'x' is damaged")
+    assert status["split"] == "official"
+
+
+def test_a_folder_without_a_run_has_no_status(tmp_path: Path) -> None:
+    assert read_status(tmp_path) is None
+
+
+def test_a_status_is_plain_json_that_begins_with_status_and_reason(tmp_path: Path) -> None:
+    write_status(tmp_path, {"steps": 3, "val": {"srcc": math.nan, "plcc": 0.5}, "reason": "training", "status": "unfinished"})
+    text = (tmp_path / "status.json").read_text()
+    assert list(json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))) == ["status", "reason", "steps", "val"]
+    assert json.loads(text)["val"] == {"srcc": None, "plcc": 0.5}
+
+
+def test_a_split_that_was_changed_since_is_refused(shards: Path, folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(shards, own)
+    table = own / "splits" / "mine.csv"
+    table.write_text((own / "splits" / "official.csv").read_text())
+    enter_run_folder(plan_of(own, folder, data__split="mine"))
+    table.write_text(table.read_text().replace(",test", ",train", 1))  # a test image moves into training between two sessions
+    with pytest.raises(ConfigError, match="the split 'mine' has the fingerprint"):
+        enter_run_folder(plan_of(own, folder, data__split="mine"))
