@@ -15,7 +15,7 @@ export MALLOC_MMAP_MAX_ ?= 0
 .PHONY: help install demo test lint clean
 
 help:
-	@echo "make demo     photographs -> shards -> a training on two processes -> one test; about 6 minutes on 2 cores"
+	@echo "make demo     photographs -> shards -> a training on two processes -> one test; about 4 minutes on 2 cores"
 	@echo "make test     every test; about 10 minutes on 2 cores"
 	@echo "make lint     ruff, mypy and shellcheck"
 	@echo "make install  the virtual environment alone ($(VENV)); about 3 minutes and 6 GB, once"
@@ -30,7 +30,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)
-	@echo "== the demo, in $(DEMO)/: about 6 minutes on 2 cores; delete $(DEMO)/run to train again"
+	@echo "== the demo, in $(DEMO)/: about 4 minutes on 2 cores; delete $(DEMO)/run to train again"
 	$(BIN)/python -m shards demo --out $(DEMO)
 	$(BIN)/python -m shards build --dataset demo --root $(DEMO) --out $(DEMO)/shards --patches 12 --size 160
 	$(BIN)/accelerate launch --config_file launch/cpu.yaml -m dist_train train configs/demo.yaml \
