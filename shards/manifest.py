@@ -93,8 +93,17 @@ class Layout:
 
 def fingerprint_of(manifest: Mapping[str, Any]) -> str:
     """A short name for exactly these data: a hash of everything in the manifest that decides a score."""
-    decisive = {key: value for key, value in manifest.items() if key not in ("fingerprint", "versions")}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+    return _digest_without(manifest, "fingerprint", "versions", "sha256")[:16]
+
+
+def manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    """A hash of all that the manifest says, versions included."""
+    return _digest_without(manifest, "sha256")
+
+
+def _digest_without(manifest: Mapping[str, Any], *left_out: str) -> str:
+    said = {key: value for key, value in manifest.items() if key not in left_out}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -270,6 +279,6 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise ShardError(f"{path}: is not a manifest of ours ({error}); {BUILD_AGAIN}") from error
     if form != FORMAT:
         raise ShardError(f"{path}: format {form}, this version reads format {FORMAT}; build the shards again in another folder")
-    if fingerprint_of(manifest) != manifest.get("fingerprint"):
-        raise ShardError(f"{path}: was changed after it was written (its fingerprint does not match); {BUILD_AGAIN}")
+    if manifest_sha256(manifest) != manifest.get("sha256"):
+        raise ShardError(f"{path}: was changed after it was written (its SHA-256 does not match); {BUILD_AGAIN}")
     return manifest

@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from shards.manifest import FORMAT, IMAGE_COLUMNS, ShardError, Shards, file_sha256, fingerprint_of
+from shards.manifest import FORMAT, IMAGE_COLUMNS, ShardError, Shards, file_sha256, fingerprint_of, manifest_sha256
 from shards.patches import cut, is_enlarged, patch_boxes, resize
 from shards.photographs import decode_photograph, decoder_versions
 from shards.plan import Picture, Plan, ShardTask
@@ -212,6 +212,7 @@ def _finish(plan: Plan, out: Path, records: Sequence[dict[str, Any]], versions: 
         "versions": versions,
     }
     manifest["fingerprint"] = fingerprint_of(manifest)
+    manifest["sha256"] = manifest_sha256(manifest)
     for folder in (out / "splits", out):  # a name is on the disk only when its folder is, and the manifest's must come last
         _sync_folder(folder)
     _write(out / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n")
