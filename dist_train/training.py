@@ -225,6 +225,8 @@ def _start(config: Config) -> Accelerator:
     torch.backends.cudnn.deterministic = True
     patience = InitProcessGroupKwargs(timeout=ranks.TIMEOUT)
     cpu = config.run.device == "cpu" or not torch.cuda.is_available()  # told so, accelerate joins CPU processes; left to guess, it does not
+    if cpu and config.run.precision == "fp16":  # accelerate would train in float32 without a word
+        raise ConfigError("run.precision=fp16 needs a GPU, and this run has none; use bf16 or no")
     try:
         return Accelerator(cpu=cpu, mixed_precision=config.run.precision, kwargs_handlers=[patience])
     except ValueError as error:  # fp16 without a GPU, bf16 on a GPU that lacks it

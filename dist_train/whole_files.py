@@ -29,6 +29,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
     """Replaces the file `path` by safetensors, at once, with `about` as their metadata."""
     part = _part(path)
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, dict(about) if about else None)
+    part.chmod(0o644)  # safetensors makes files that only their owner can read
     sync(part)
     part.replace(path)
 

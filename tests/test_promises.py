@@ -282,6 +282,13 @@ def test_mixed_precision_and_clipping_train(shards: Path, tmp_path: Path) -> Non
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.02)
 
 
+def test_fp16_without_a_gpu_is_refused(shards: Path, tmp_path: Path) -> None:
+    process = runs.start(1, tmp_path / "run", shards, "run.precision=fp16")
+    assert "run.precision=fp16 needs a GPU" in runs.finish(process)
+    assert process.returncode == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_gradients_that_stay_infinite_stop_the_run_and_name_the_images(shards: Path, tmp_path: Path) -> None:
     process = runs.start(2, tmp_path, shards, "optim.lr=1e30")
     output = runs.finish(process)
