@@ -18,12 +18,12 @@ help:
 	@echo "make demo     photographs -> shards -> a training on two processes -> one test; about 4 minutes on 2 cores"
 	@echo "make test     every test; about 10 minutes on 2 cores"
 	@echo "make lint     ruff, mypy and shellcheck"
-	@echo "make install  the virtual environment alone ($(VENV)); about 3 minutes and 6 GB, once"
+	@echo "make install  the virtual environment alone ($(VENV)); one to two minutes and 6 GB, once"
 
 install: $(INSTALLED)
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
-	@echo "== installing into $(VENV): pinned versions, about 3 minutes and 6 GB, once"
+	@echo "== installing into $(VENV): pinned versions, one to two minutes and 6 GB, once"
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed, this is ' + sys.version)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,tensorboard,test]'
