@@ -24,8 +24,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dist_train.whole_files import save_tensors, sync, write_json
+from dist_train.whole_files import save_tensors, write_json
 from shards.manifest import file_sha256
+from shards.whole_files import sync
 
 FILES = ("model.safetensors", "optimizer.pt", "scores.safetensors")
 

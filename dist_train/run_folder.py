@@ -34,6 +34,8 @@ def enter_run_folder(plan: Plan) -> bool:
         print(f"{folder}: this run has {status['status']} ({status['reason']}); choose another run.folder to train anew", flush=True)
         return False
     folder.mkdir(parents=True, exist_ok=True)
+    for leftover in [*folder.glob(".*.part"), *folder.glob("best/.*.part")]:  # of a run that was killed
+        leftover.unlink()
     save_config(plan.config, settings)
     write_status(folder, {**(status or {}), **about_data(plan), "status": "unfinished", "reason": "training"})
     return True

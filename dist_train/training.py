@@ -13,7 +13,6 @@ run.folder/
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -23,7 +22,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dist_train import ranks
@@ -39,7 +37,7 @@ from dist_train.report import draw_report, final_table
 from dist_train.run_folder import enter_run_folder, record_failure, write_status
 from dist_train.state import EpochScores, Training, open_training, save_training, status_of
 from dist_train.stopping import StopRequest, Verdict
-from dist_train.whole_files import save_tensors
+from dist_train.whole_files import read_about, save_tensors
 
 SKIPS_IN_A_ROW = 3  # steps without a finite gradient after which something is wrong for good
 
@@ -208,9 +206,8 @@ def _load_best(training: Training) -> tuple[int, dict[str, dict[str, float]]]:
     if ranks.agree(not path.is_file()):
         raise TrainingError(f"{path} is not there on every node; run.folder must be on a file system that all nodes share")
     training.model.load_state_dict(load_file(path))
-    with safe_open(path, framework="pt") as file:
-        about = file.metadata()
-    return int(about["epoch"]), json.loads(about["panels"])
+    about = read_about(path)
+    return about["epoch"], about["panels"]
 
 
 def _leave_unfinished(training: Training, stopped_by: str) -> None:
@@ -256,11 +253,11 @@ def _save_best(training: Training, scores: dict[str, Scores | None]) -> None:
         save_config(config, folder / "config.yaml")
         shards = plan.shards
         about = {
-            "epoch": str(progress.early_stop.best_epoch),
-            "panels": json.dumps(finite_or_none(progress.best)),
+            "epoch": progress.early_stop.best_epoch,
+            "panels": finite_or_none(progress.best),
             "data_fingerprint": shards.fingerprint,
             "label": str(shards.label),
-            "patch_size": str(shards.layout.patch_size),
+            "patch_size": shards.layout.patch_size,
             "resize": shards.manifest["resize"]["rule"],
         }
         for part, found in scores.items():

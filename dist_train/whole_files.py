@@ -1,23 +1,24 @@
-"""Files that are whole or not there: written under a temporary name, synced, renamed."""
+"""What the training writes, each file whole or not there: text, JSON, tensors."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from shards.whole_files import part_path, put_in_place, write_bytes
+
+_ABOUT = "dist_train"  # one key of metadata: safetensors writes several in random order, and equal files should be equal bytes
 
 
 def write_text(path: Path, text: str) -> None:
     """Replaces the file `path` at once."""
-    part = _part(path)
-    part.write_text(text, encoding="utf-8", newline="")
-    sync(part)
-    part.replace(path)
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -25,23 +26,21 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
-    """Replaces the file `path` by safetensors, at once, with `about` as their metadata."""
-    part = _part(path)
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, dict(about) if about else None)
-    part.chmod(0o644)  # safetensors makes files that only their owner can read
-    sync(part)
-    part.replace(path)
-
-
-def sync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
+    """Replaces the file `path` by safetensors, at once, with `about` as JSON in their metadata."""
+    part = part_path(path)
+    metadata = {_ABOUT: json.dumps(about, sort_keys=True)} if about else None
     try:
-        os.fsync(descriptor)
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, metadata)
+        part.chmod(0o644)  # safetensors makes files that only their owner can read
+        put_in_place(part, path)
     finally:
-        os.close(descriptor)
+        part.unlink(missing_ok=True)
 
 
-def _part(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
+def read_about(path: Path) -> dict[str, Any]:
+    """What `save_tensors` was told about the tensors in `path`; empty for a file of somebody else."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    about: dict[str, Any] = json.loads(metadata.get(_ABOUT, "{}"))
+    return about

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from shards.adapters import ADAPTERS
 from shards.check import check, describe
-from shards.datasets import ADAPTERS, DataSet, read_table
+from shards.datasets import DataSet, read_table
 from shards.manifest import Label, ShardError, Shards
 from shards.plan import Settings, plan_build
 from shards.writer import build

@@ -10,7 +10,8 @@ import pytest
 from photographs import crop
 from PIL import Image
 
-from shards.datasets import ADAPTERS, DataSet, Row, image_id, koniq10k, read_table
+from shards.adapters import ADAPTERS, koniq10k
+from shards.datasets import DataSet, Row, image_id, read_table
 from shards.manifest import Label, ShardError
 from shards.plan import Settings, plan_build
 from shards.splits import all_splits

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from shards import demo
-from shards.datasets import demo as read_demo
+from shards.adapters import demo as read_demo
 from shards.manifest import ShardError
 from shards.splits import all_splits
 

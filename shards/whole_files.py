@@ -1,0 +1,47 @@
+"""Files that are whole or not there: written under a temporary name, synced, renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when all of it is on the disk, and leaves nothing behind when it fails."""
+    part = part_path(path)
+    try:
+        with part.open("wb") as file:
+            yield file
+        put_in_place(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces the file `path` at once."""
+    with whole_file(path) as file:
+        file.write(content)
+
+
+def part_path(path: Path) -> Path:
+    """The temporary name for `path`. Host and process are in it: two writers that meet must not write into one file."""
+    return path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.part")
+
+
+def put_in_place(part: Path, path: Path) -> None:
+    """Gives a finished file its name, once its content is on the disk."""
+    sync(part)
+    part.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
