@@ -16,26 +16,24 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dist_train import ranks
-from dist_train.config import Config
+from dist_train.config import Loss
 from dist_train.loss import LossParts, training_loss
-from dist_train.order import DROPOUT, bits
 
 
 def accumulate_gradient(
-    accelerator: Accelerator, model: nn.Module, pixels: Tensor, opinions: Tensor, config: Config, step: int, micro_batch: int
+    accelerator: Accelerator, model: nn.Module, pixels: Tensor, chances: Tensor, opinions: Tensor, config: Loss, micro_batch: int
 ) -> tuple[Tensor, LossParts]:
-    """Adds the gradient of step `step` to the weights; returns all scores [global batch, patches] and the loss.
+    """Adds the gradient of a step to the weights; returns all scores [global batch, patches] and the loss.
 
-    `pixels` is this rank's share [images, patches, 3, size, size], `opinions` [global batch] is everybody's. `model` is the
-    DDP wrapper where there is one. A collective.
+    `pixels` is this rank's share [images, patches, 3, size, size], `chances` [images, patches, num_chances] says what it
+    drops, `opinions` [global batch] is everybody's. `model` is the DDP wrapper where there is one. A collective.
     """
-    shares = torch.split(pixels, micro_batch)
+    shares = list(zip(torch.split(pixels, micro_batch), torch.split(chances, micro_batch), strict=True))
     own = slice(ranks.rank(), None, ranks.world())
 
     def forward(number: int) -> Tensor:
-        torch.manual_seed(int(bits(config.run.seed, DROPOUT, step, ranks.rank() * len(shares) + number)))
-        images = shares[number]
-        scores: Tensor = model(images.flatten(0, 1))
+        images, drawn = shares[number]
+        scores: Tensor = model(images.flatten(0, 1), drawn.flatten(0, 1))
         return scores.view(images.shape[:2])
 
     def backward(scores: Tensor, gradient: Tensor) -> None:
@@ -49,7 +47,7 @@ def accumulate_gradient(
         return everyone, loss
 
     gradients: tuple[Tensor, ...] = ()
-    compared = config.loss.rank_weight > 0
+    compared = config.rank_weight > 0
     if compared:
         with torch.no_grad(), _resting_batch_norm(model):
             preview = torch.cat([forward(number) for number in range(len(shares))])
@@ -66,10 +64,10 @@ def accumulate_gradient(
     return everyone, _loss_and_gradient(everyone, opinions, config)[0]
 
 
-def _loss_and_gradient(scores: Tensor, opinions: Tensor, config: Config) -> tuple[LossParts, Tensor]:
+def _loss_and_gradient(scores: Tensor, opinions: Tensor, config: Loss) -> tuple[LossParts, Tensor]:
     """The loss of all scores, and its gradient with respect to each."""
     leaf = scores.detach().requires_grad_()
-    loss = training_loss(leaf, opinions, config.loss)
+    loss = training_loss(leaf, opinions, config)
     (gradient,) = torch.autograd.grad(loss.total, leaf)
     return LossParts(*(part.detach() for part in loss)), gradient
 

@@ -18,8 +18,8 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from dist_train.chances import choose_paths, drop
 from dist_train.config import ConfigError
 
 BRANCH_CHANNELS = (16, 32, 64)  # of the first three local-distortion branches; the last one pools its map as it is
@@ -65,6 +65,7 @@ class HyperIQA(nn.Module):
         self.frozen_batch_norm = frozen_batch_norm
         self.dropout = dropout
         self.backbone = features_only(backbone, stochastic_depth)
+        self._paths = choose_paths(self.backbone)
         self.channels_last = str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC")
         low, high = output_scale
         described = timm.get_pretrained_cfg(backbone)
@@ -76,13 +77,26 @@ class HyperIQA(nn.Module):
         self.branches = LocalDistortionBranches(channels, sizes)
         self.hyper = HyperNetwork(channels[-1], sizes[-1])
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """Scores [n], float32, on the scale of the opinions, of patches [n, 3, height, width], uint8."""
+    @property
+    def num_chances(self) -> int:
+        """How many numbers a patch needs in training: one per residual branch, and per hidden unit, that may be dropped."""
+        return len(self._paths) + (sum(TARGET_WIDTHS[1:-1]) if self.dropout else 0)
+
+    def forward(self, patches: Tensor, chances: Tensor | None = None) -> Tensor:
+        """Scores [n], float32, on the scale of the opinions, of patches [n, 3, height, width], uint8.
+
+        `chances` [n, num_chances] in [0, 1) say what is dropped; training needs them, evaluation drops nothing.
+        """
+        unit_chances = None
+        if self.training and chances is not None and self.num_chances:
+            for path, column in zip(self._paths, chances.unbind(1), strict=False):
+                path.chances = column
+            unit_chances = chances[:, len(self._paths) :]
         maps = self._maps((patches - self.mean) / self.std)
         vector: Tensor = self.branches(maps)
         weights, biases = self.hyper(maps[-1])
         with torch.autocast(vector.device.type, enabled=False):
-            raw = target_network(vector.float(), weights, biases, self.dropout if self.training else 0.0)
+            raw = target_network(vector.float(), weights, biases, self.dropout if self.training else 0.0, unit_chances)
             return self.output_scale[0] + self.output_scale[1] * raw
 
     def train(self, mode: bool = True) -> HyperIQA:
@@ -157,11 +171,20 @@ class HyperNetwork(nn.Module):
         return weights, [bias(pooled).float() for bias in self.biases]
 
 
-def target_network(vector: Tensor, weights: list[Tensor], biases: list[Tensor], dropout: float = 0.0) -> Tensor:
-    """Each patch's vector [n, 224] through its own network: scores [n]. A sigmoid after every layer but the last."""
-    hidden = vector.unsqueeze(2)
+def target_network(
+    vector: Tensor, weights: list[Tensor], biases: list[Tensor], dropout: float = 0.0, chances: Tensor | None = None
+) -> Tensor:
+    """Each patch's vector [n, 224] through its own network: scores [n]. A sigmoid after every layer but the last.
+
+    With a `dropout` rate, `chances` [n, hidden units] in [0, 1) decide which units are dropped, layer by layer.
+    """
+    hidden, used = vector.unsqueeze(2), 0
     for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        hidden = functional.dropout(torch.sigmoid(torch.baddbmm(bias.unsqueeze(2), weight, hidden)), dropout)
+        hidden = torch.sigmoid(torch.baddbmm(bias.unsqueeze(2), weight, hidden))
+        if dropout:
+            assert chances is not None, "dropout needs chances"
+            width = hidden.shape[1]
+            hidden, used = drop(hidden, chances[:, used : used + width, None], dropout), used + width
     return torch.baddbmm(biases[-1].unsqueeze(2), weights[-1], hidden).flatten()
 
 

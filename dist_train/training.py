@@ -25,6 +25,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from safetensors.torch import load_file
 
 from dist_train import ranks
+from dist_train.chances import draw_chances
 from dist_train.config import Config, ConfigError, save_config
 from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batches
 from dist_train.evaluation import Scores, score_images
@@ -107,14 +108,16 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
     asked = time.perf_counter()
     batch = next(batches)
     wait = time.perf_counter() - asked
+    own = np.arange(config.train.global_batch)[ranks.rank() :: ranks.world()]
     images = plan.parts["train"][plan.order.batch(step).images]
-    assert np.array_equal(batch.images, images[ranks.rank() :: ranks.world()]), "pixels and opinions are of different images"
+    assert np.array_equal(batch.images, images[own]), "pixels and opinions are of different images"
     opinions = torch.from_numpy(plan.shards.opinions[images]).float().to(accelerator.device)
     pixels = batch.pixels.to(accelerator.device, non_blocking=True)
+    chances = draw_chances(config.run.seed, step, own, config.data.patches_per_image, training.model.num_chances).to(accelerator.device)
 
     rates = plan.rates(step)
     set_rates(training.optimizer, rates)
-    scores, loss = accumulate_gradient(accelerator, training.wrapped, pixels, opinions, config, step, plan.micro_batch)
+    scores, loss = accumulate_gradient(accelerator, training.wrapped, pixels, chances, opinions, config.loss, plan.micro_batch)
     norm = accelerator.clip_grad_norm_(training.model.parameters(), config.optim.clip_norm or math.inf)
     gradient_norm = float(norm)
     _step_if_finite(training, gradient_norm, images)

@@ -6,6 +6,7 @@ import os
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
@@ -13,16 +14,29 @@ from accelerate import Accelerator
 from torch import nn
 
 from dist_train import ranks
-from dist_train.config import Config, Loss
+from dist_train.chances import draw_chances, drop
+from dist_train.config import Loss
 from dist_train.gradient import accumulate_gradient
 from dist_train.loss import training_loss
 
 IMAGES, PATCHES = 16, 3
 
 
-def small_network() -> nn.Module:
-    torch.manual_seed(5)
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 8), nn.Sigmoid(), nn.Linear(8, 1), nn.Flatten(0)).double()
+class SmallNetwork(nn.Module):
+    """Scores [n] of patches [n, 3, 4, 4], with dropout after its hidden layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.first, self.last = nn.Linear(3 * 4 * 4, 8, dtype=torch.float64), nn.Linear(8, 1, dtype=torch.float64)
+
+    def forward(self, patches: torch.Tensor, chances: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = self.last(drop(torch.sigmoid(self.first(patches.flatten(1))), chances, 0.25)).flatten()
+        return scores
+
+
+def chances(rank: int = 0, world: int = 1) -> torch.Tensor:
+    return draw_chances(7, 11, np.arange(IMAGES)[rank::world], PATCHES, 8)
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,10 +45,10 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return pixels, torch.rand(IMAGES, generator=generator, dtype=torch.float64).round(decimals=1)  # some opinions are equal
 
 
-def cases(world: int) -> list[tuple[Config, int]]:
+def cases(world: int) -> list[tuple[Loss, int]]:
     """Ranking at both levels and none, in one pass and in micro-batches."""
     losses = [Loss(rank_weight=weight, rank_level=level, rank_margin=0.05) for level in ("image", "patch") for weight in (0.7, 0.0)]
-    return [(Config(loss=loss), micro_batch) for loss in losses for micro_batch in (IMAGES // world, 2)]
+    return [(loss, micro_batch) for loss in losses for micro_batch in (IMAGES // world, 2)]
 
 
 def save_gradients(rank: int, world: int, port: int, out: str) -> None:
@@ -45,10 +59,10 @@ def save_gradients(rank: int, world: int, port: int, out: str) -> None:
     ranks.connect()
     found = []
     for config, micro_batch in cases(world):
-        model = small_network()
+        model = SmallNetwork()
         wrapped = accelerator.prepare(model)
         pixels, opinions = batch()
-        scores, loss = accumulate_gradient(accelerator, wrapped, pixels[rank::world], opinions, config, 0, micro_batch)
+        scores, loss = accumulate_gradient(accelerator, wrapped, pixels[rank::world], chances(rank, world), opinions, config, micro_batch)
         found.append({"gradient": [p.grad for p in model.parameters()], "scores": scores, "loss": loss.total})
     if rank == 0:
         torch.save(found, out)
@@ -62,10 +76,10 @@ def test_ranks_and_micro_batches_give_the_gradient_of_the_whole_batch(world: int
         port = free.getsockname()[1]
     multiprocessing.spawn(save_gradients, (world, port, str(tmp_path / "found.pt")), nprocs=world)
     for (config, _), found in zip(cases(world), torch.load(tmp_path / "found.pt"), strict=True):
-        model = small_network()
+        model = SmallNetwork()
         pixels, opinions = batch()
-        scores = model(pixels.flatten(0, 1)).view(IMAGES, PATCHES)
-        loss = training_loss(scores, opinions, config.loss)
+        scores = model(pixels.flatten(0, 1), chances().flatten(0, 1)).view(IMAGES, PATCHES)
+        loss = training_loss(scores, opinions, config)
         loss.total.backward()
         torch.testing.assert_close(found["gradient"], [p.grad for p in model.parameters()], rtol=1e-10, atol=1e-13)
         torch.testing.assert_close(found["scores"], scores.detach(), rtol=1e-12, atol=1e-13)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 
+from dist_train.chances import ChosenPath, draw_chances
 from dist_train.config import ConfigError
 from dist_train.model import HyperIQA, average_pool, target_network
 
@@ -255,10 +257,10 @@ def test_frozen_batch_norm_makes_a_training_score_independent_of_the_neighbours(
 
 def test_dropout_acts_in_training_only() -> None:
     plain, dropping = made("convnext_atto", 64), made("convnext_atto", 64, dropout=0.5)
-    pixels = patches_of(64, 4)
+    pixels, chances = patches_of(64, 4), draw_chances(0, 0, np.arange(4), 1, dropping.num_chances)[:, 0]
     with torch.no_grad():
-        assert not torch.equal(dropping.train()(pixels), dropping(pixels))
-        assert torch.equal(plain.train()(pixels), plain(pixels))
+        assert not torch.equal(dropping.train()(pixels, chances), plain.train()(pixels))
+        assert torch.equal(dropping(pixels, torch.ones_like(chances)), dropping(pixels, torch.full_like(chances, 0.5)))
         assert torch.equal(dropping.eval()(pixels), plain.eval()(pixels))
 
 
@@ -266,7 +268,9 @@ def test_dropout_follows_each_hidden_layer_and_not_the_score() -> None:
     torch.manual_seed(0)
     ones = torch.ones(2000, 2)
     weights, biases = [torch.zeros(2000, 4, 2), torch.ones(2000, 1, 4)], [torch.zeros(2000, 4), torch.zeros(2000, 1)]
-    scores = target_network(ones, weights, biases, dropout=0.25)  # four sigmoids of 0, each dropped or scaled by 4 / 3
+    scores = target_network(
+        ones, weights, biases, 0.25, draw_chances(0, 0, np.arange(2000), 1, 4)[:, 0]
+    )  # four sigmoids of 0, each dropped or scaled by 4 / 3
     kept = scores / (0.5 / 0.75)
     assert set(kept.round().tolist()) == {0, 1, 2, 3, 4}
     assert kept.mean().item() == pytest.approx(3, abs=0.1)
@@ -274,9 +278,20 @@ def test_dropout_follows_each_hidden_layer_and_not_the_score() -> None:
 
 def test_stochastic_depth_reaches_the_backbone() -> None:
     model = made("convnext_atto", 64, stochastic_depth=0.5).train()
-    pixels = patches_of(64, 4)
+    pixels, taken = patches_of(64, 4), torch.ones(4, model.num_chances)
+    skipped = taken.clone()
+    skipped[2] = 0.0
     with torch.no_grad():
-        assert not torch.equal(model(pixels), model(pixels))
+        same = (model(pixels, taken) == model(pixels, skipped)).tolist()
+    assert same == [True, True, False, True]  # each patch by its own chances
+
+
+def test_a_branch_that_is_taken_weighs_more_so_that_the_expectation_stays() -> None:
+    path = ChosenPath(0.2).train()
+    path.chances = draw_chances(0, 0, np.arange(10_000), 1, 1)[:, 0, 0]
+    taken = path(torch.ones(10_000, 1, 1, 1)).flatten()
+    assert set(taken.unique().tolist()) == {0.0, 1.25}
+    assert taken.mean().item() == pytest.approx(1, abs=0.02)
 
 
 def test_generators_and_branches_start_kaiming_normal(resnet50: HyperIQA) -> None:

@@ -61,9 +61,16 @@ def test_global_batches_are_the_same_for_any_number_of_ranks_and_loader_workers(
             assert torch.equal(pixels, other_pixels), (world, workers)
 
 
-@pytest.mark.parametrize("model", [("convnext_atto", "train"), ("resnet18", "frozen")], ids=["LayerNorm", "frozen BatchNorm"])
-def test_five_steps_end_with_the_same_weights_on_1_2_and_4_ranks(shards: Path, tmp_path: Path, model: tuple[str, str]) -> None:
-    settings = ("train.epochs=1", f"model.backbone={model[0]}", f"model.batch_norm={model[1]}")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["model.dropout=0.1", "model.stochastic_depth=0.1"],
+        ["model.backbone=resnet18", "model.batch_norm=frozen"],
+    ],
+    ids=["LayerNorm, dropout, stochastic depth", "frozen BatchNorm"],
+)
+def test_five_steps_end_with_the_same_weights_on_1_2_and_4_ranks(shards: Path, tmp_path: Path, settings: list[str]) -> None:
+    settings = ["train.epochs=1", *settings]
     for world in (1, 2, 4):
         runs.train(world, tmp_path / str(world), shards, *settings)
     alone = runs.weights(tmp_path / "1", 5)
