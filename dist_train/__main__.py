@@ -1,14 +1,19 @@
-"""python -m dist_train train | plan | folder | fetch | report: started alone, by torchrun or by accelerate."""
+"""python -m dist_train train | plan | folder | fetch | predict | report: started alone, by torchrun or by accelerate."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
-from dist_train.config import ConfigError, as_yaml, load_config
+from dist_train.config import as_yaml, load_config
+from dist_train.errors import ConfigError, TrainingError
 from shards.manifest import ShardError
 
 SETTINGS = "settings after the config file, as section.key=value; `plan` prints them all"
@@ -19,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ConfigError, ShardError) as error:
+    except (ConfigError, ShardError, TrainingError) as error:
         return _fail(error, f"error: {error}")
     except Exception as error:
         return _fail(error, traceback.format_exc())
@@ -28,13 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(error: Exception, text: str) -> int:
     """Says why, if this process was the first to fail, and leaves it to the launcher to say it last."""
-    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
     from dist_train import ranks
 
     if ranks.claim_failure(error):
         print(text, file=sys.stderr, flush=True)
-        get_error_handler().record_exception(error)  # where torchrun and accelerate look for the root cause
+        if place := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # where torchrun and accelerate look for the root cause
+            about = {"message": str(error), "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
+            Path(place).write_text(json.dumps({"message": about}), encoding="utf-8")
     return 1
 
 
@@ -51,8 +56,9 @@ def _plan(options: argparse.Namespace) -> None:
     world = config.run.processes or 1 if options.processes is None else options.processes
     if world < 1:
         raise ConfigError(f"--processes {world}: a run has at least one process")
+    plan = make_plan(config, world)
     print(as_yaml(config))
-    print(describe_plan(make_plan(config, world)))
+    print(describe_plan(plan))
 
 
 def _folder(options: argparse.Namespace) -> None:
@@ -64,9 +70,27 @@ def _fetch(options: argparse.Namespace) -> None:
     from dist_train.pretrained import load_pretrained
 
     model = load_config(options.config, options.settings).model
+    if model.pretrained is True:
+        print(f"asking for the weights of {model.backbone}; without a connection this takes a minute to give up", file=sys.stderr)
     load_pretrained(features_only(model.backbone), model.backbone, model.pretrained)
     got = "are here and fit" if model.pretrained else "are random: there is nothing to fetch"
     print(f"the weights of {model.backbone} (model.pretrained={model.pretrained}) {got}")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    import torch
+
+    from dist_train.model_folder import open_model
+    from dist_train.predict import predict, write_predictions
+
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    trained = open_model(options.checkpoint)
+    print(f"scores on the scale of {trained.label}", file=sys.stderr)
+    predictions = predict(trained, options.pictures, device, options.batch_images, options.workers)
+    with nullcontext(sys.stdout) if options.out is None else options.out.open("w", encoding="utf-8", newline="") as file:
+        failed = write_predictions(predictions, file)
+    if failed:
+        raise ConfigError(f"{failed} picture{'s' * (failed > 1)} could not be scored, as said above; all others were")
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -104,6 +128,15 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("fetch", help="download the pretrained weights ahead, where there is internet")
     command.set_defaults(run=_fetch)
     _take_config(command)
+
+    command = commands.add_parser("predict", help="score pictures that nobody has rated, with a trained model")
+    command.set_defaults(run=_predict)
+    command.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="a run folder, or the folder of a model")
+    command.add_argument("pictures", type=Path, nargs="+", help="pictures, and folders of pictures")
+    command.add_argument("--out", type=Path, help="the csv file to write: image, score, spread (default: the terminal)")
+    command.add_argument("--batch-images", type=int, default=4, help="pictures scored together (default: 4)")
+    command.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
+    command.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU when there is one)")
 
     command = commands.add_parser("report", help="print the figures of a run and draw its picture again")
     command.set_defaults(run=_report)

@@ -14,12 +14,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from dist_train.errors import ConfigError
 from dist_train.whole_files import write_text
-
-
-class ConfigError(ValueError):
-    """A setting is unknown, impossible, or does not fit the data or the machine: which one, and what to write instead."""
-
 
 Folder = Annotated[Path, AfterValidator(Path.expanduser)]  # the shell leaves the ~ of `run.folder=~/run` to us
 
@@ -123,7 +119,9 @@ class Stop(_Section):
 
 class Save(_Section):
     every_steps: int | None = Field(None, ge=1)
-    """A checkpoint every so many steps, besides the one after every epoch. null: only those."""
+    """A checkpoint every so many steps, besides the one after every epoch. null: none for that reason."""
+    every_minutes: float | None = Field(10.0, gt=0)
+    """A checkpoint when the last one is so old, so that a killed run loses no more than that. null: none for that reason."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints that are kept. The best model is kept apart, always."""
 
@@ -148,6 +146,21 @@ class Config(_Section):
     log: Log = Log()
 
 
+ELSEWHERE = {  # what other trainers call it
+    "alpha": "loss.rank_weight",
+    "batch_size": "train.global_batch",
+    "checkpoint_every": "save.every_steps",
+    "drop_path_rate": "model.stochastic_depth",
+    "learning_rate": "optim.lr",
+    "margin": "loss.rank_margin",
+    "max_epochs": "train.epochs",
+    "mixed_precision": "run.precision",
+    "num_epochs": "train.epochs",
+    "num_workers": "data.workers",
+    "output_dir": "run.folder",
+}
+
+
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The config in the YAML file `path`, changed by `section.key=value` words, each value read as YAML.
 
@@ -169,7 +182,8 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{path}: {line}" for line in _explanations(error))) from None
+        given = {word.partition("=")[0] for word in overrides}
+        raise ConfigError("\n".join(f"{'command line' if key in given else path}: {line}" for key, line in _explanations(error))) from None
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -213,17 +227,19 @@ def _override(tree: dict[str, Any], word: str) -> None:
         raise ConfigError(f"'{word}': the value is not YAML ({error})") from error
 
 
-def _explanations(error: ValidationError) -> Iterator[str]:
+def _explanations(error: ValidationError) -> Iterator[tuple[str, str]]:
+    """The key of each problem, and what is wrong with it."""
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"] if part not in ("bool", "str"))
         if problem["type"] == "extra_forbidden":
-            yield f"unknown key '{key}'{_did_you_mean(key)}"
+            yield key, f"unknown key '{key}'{_did_you_mean(key)}"
         else:
-            yield f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+            yield key, f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
 def _did_you_mean(key: str) -> str:
     name = key.rpartition(".")[2]
-    close = [known for known in known_keys() if known.rpartition(".")[2] == name][:1]  # right, but in another section
+    close = [ELSEWHERE[name]] if name in ELSEWHERE else []
+    close = close or [known for known in known_keys() if known.rpartition(".")[2] == name][:1]  # right, but in another section
     close = close or difflib.get_close_matches(key, [*known_keys(), *Config.model_fields], n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dist_train.config import ConfigError
+from dist_train.errors import ConfigError
 from dist_train.whole_files import write_text
 
 WARM_UP_STEPS = 3  # the first steps of a session are slow and say nothing about the rest

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import psutil
 
-from dist_train.config import ConfigError
+from dist_train.errors import ConfigError
 
 _ACCELERATE = ("accelerate", "accelerate_cli.py", "accelerate.commands.accelerate_cli")
 
@@ -27,8 +27,8 @@ def refuse_another_world(found: int, wanted: int | None) -> None:
     for source, promised in promises.items():
         if promised is not None and promised != found:
             raise ConfigError(
-                f"{source} asks for {promised} process(es), but this run has {found}; on CPUs start it with "
-                f"`torchrun --nproc-per-node {promised}`, or with `accelerate launch --config_file launch/cpu.yaml` "
+                f"{source} asks for {promised} {'process' if promised == 1 else 'processes'}, but this run has {found}; on CPUs start it "
+                f"with `torchrun --nproc-per-node {promised}`, or with `accelerate launch --config_file launch/cpu.yaml` "
                 f"(accelerate's --cpu and MULTI_CPU start one process only)"
             )
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.chances import choose_paths, drop
-from dist_train.config import ConfigError
+from dist_train.errors import ConfigError
 
 BRANCH_CHANNELS = (16, 32, 64)  # of the first three local-distortion branches; the last one pools its map as it is
 BRANCH_CELLS = (8, 4, 2)  # each of those maps is pooled to so many cells a side

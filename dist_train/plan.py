@@ -10,11 +10,17 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
-from dist_train.config import Config, ConfigError
+from dist_train.config import Config
+from dist_train.errors import ConfigError
+from dist_train.model_folder import build_model
 from dist_train.optim import LAST_RATIO_EPOCH, STEP_EPOCHS, learning_rates
 from dist_train.order import Order
 from shards.manifest import PARTS, Shards
+
+FEWEST_IMAGES = 3  # of which a correlation says anything
+FEW_IMAGES = 50  # below this, one lucky image moves it
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Plan:
     world: int
     share: int  # images per rank and step
     micro_batch: int  # of them, images that go through the model at a time
+    num_parameters: int
 
     @property
     def steps_per_epoch(self) -> int:
@@ -64,9 +71,11 @@ def make_plan(config: Config, world: int) -> Plan:
     shards = Shards(config.data.shards)
     split, parts = shards.split(config.data.split)
     for part in PARTS:
-        if not len(parts[part]):
+        found, needed = len(parts[part]), 1 if part == "train" else FEWEST_IMAGES
+        may_be_missing = part == "val" and config.stop.select_on == "test"
+        if found < needed and not (found == 0 and may_be_missing):
             raise ConfigError(
-                f"{shards.folder}: split '{split}' has no images in '{part}'; "
+                f"{shards.folder}: split '{split}' has {found or 'no'} images in '{part}', at least {needed} are needed; "
                 f"choose another with data.split ({', '.join(shards.split_names())})"
             )
     stored, shown, batch = shards.layout.patches, config.data.patches_per_image, config.train.global_batch
@@ -85,10 +94,13 @@ def make_plan(config: Config, world: int) -> Plan:
             f"train.micro_batch={micro_batch} does not divide the {share} images that each of {world} processes takes per step"
         )
     order = Order(config.run.seed, len(parts["train"]), stored, shown, config.data.passes or max(1, stored // shown), batch)
-    plan = Plan(config, shards, split, parts, order, world, share, micro_batch)
-    if plan.output_scale[0] == plan.output_scale[1]:
-        raise ConfigError(f"{shards.folder}: all training opinions are {plan.output_scale[0]:g}, so there is nothing to learn")
-    return plan
+    opinions = shards.opinions[parts["train"]]
+    if opinions.min() == opinions.max():
+        raise ConfigError(f"{shards.folder}: all training opinions are {opinions[0]:g}, so there is nothing to learn")
+    with torch.device("meta"):  # shapes without memory: does the model exist, and take these patches?
+        model = build_model(config, shards.layout.patch_size, (0.0, 100.0))
+    num_parameters = sum(tensor.numel() for tensor in model.parameters())
+    return Plan(config, shards, split, parts, order, world, share, micro_batch, num_parameters)
 
 
 def describe_plan(plan: Plan) -> str:
@@ -106,16 +118,19 @@ def describe_plan(plan: Plan) -> str:
             f"{layout.patches} of {layout.patch_size}x{layout.patch_size} stored per image; an epoch shows {shown}, {show} per visit",
         ),
         ("global batch", f"{batch} images x {show} patches = {batch * show} patches per step"),
-        ("per process", f"{plan.world} process(es) x {plan.share} images, through the model {plan.micro_batch} at a time"),
+        ("processes", f"{plan.world}, each takes {plan.share} of these images, {plan.micro_batch} at a time through the model"),
+        ("model", f"HyperIQA on {config.model.backbone}, {plan.num_parameters:,} parameters"),
         ("steps", f"{plan.steps_per_epoch:,} per epoch ({visits:,} visits), {plan.total_steps:,} in {config.train.epochs} epochs at most"),
         ("output", f"{config.model.output}: scores on {low:g} to {high:g}"),
     ]
     width = max(len(title) for title, _ in lines)
     text = [f"{title:<{width}}  {line}" for title, line in lines]
-    text += ["", f"{'epoch':>5} {'lr hyper':>10} {'lr backbone':>12}   (at its first step)"]
+    text += ["", "rates at the first step of the epochs where they turn:", f"{'epoch':>5} {'lr hyper':>10} {'lr backbone':>12}"]
     for epoch in _telling_epochs(config):
         rates = plan.rates(epoch * plan.steps_per_epoch)
         text.append(f"{epoch:>5} {rates['hyper']:>10.2e} {rates['backbone']:>12.2e}")
+    if notes := worth_knowing(plan):
+        text += ["", "worth knowing:", *(f"  - {note}" for note in notes)]
     text += [
         "",
         "would not be reproducible:",
@@ -124,16 +139,31 @@ def describe_plan(plan: Plan) -> str:
     return "\n".join(text)
 
 
+def worth_knowing(plan: Plan) -> list[str]:
+    """What of the data makes the figures of this run weaker than they look, in words."""
+    notes = [
+        f"{part} has {len(plan.parts[part])} images: below {FEW_IMAGES}, a SRCC is rough, and the best epoch is partly luck"
+        for part in ("val", "test")
+        if 0 < len(plan.parts[part]) < FEW_IMAGES
+    ]
+    if not len(plan.parts["val"]):
+        notes.append("the split has no val part: the epoch is chosen on test")
+    if plan.shards.label.low is None and plan.config.model.output == "range":
+        low, high = plan.output_scale
+        notes.append(f"the scale of the opinions is not stated: scores are spoken on {low:g} to {high:g}, as seen in train")
+    return notes
+
+
 def irreproducible(config: Config, world: int) -> list[str]:
     """What could make the same run come out differently elsewhere, in words."""
     reasons = [
-        f"on {world} process(es) the numbers are the same every time; on another number, sums are rounded in another order, and the "
-        f"difference, at first in the last digits, grows with the steps"
+        f"on {world} {'process' if world == 1 else 'processes'} the numbers are the same every time; on another number, sums are "
+        f"rounded in another order, and the difference, at first in the last digits, grows with the steps"
     ]
     if config.model.batch_norm == "train":
         reasons.append(
-            f"BatchNorm, if the backbone has it, normalises over one micro-batch: the same on {world} process(es) every time, "
-            f"other numbers on another number of them (model.batch_norm=frozen gives the same on any)"
+            "BatchNorm, if the backbone has it, normalises over one micro-batch: another number of processes, or another "
+            "train.micro_batch, gives other numbers (model.batch_norm=frozen gives the same on any)"
         )
     if config.run.precision != "no":
         reasons.append(f"run.precision={config.run.precision} rounds differently on different hardware")

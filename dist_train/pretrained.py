@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dist_train.config import ConfigError
+from dist_train.errors import ConfigError
 
 # Packages that ship weights: the file inside the package, and the timm model it holds under other names.
 PACKAGES = {

@@ -15,7 +15,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -77,11 +77,16 @@ def is_first() -> bool:
 
 def agree(flag: bool) -> bool:
     """True on every rank as soon as it is true on one."""
+    return agree_each([flag])[0]
+
+
+def agree_each(flags: Sequence[bool]) -> list[bool]:
+    """Several flags at once, each true on every rank as soon as it is true on one."""
     if world() == 1:
-        return flag
-    votes = torch.tensor(int(flag))
+        return list(flags)
+    votes = torch.tensor(flags, dtype=torch.int32)
     dist.all_reduce(votes, dist.ReduceOp.MAX, group=_Link.control)
-    return bool(votes.item())
+    return [bool(vote) for vote in votes.tolist()]
 
 
 def announce(value: T) -> T:
@@ -142,10 +147,16 @@ def share_buffers(module: torch.nn.Module) -> None:
 def claim_failure(error: BaseException) -> bool:
     """Tells the others that this rank has failed; true when it is the first, whose error is the cause.
 
-    A lost connection is seldom the cause: such a rank waits for the launcher, or for a claim, before it speaks up.
+    A lost connection is seldom the cause: such a rank waits for the launcher, or for a claim, before it speaks up. Before the
+    ranks are connected they mostly fail alike, so all but rank 0 wait for the launcher to end them.
     """
-    if _Link.store is None or _Link.is_cause is not None:
-        return _Link.is_cause is not False
+    if _Link.is_cause is not None:
+        return _Link.is_cause
+    if _Link.store is None:
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(_GRACE)
+        _Link.is_cause = True
+        return True
     if _LOST_A_PEER.search(f"{type(error).__name__}: {error}"):
         time.sleep(_GRACE)
     try:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dist_train.config import ConfigError
+from dist_train.errors import ConfigError
 from dist_train.journal import read_records
 
 COLUMNS = ("srcc", "plcc", "krcc", "rmse", "patch_srcc", "patch_plcc", "spread")
@@ -42,6 +42,8 @@ def draw_report(folder: Path) -> Path:
 
     from dist_train.run_folder import read_status
 
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such run folder")
     records = read_records(folder / "metrics.jsonl")
     epochs = [record for record in records if record["kind"] == "epoch"]
     status = read_status(folder)
@@ -63,8 +65,8 @@ def draw_report(folder: Path) -> Path:
         if best is not None:
             axes.axvline(best, color="grey", linewidth=0.8)
         axes.legend()
-    order.set(title="SRCC", xlabel="epoch")
-    spread.set(title="spread within images", xlabel="epoch", ylabel="label units")
+    order.set(title="SRCC (train: as said while the weights moved)", xlabel="epoch")
+    spread.set(title="spread of the patch scores within images", xlabel="epoch", ylabel="label units")
     _draw_scatter(scatter, folder, status)
     path = folder / "report.png"
     figure.savefig(path, dpi=120)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dist_train.config import Config, ConfigError, load_config, save_config
+from dist_train.config import Config, load_config, save_config
+from dist_train.errors import ConfigError
 from dist_train.journal import finite_or_none
 from dist_train.plan import Plan
 from dist_train.whole_files import write_json
@@ -22,12 +23,14 @@ FREE = ("run.folder", "run.device", "run.processes", "data.shards", "data.worker
 def enter_run_folder(plan: Plan) -> bool:
     """Makes the run folder, or opens it again; False when the run in it has already ended well.
 
-    Raises ConfigError when the folder holds a run with other settings or other data.
+    Raises ConfigError when the folder holds a run with other settings or other data, or somebody else's files.
     """
     folder = plan.config.run.folder
     settings, status = folder / "config.yaml", read_status(folder)
     if settings.is_file():
         _refuse_other_settings(settings, plan.config)
+    elif strangers := sorted(path.name for path in folder.glob("*") if path.name != "stop"):
+        raise ConfigError(f"{folder}: is not empty ({strangers[0]}) and holds no run; choose a new or empty folder as run.folder")
     if status:
         refuse_other_data(plan, status)
     if status and status["status"] in FINISHED:

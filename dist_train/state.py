@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from dist_train import ranks
 from dist_train.checkpoint import Checkpoint, load_checkpoint, newest_complete_checkpoint, save_checkpoint
-from dist_train.config import Config, ConfigError
+from dist_train.config import Config
+from dist_train.errors import ConfigError
 from dist_train.journal import Journal
 from dist_train.metrics import two_level_panel
 from dist_train.model import HyperIQA
+from dist_train.model_folder import build_model
 from dist_train.optim import build_adam
 from dist_train.plan import Plan
 from dist_train.pretrained import load_pretrained
@@ -88,7 +90,7 @@ def open_training(plan: Plan, accelerator: Accelerator) -> Training:
     if checkpoint is not None:
         refuse_other_data(plan, checkpoint.progress["data"])
     torch.manual_seed(config.run.seed)
-    model = build_model(plan)
+    model = build_model(config, plan.shards.layout.patch_size, plan.output_scale)
     if checkpoint is None:
         ranks.first_does(lambda: load_pretrained(model.backbone, config.model.backbone, config.model.pretrained))  # DDP hands them on
     else:
@@ -124,19 +126,6 @@ def _differences(saved: dict[str, Any], device: torch.device) -> list[str]:
     """What is not as it was when the checkpoint was saved, and may show in the last digits."""
     now, before = made_with(device), saved["made_with"]
     return [f"{key} was {before.get(key)} when this was saved, now it is {value}" for key, value in now.items() if before.get(key) != value]
-
-
-def build_model(plan: Plan) -> HyperIQA:
-    """The model that the plan's config describes, with random weights."""
-    config = plan.config.model
-    return HyperIQA(
-        config.backbone,
-        plan.shards.layout.patch_size,
-        plan.output_scale,
-        config.dropout,
-        config.stochastic_depth,
-        config.batch_norm == "frozen",
-    )
 
 
 def save_training(training: Training) -> None:

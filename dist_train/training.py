@@ -26,25 +26,23 @@ from safetensors.torch import load_file
 
 from dist_train import ranks
 from dist_train.chances import draw_chances
-from dist_train.config import Config, ConfigError, save_config
+from dist_train.config import Config
 from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batches
+from dist_train.errors import ConfigError, TrainingError
 from dist_train.evaluation import Scores, score_images
 from dist_train.gradient import accumulate_gradient
 from dist_train.journal import finite_or_none
 from dist_train.launch import refuse_another_world
+from dist_train.model_folder import WEIGHTS, Cutting, save_model
 from dist_train.optim import set_rates
 from dist_train.plan import Plan, describe_plan, make_plan
 from dist_train.report import draw_report, final_table
 from dist_train.run_folder import enter_run_folder, record_failure, write_status
 from dist_train.state import EpochScores, Training, open_training, save_training, status_of
 from dist_train.stopping import StopRequest, Verdict
-from dist_train.whole_files import read_about, save_tensors
+from dist_train.whole_files import read_about
 
 SKIPS_IN_A_ROW = 3  # steps without a finite gradient after which something is wrong for good
-
-
-class TrainingError(RuntimeError):
-    """The training itself went wrong: what, at which step, with which images."""
 
 
 def train(config: Config) -> None:
@@ -69,9 +67,10 @@ def train(config: Config) -> None:
 
 def _run(plan: Plan, accelerator: Accelerator) -> None:
     request = StopRequest(plan.config.run.folder)
+    if ranks.is_first():
+        print(describe_plan(plan), flush=True)
     training = open_training(plan, accelerator)
     ranks.first_does(lambda: write_status(plan.config.run.folder, status_of(training) | {"status": "unfinished", "reason": "training"}))
-    training.journal.say(describe_plan(plan))
     try:
         stopped_by = _train_until_done(training, request)
         if stopped_by is None:
@@ -85,18 +84,21 @@ def _run(plan: Plan, accelerator: Accelerator) -> None:
 
 def _train_until_done(training: Training, request: StopRequest) -> str | None:
     """Steps and verdicts until the run has ended (None), or until somebody asks to stop (who)."""
-    plan, progress = training.plan, training.progress
+    plan, progress, save = training.plan, training.progress, training.config.save
     batches = _training_batches(training)
+    saved = time.monotonic()
     while not progress.stopped:
-        if progress.step == (progress.epochs_judged + 1) * plan.steps_per_epoch:
+        judged = progress.step == (progress.epochs_judged + 1) * plan.steps_per_epoch
+        if judged:
             _judge_epoch(training)
-            save_training(training)
         else:
             _train_step(training, batches)
-            if training.config.save.every_steps and progress.step % training.config.save.every_steps == 0:
-                save_training(training)
-        if ranks.agree(request.heard()):
+        old = ranks.is_first() and save.every_minutes is not None and time.monotonic() - saved >= 60 * save.every_minutes
+        stop, old = ranks.agree_each([request.heard(), old])
+        if judged or stop or old or (save.every_steps and progress.step % save.every_steps == 0):
             save_training(training)
+            saved = time.monotonic()
+        if stop:
             return ranks.announce(", ".join({reason for reason in ranks.gather_first(request.withdraw()) if reason}))
     return None
 
@@ -164,7 +166,7 @@ def _judge_epoch(training: Training) -> None:
     """Scores the part that chooses, and lets rank 0 decide what follows; all ranks obey."""
     plan, config, progress = training.plan, training.config, training.progress
     epoch, chooser = progress.epochs_judged, config.stop.select_on
-    scores = {part: _score(training, part) for part in dict.fromkeys(["val", str(chooser)])}
+    scores = {part: _score(training, part) for part in dict.fromkeys(["val", str(chooser)]) if len(plan.parts[part])}
     panels = {part: found.panel() for part, found in scores.items() if found}
     progress.early_stop, verdict = ranks.first_does(lambda: progress.early_stop.judge(epoch, panels[chooser]["srcc"]))
     if verdict is Verdict.NEW_BEST:
@@ -194,7 +196,7 @@ def _finish(training: Training) -> None:
     early = progress.epochs_judged < config.train.epochs
     reason = f"{config.stop.patience} epochs without a better {chooser} SRCC" if early else f"all {config.train.epochs} epochs are done"
     ended = {"status": "stopped early" if early else "finished", "reason": reason}
-    status = status_of(training) | ended | {"best_epoch": best_epoch, "val": panels["val"], "test": scores.panel()}
+    status = status_of(training) | ended | {"best_epoch": best_epoch, "val": panels.get("val"), "test": scores.panel()}
     write_status(folder, status)
     draw_report(folder)
     training.journal.say(final_table(status))
@@ -205,7 +207,7 @@ def _load_best(training: Training) -> tuple[int, dict[str, dict[str, float]]]:
 
     The file is the truth: it is written before the checkpoint that speaks of it, and a run may be cut off in between.
     """
-    path = training.config.run.folder / "best" / "model.safetensors"
+    path = training.config.run.folder / "best" / WEIGHTS
     if ranks.agree(not path.is_file()):
         raise TrainingError(f"{path} is not there on every node; run.folder must be on a file system that all nodes share")
     training.model.load_state_dict(load_file(path))
@@ -249,23 +251,17 @@ def _score(training: Training, part: str) -> Scores | None:
 def _save_best(training: Training, scores: dict[str, Scores | None]) -> None:
     """The best epoch's weights with all that is needed to use them, and its scores. By rank 0; the others wait."""
     config, plan, progress = training.config, training.plan, training.progress
-    folder = config.run.folder / "best"
 
     def save() -> None:
-        folder.mkdir(exist_ok=True)
-        save_config(config, folder / "config.yaml")
-        shards = plan.shards
         about = {
             "epoch": progress.early_stop.best_epoch,
             "panels": finite_or_none(progress.best),
-            "data_fingerprint": shards.fingerprint,
-            "label": str(shards.label),
-            "patch_size": shards.layout.patch_size,
-            "resize": shards.manifest["resize"]["rule"],
+            "data_fingerprint": plan.shards.fingerprint,
         }
         for part, found in scores.items():
             assert found is not None
-            found.write_csv(config.run.folder / f"scores-{part}.csv", shards)
-        save_tensors(folder / "model.safetensors", training.model.state_dict(), about)
+            found.write_csv(config.run.folder / f"scores-{part}.csv", plan.shards)
+        weights = training.model.state_dict()
+        save_model(config.run.folder / "best", weights, config, plan.shards.label, Cutting.of(plan.shards), about)
 
     ranks.first_does(save)

@@ -10,7 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from dist_train.__main__ import main
-from dist_train.config import Config, ConfigError, as_yaml, known_keys, load_config, save_config
+from dist_train.config import Config, as_yaml, known_keys, load_config, save_config
+from dist_train.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 
@@ -261,3 +262,10 @@ def test_every_setting_that_a_text_of_ours_shows_exists() -> None:
     for path in texts:
         unknown = set(shown.findall(path.read_text())) - {*known_keys()}
         assert not unknown, (path, unknown)
+
+
+@pytest.mark.parametrize(("word", "meant"), [("optim.learning_rate=1", "optim.lr"), ("train.batch_size=8", "train.global_batch")])
+def test_the_words_of_other_trainers_are_answered_with_ours(tmp_path: Path, word: str, meant: str) -> None:
+    (tmp_path / "c.yaml").write_text("run: {seed: 1}")
+    with pytest.raises(ConfigError, match=rf"^command line: unknown key .*; did you mean '{meant}'"):
+        load_config(tmp_path / "c.yaml", [word])

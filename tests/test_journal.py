@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dist_train.config import ConfigError
+from dist_train.errors import ConfigError
 from dist_train.journal import Journal, finite_or_none, read_records
 
 PANEL = {"srcc": 0.5, "plcc": 0.25, "krcc": 0.1, "rmse": 3.0, "patch_srcc": 0.4, "patch_plcc": 0.3, "spread": 2.0}

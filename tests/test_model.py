@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_train.chances import ChosenPath, draw_chances
-from dist_train.config import ConfigError
+from dist_train.errors import ConfigError
 from dist_train.model import HyperIQA, average_pool, target_network
 
 TARGET = [(112, 224), (56, 112), (28, 56), (14, 28), (1, 14)]  # (out, in) of the target network's layers

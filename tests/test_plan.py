@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dist_train.config import Config, ConfigError
+from dist_train.config import Config
+from dist_train.errors import ConfigError
 from dist_train.order import Order
 from dist_train.plan import Plan, describe_plan, irreproducible, make_plan
 from shards.__main__ import main as build_shards
@@ -77,10 +78,10 @@ def test_an_unknown_split_is_refused_with_the_known_ones(shards: Path) -> None:
 
 @pytest.fixture
 def noise(tmp_path: Path) -> Path:
-    """Shards of twelve small pictures, each its own content, without an official split; 1 patch of 8 pixels each."""
+    """Shards of thirty small pictures, each its own content, without an official split; 1 patch of 8 pixels each."""
     generator = np.random.default_rng(0)
     lines = ["image,score"]
-    for number in range(12):
+    for number in range(30):
         Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / f"{number:02d}.png")
         lines.append(f"{number:02d}.png,{number}")
     (tmp_path / "scores.csv").write_text("\n".join(lines))
@@ -92,24 +93,55 @@ def noise(tmp_path: Path) -> Path:
 def test_a_table_without_an_official_split_runs_on_round_01(noise: Path) -> None:
     plan = make_plan(config_of(noise), 1)
     assert plan.split == "round-01"
-    assert sorted(np.concatenate(list(plan.parts.values())).tolist()) == list(range(12))
+    assert sorted(np.concatenate(list(plan.parts.values())).tolist()) == list(range(30))
     assert make_plan(config_of(noise, data={"split": "round-02"}), 1).split == "round-02"
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 def test_a_split_with_nothing_in_a_part_is_refused(noise: Path, part: str) -> None:
     others = [name for name in ("train", "val", "test") if name != part]
-    rows = [f"{number:02d},{others[number % 2]}" for number in range(12)]
+    rows = [f"{number:02d},{others[number % 2]}" for number in range(30)]
     (noise / "splits" / "mine.csv").write_text("\n".join(["id,part", *rows]))
-    with pytest.raises(ConfigError, match=rf"split 'mine' has no images in '{part}'; choose another with data\.split"):
+    with pytest.raises(ConfigError, match=rf"split 'mine' has no images in '{part}', at least {1 if part == 'train' else 3} are needed"):
         make_plan(config_of(noise, data={"split": "mine"}), 1)
+
+
+def test_a_part_too_small_for_a_correlation_is_refused_and_a_small_one_is_told(noise: Path) -> None:
+    def split(val: int) -> None:
+        rows = [f"{number:02d},{'val' if number < val else 'test' if number < 10 else 'train'}" for number in range(30)]
+        (noise / "splits" / "mine.csv").write_text("\n".join(["id,part", *rows]))
+
+    split(val=2)
+    with pytest.raises(ConfigError, match="2 images in 'val', at least 3 are needed"):
+        make_plan(config_of(noise, data={"split": "mine"}), 1)
+    split(val=4)
+    assert "val has 4 images: below 50" in describe_plan(make_plan(config_of(noise, data={"split": "mine"}), 1))
+
+
+def test_a_split_without_val_is_taken_only_by_a_run_that_chooses_on_test(noise: Path) -> None:
+    rows = [f"{number:02d},{'test' if number < 10 else 'train'}" for number in range(30)]
+    (noise / "splits" / "mine.csv").write_text("\n".join(["id,part", *rows]))
+    with pytest.raises(ConfigError, match="no images in 'val'"):
+        make_plan(config_of(noise, data={"split": "mine"}), 1)
+    plan = make_plan(config_of(noise, data={"split": "mine"}, stop={"select_on": "test"}), 1)
+    assert "the epoch is chosen on test" in describe_plan(plan)
+
+
+@pytest.mark.parametrize("backbone", ["resnet5o", "vit_base_patch16_siglip_384"])
+def test_a_backbone_that_does_not_exist_or_does_not_fit_is_refused(shards: Path, backbone: str) -> None:
+    with pytest.raises(ConfigError, match=f"model.backbone={backbone}"):
+        make_plan(config_of(shards, model={"backbone": backbone}), 1)
+
+
+def test_a_plan_counts_the_parameters(shards: Path) -> None:
+    assert "resnet50.tv_in1k, 27,375,369 parameters" in describe_plan(make_plan(config_of(shards), 1))
 
 
 def plan_with(label: Label, output: str) -> Plan:
     """A plan of five images, three of which train: their opinions are 2, 7 and 4; those of the others 1 and 9."""
     shards: Any = SimpleNamespace(label=label, opinions=np.array([1.0, 2.0, 7.0, 4.0, 9.0]))
     parts = {"train": np.array([1, 2, 3]), "val": np.array([0]), "test": np.array([4])}
-    return Plan(Config.model_validate({"model": {"output": output}}), shards, "mine", parts, Order(0, 3, 1, 1, 1, 1), 1, 1, 1)
+    return Plan(Config.model_validate({"model": {"output": output}}), shards, "mine", parts, Order(0, 3, 1, 1, 1, 1), 1, 1, 1, 0)
 
 
 STATED, NOT_STATED = Label("MOS", 1.0, 5.0, True), Label("MOS", None, None, True)
@@ -153,7 +185,7 @@ def test_a_plan_is_told_with_all_its_numbers(shards: Path) -> None:
     told = describe_plan(plan)
     for number in (
         *(plan.shards.fingerprint, "pseudo-opinion (0 to 100, higher is better)", "official: train 40, val 10, test 10"),
-        *("4 of 64x64", "8 images x 2 patches = 16 patches per step", "2 process(es) x 4 images, through the model 2 at a time"),
+        *("4 of 64x64", "8 images x 2 patches = 16 patches per step", "2, each takes 4 of these images, 2 at a time"),
         *("10 per epoch (80 visits), 160 in 16 epochs", "range: scores on 0 to 100", "chosen on test", "test figures are then too good"),
     ):
         assert number in told, number

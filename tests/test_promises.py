@@ -263,8 +263,36 @@ def test_a_job_asked_for_two_processes_refuses_to_run_as_one(shards: Path, tmp_p
     command = [*accelerate, "-m", "dist_train", "train", str(runs.TINY), f"run.folder={tmp_path / 'run'}", f"data.shards={shards}"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=runs.LIMIT, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert result.returncode != 0
-    assert "asks for 2 process(es), but this run has 1" in result.stderr
+    assert "asks for 2 processes, but this run has 1" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("optim.learning_rate=1", "did you mean 'optim.lr'?"),
+        ("data.shards=nowhere", "nowhere: holds no shards"),
+        ("model.backbone=resnet5o", "did you mean resnet50"),
+        ("train.global_batch=7", "does not divide among 2 processes"),
+    ],
+)
+def test_what_a_user_got_wrong_is_said_without_our_traceback_and_leaves_no_folder(
+    shards: Path, tmp_path: Path, setting: str, complaint: str
+) -> None:
+    process = runs.start(2, tmp_path / "run", shards, setting)
+    output = runs.finish(process)
+    assert process.returncode != 0
+    said = [line for line in output.splitlines() if line.strip(" =")]
+    assert complaint in said[-1], output
+    assert sum(line.startswith("error: ") for line in said) == 1
+    assert "dist_train/__main__.py" not in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_saves_when_its_last_checkpoint_is_old(shards: Path, tmp_path: Path) -> None:
+    runs.train(2, tmp_path, shards, "train.epochs=1", "save.every_minutes=1e-6", "save.keep=9")
+    saved = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert saved == [f"step-{step:08d}" for step in range(1, 6)]
 
 
 def test_processes_without_gpus_join_each_other_with_the_default_device(shards: Path, tmp_path: Path) -> None:

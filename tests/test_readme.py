@@ -65,6 +65,8 @@ def test_own_photographs_train_with_the_commands_as_printed(own_photographs: Pat
     assert status["status"] == "finished"
     assert status["split"] == "round-01"
     assert status["world_size"] == 2
+    with (own_photographs / "predicted.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 60
 
 
 def test_the_run_folder_holds_what_the_readme_says(own_photographs: Path) -> None:
@@ -87,12 +89,11 @@ def test_the_run_folder_holds_what_the_readme_says(own_photographs: Path) -> Non
 
 
 def test_koniq_configs_plan_as_printed(elsewhere: Path, koniq: Path) -> None:
-    build = re.search(r"`(\.venv/bin/python -m shards build --dataset koniq10k .*?)`", README)
-    assert build
-    run(build[1].replace("KONIQ", str(koniq)), elsewhere)
+    build = next(command for command in commands("A workstation") if " build " in command)
+    run(build.replace("KONIQ", str(koniq)), elsewhere)
     plan = next(command for command in commands("A workstation") if " plan " in command)
     told = run(plan, elsewhere)
-    assert "2 process(es) x 48 images" in told
+    assert "2, each takes 48 of these images" in told
     assert "label MOS_zscore (0 to 100, higher is better)" in told
     told = run(plan.replace("koniq10k_resnet50", "koniq10k_swin_base"), elsewhere)
     assert "32 images x 5 patches = 160 patches per step" in told

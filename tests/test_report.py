@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dist_train.__main__ import main
-from dist_train.config import ConfigError
+from dist_train.errors import ConfigError
 from dist_train.report import draw_report, final_table
 
 PANEL = {"srcc": 0.8125, "plcc": 0.75, "krcc": 0.5, "rmse": 7.5, "patch_srcc": 0.6875, "patch_plcc": 0.625, "spread": 2.5}

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from dist_train.config import Config, ConfigError, load_config
+from dist_train.config import Config, load_config
+from dist_train.errors import ConfigError
 from dist_train.plan import Plan, make_plan
 from dist_train.run_folder import enter_run_folder, read_status, record_failure, write_status
 
@@ -106,6 +107,22 @@ def test_other_data_are_refused_with_both_fingerprints(shards: Path, folder: Pat
     write_status(folder, {**(read_status(folder) or {}), "data_fingerprint": "0123456789abcdef"})
     with pytest.raises(ConfigError, match=rf"other data: .*{plan.shards.fingerprint}.*0123456789abcdef"):
         enter_run_folder(plan)
+
+
+@pytest.mark.parametrize("stranger", ["holiday.jpg", "epoch_3.pth"])
+def test_a_folder_with_somebody_elses_files_is_refused_and_left_as_it_is(shards: Path, folder: Path, stranger: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / stranger).touch()
+    with pytest.raises(ConfigError, match=rf"is not empty \({stranger}\) and holds no run"):
+        enter_run_folder(plan_of(shards, folder))
+    assert [path.name for path in folder.iterdir()] == [stranger]
+
+
+def test_what_a_killed_run_was_writing_is_swept_away(shards: Path, folder: Path) -> None:
+    enter_run_folder(plan_of(shards, folder))
+    (folder / ".status.json.node7-4711.part").touch()
+    enter_run_folder(plan_of(shards, folder))
+    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "status.json"]
 
 
 @pytest.mark.parametrize("ended", ["finished", "stopped early"])

@@ -1,0 +1,93 @@
+"""A trained model in a folder, with all that is needed to score pictures with it.
+
+best/
+  model.safetensors    the weights; their metadata say on what scale they speak and how patches are cut
+  config.yaml          every setting of the run
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dist_train.config import Config, load_config, save_config
+from dist_train.errors import ConfigError
+from dist_train.model import HyperIQA
+from dist_train.whole_files import read_about, save_tensors
+from shards.manifest import Label, Shards
+
+WEIGHTS, SETTINGS = "model.safetensors", "config.yaml"
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How the patches of a picture are cut: what `shards.patches` needs to know besides the picture."""
+
+    patch_size: int
+    patches: int
+    resize: str
+    seed: int
+
+    @classmethod
+    def of(cls, shards: Shards) -> Cutting:
+        """As the shards were built."""
+        return cls(shards.layout.patch_size, shards.layout.patches, shards.manifest["resize"]["rule"], shards.manifest["seed"])
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model in evaluation mode, the config it was trained with, and what its scores mean."""
+
+    model: HyperIQA
+    config: Config
+    label: Label
+    cutting: Cutting
+    about: Mapping[str, Any]
+
+
+def build_model(config: Config, patch_size: int, output_scale: tuple[float, float]) -> HyperIQA:
+    """The model that a config describes, with random weights. `output_scale` is (low, high) of its scores."""
+    model = config.model
+    return HyperIQA(model.backbone, patch_size, output_scale, model.dropout, model.stochastic_depth, model.batch_norm == "frozen")
+
+
+def save_model(
+    folder: Path, weights: Mapping[str, Tensor], config: Config, label: Label, cutting: Cutting, more: Mapping[str, Any]
+) -> None:
+    """Writes the folder, each file at once, the weights last. `more` is told with the weights, as JSON."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / SETTINGS)
+    save_tensors(folder / WEIGHTS, weights, {**more, "label": asdict(label), "cutting": asdict(cutting)})
+
+
+def open_model(place: Path) -> TrainedModel:
+    """The model in `place`: a run folder, a model folder, or the weights file in one. Nothing is unpickled.
+
+    Raises ConfigError when there is none, or when it is not one of ours.
+    """
+    path = find_weights(place)
+    config = load_config(path.with_name(SETTINGS))
+    try:
+        about, weights = read_about(path), load_file(path)
+        label, cutting = Label(**about["label"]), Cutting(**about["cutting"])
+        model = build_model(config, cutting.patch_size, (0.0, 100.0))
+        model.load_state_dict(weights)  # the scale of the scores is among the buffers
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"{path}: holds no model of this version ({error}); train it again, or take another") from error
+    return TrainedModel(model.eval(), config, label, cutting, about)
+
+
+def find_weights(place: Path) -> Path:
+    """The weights file that a run folder, a model folder or the file itself names. Raises ConfigError when there is none."""
+    for path in (place, place / WEIGHTS, place / "best" / WEIGHTS):
+        if path.is_file() and path.name == WEIGHTS:
+            return path
+    raise ConfigError(
+        f"{place}: holds no trained model ({WEIGHTS}, or best/{WEIGHTS} of a run that has judged an epoch); name a run folder or its best/"
+    )

@@ -1,0 +1,113 @@
+"""Scores for pictures that nobody has rated: decoded, resized and cut as the training shards were.
+
+A picture of the training shards gets the patches it has there, when it is named by the same path, and so the same score.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dist_train.errors import ConfigError
+from dist_train.model_folder import Cutting, TrainedModel
+from shards.datasets import image_id
+from shards.manifest import ShardError
+from shards.patches import cut, patch_boxes, resize, resized_size
+from shards.photographs import SUFFIXES, decode_photograph
+
+
+class Prediction(NamedTuple):
+    """A picture's name, its score on the scale of the model's label, and the spread of its patch scores."""
+
+    picture: str
+    score: float
+    spread: float
+
+
+class _Picture(NamedTuple):
+    path: Path
+    name: str  # as it is written into the table: below the folder that was named
+    id: str  # as it would be in shards
+
+
+class _Pictures(Dataset[tuple[int, torch.Tensor | str]]):
+    """Patches of picture `number`: uint8 [patches, 3, size, size]; or why there are none."""
+
+    def __init__(self, pictures: Sequence[_Picture], cutting: Cutting) -> None:
+        self._pictures = pictures
+        self._cutting = cutting
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, number: int) -> tuple[int, torch.Tensor | str]:
+        try:
+            return number, torch.from_numpy(_patches(self._pictures[number], self._cutting)).movedim(-1, 1)
+        except (ShardError, OSError) as error:
+            return number, str(error)
+
+
+def predict(
+    trained: TrainedModel, pictures: Sequence[Path], device: torch.device, batch_images: int, workers: int
+) -> Iterator[Prediction | str]:
+    """A prediction per picture, in order; for a picture that cannot be scored, the sentence that says why."""
+    named = [picture for place in pictures for picture in _found(place)]
+    loader = DataLoader(_Pictures(named, trained.cutting), batch_images, num_workers=workers, collate_fn=list)
+    model = trained.model.to(device)
+    with tqdm(total=len(named), unit=" images", desc="predict", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
+        for batch in loader:
+            readable = [patches for _, patches in batch if isinstance(patches, torch.Tensor)]
+            scores: Iterator[np.ndarray] = iter(())
+            if readable:
+                with torch.inference_mode():
+                    found = model(torch.cat(readable).to(device)).double().cpu().numpy()
+                scores = iter(found.reshape(len(readable), -1))
+            for number, patches in batch:
+                if isinstance(patches, str):
+                    yield patches
+                else:
+                    of_patches = next(scores)
+                    yield Prediction(named[number].name, float(of_patches.mean()), float(of_patches.std()))
+            bar.update(len(batch))
+
+
+def write_predictions(predictions: Iterator[Prediction | str], file: TextIO) -> int:
+    """image, score, spread, a row per picture, as csv; what cannot be scored is said on stderr and counted."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["image", "score", "spread"])
+    failed = 0
+    for found in predictions:
+        if isinstance(found, str):
+            failed += 1
+            print(f"error: {found}", file=sys.stderr)
+        else:
+            writer.writerow([found.picture, f"{found.score:.6g}", f"{found.spread:.4g}"])
+    return failed
+
+
+def _found(place: Path) -> list[_Picture]:
+    """The picture, or every picture below the folder, in the order of their names."""
+    if place.is_file():
+        return [_Picture(place, str(place), image_id(place.name, str(place)))]
+    if not place.is_dir():
+        raise ConfigError(f"{place}: there is no such picture or folder")
+    names = sorted(p.relative_to(place).as_posix() for p in place.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not names:
+        raise ConfigError(f"{place}: holds no pictures ({', '.join(sorted(SUFFIXES))})")
+    return [_Picture(place / name, name, image_id(name, str(place / name))) for name in names]
+
+
+def _patches(picture: _Picture, cutting: Cutting) -> np.ndarray:
+    """uint8 [patches, size, size, 3], cut as the shards cut them."""
+    pixels = decode_photograph(picture.path.read_bytes(), picture.path)
+    width, height = resized_size(pixels.shape[1], pixels.shape[0], cutting.resize, cutting.patch_size)
+    corners = patch_boxes(picture.id, cutting.seed, width, height, cutting.patch_size, cutting.patches)
+    return cut(resize(pixels, width, height), corners, cutting.patch_size)

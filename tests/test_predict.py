@@ -1,0 +1,93 @@
+"""Scores for new pictures: the same as evaluation gives, by the real command."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import runs
+from safetensors.torch import load_file, save_file
+
+from dist_train.errors import ConfigError
+from dist_train.model_folder import find_weights, open_model
+
+
+@pytest.fixture(scope="module")
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one epoch."""
+    folder = tmp_path_factory.mktemp("run")
+    runs.train(1, folder, shards, "train.epochs=1")
+    return folder
+
+
+def predict(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dist_train", "predict", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=runs.LIMIT)
+
+
+def scores(text: str) -> dict[str, tuple[float, float]]:
+    return {row["image"]: (float(row["score"]), float(row["spread"])) for row in csv.DictReader(text.splitlines())}
+
+
+def test_a_picture_gets_the_score_that_evaluation_gave_it(run: Path, photographs: Path, tmp_path: Path) -> None:
+    done = predict("--checkpoint", run, photographs / "images", "--out", tmp_path / "scores.csv", "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    assert "scores on the scale of pseudo-opinion" in done.stderr
+    predicted = scores((tmp_path / "scores.csv").read_text())
+    assert len(predicted) == 60
+    with (run / "scores-test.csv").open() as file:
+        for row in csv.DictReader(file):
+            score, spread = predicted[f"{row['image']}.png"]
+            assert score == pytest.approx(float(row["score"]), rel=1e-4)
+            assert spread == pytest.approx(float(row["spread"]), rel=1e-2, abs=1e-4)
+
+
+def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_scored(run: Path, photographs: Path, tmp_path: Path) -> None:
+    for name in ("coffee-pristine.png", "rocket-jpeg-5.png"):
+        shutil.copy(photographs / "images" / name, tmp_path)
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    done = predict("--checkpoint", run / "best", tmp_path, "--workers", 0)
+    assert done.returncode == 1
+    assert "broken.jpg: cannot be decoded" in done.stderr
+    assert "1 picture could not be scored" in done.stderr
+    assert set(scores(done.stdout)) == {"coffee-pristine.png", "rocket-jpeg-5.png"}
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("place", ["nowhere", "empty"])
+def test_where_there_are_no_pictures_an_error_says_so(run: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "empty").mkdir()
+    done = predict("--checkpoint", run, tmp_path / place)
+    assert done.returncode == 1
+    assert {"nowhere": "no such picture or folder", "empty": "holds no pictures"}[place] in done.stderr.splitlines()[-1]
+
+
+def test_a_model_is_found_by_its_run_its_folder_or_its_file(run: Path) -> None:
+    for place in (run, run / "best", run / "best" / "model.safetensors"):
+        assert find_weights(place) == run / "best" / "model.safetensors"
+    with pytest.raises(ConfigError, match="holds no trained model"):
+        find_weights(run / "checkpoints")
+
+
+def test_equal_runs_leave_equal_files(run: Path, shards: Path, tmp_path: Path) -> None:
+    runs.train(1, tmp_path, shards, "train.epochs=1")
+    assert (tmp_path / "best" / "model.safetensors").read_bytes() == (run / "best" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("harm", ["truncated", "a tensor less", "not ours"])
+def test_a_file_that_is_no_model_of_ours_is_refused(run: Path, tmp_path: Path, harm: str) -> None:
+    shutil.copytree(run / "best", tmp_path / "best")
+    path = tmp_path / "best" / "model.safetensors"
+    if harm == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        tensors = load_file(path)
+        if harm == "a tensor less":
+            tensors.pop("output_scale")
+        save_file(tensors, path)
+    with pytest.raises(ConfigError, match=r"model.safetensors: holds no model"):
+        open_model(tmp_path)
