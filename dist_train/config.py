@@ -73,12 +73,26 @@ class Model(_Section):
 
 
 class Loss(_Section):
+    regression: Literal["l1", "smooth_l1", "mse", "plcc", "norm_in_norm"] = "l1"
+    """The first term of the loss. plcc and norm_in_norm compare orders along a line and leave the scale of the scores open."""
+    regression_level: Literal["patch", "image"] = "patch"
+    """patch: every patch's score against the opinion, as the paper. image: the mean score of an image's patches."""
+    smooth_l1_beta: float = Field(1.0, gt=0)
+    """Where smooth_l1 turns from a square to a line, in units of the label."""
     rank_weight: float = Field(0.0, ge=0)
-    """alpha: total = L1 + alpha * ranking loss."""
+    """alpha: total = regression + alpha * ranking + consistency_weight * consistency."""
+    rank_kind: Literal["hinge", "fidelity"] = "hinge"
+    """hinge: relu(margin - lead), as the seeds. fidelity: of the probability that the better image wins (UNIQUE, LIQE)."""
     rank_level: Literal["image", "patch"] = "image"
     """image: pairs of images, by the mean score of their patches. patch: pairs of patches of different images, as the seeds."""
     rank_margin: float = Field(0.1, ge=0)
-    """By how much the better of a pair must be ahead, in units of the label."""
+    """By how much the better of a pair must be ahead, for the hinge."""
+    rank_margin_unit: Literal["label", "std"] = "label"
+    """label: the margin is in units of the label. std: in standard deviations of the training opinions."""
+    consistency_weight: float = Field(0.0, ge=0)
+    """Weight of the variance of an image's patch scores, in units of the label: variance / standard deviation of the opinions."""
+    scope: Literal["global", "rank"] = "global"
+    """global: over the global batch, the same on any number of ranks. rank: each rank's own share, to measure what that costs."""
 
 
 class Optim(_Section):

@@ -45,7 +45,7 @@ class Journal:
             print(text, flush=True)
 
     def step(self, record: Mapping[str, Any], patches: int, wait: float, steps_left: int) -> None:
-        """One optimiser step: `record` has step, epoch, loss, l1, ranking, lr_hyper, lr_backbone, grad_norm.
+        """One optimiser step: `record` has step, epoch, loss, regression, ranking, consistency, lr_hyper, lr_backbone, grad_norm.
 
         `patches` went through all ranks in it, `wait` is the seconds this rank waited for data.
         """
@@ -89,9 +89,9 @@ class Journal:
         eta = _duration((now - self._clock) / measured * steps_left) if measured > 0 else "-"
         if not self._columns_said:
             self._columns_said = True
-            self.say("    step epoch      loss        l1   ranking  lr hyper   lr back    |grad|  patch/s  wait     left")
+            self.say("    step epoch      loss   regress   ranking  lr hyper   lr back    |grad|  patch/s  wait     left")
         rates = f"{record['lr_hyper']:>9.2e} {record['lr_backbone']:>9.2e}"
-        losses = f"{record['loss']:>9.4f} {record['l1']:>9.4f} {record['ranking']:>9.4f}"
+        losses = f"{record['loss']:>9.4f} {record['regression']:>9.4f} {record['ranking']:>9.4f}"
         speed = f"{self._line_patches / seconds:>8.1f} {self._line_wait / seconds:>5.0%}"
         self.say(f"{record['step']:>8} {record['epoch']:>5} {losses} {rates} {record['grad_norm']:>9.2e} {speed} {eta:>8}")
         self._restart_line_clock()

@@ -56,6 +56,11 @@ class Plan:
         seen = self.shards.opinions[self.parts["train"]]
         return float(seen.min()), float(seen.max())
 
+    @property
+    def label_std(self) -> float:
+        """The standard deviation of the training opinions, in units of the label."""
+        return float(self.shards.opinions[self.parts["train"]].std())
+
     def split_fingerprint(self) -> str:
         """A short name for exactly these images in train, val and test."""
         return hashlib.sha256(b"/".join(self.parts[part].tobytes() for part in PARTS)).hexdigest()[:16]
@@ -81,6 +86,8 @@ def make_plan(config: Config, world: int) -> Plan:
     stored, shown, batch = shards.layout.patches, config.data.patches_per_image, config.train.global_batch
     if shown > stored:
         raise ConfigError(f"data.patches_per_image={shown}, but {shards.folder} stores {stored} patches per image")
+    if config.loss.consistency_weight and shown == 1:
+        raise ConfigError("loss.consistency_weight compares the patches of an image: set data.patches_per_image to 2 or more")
     if batch % world:
         fitting = [size for size in (batch - batch % world, batch - batch % world + world) if size]
         raise ConfigError(
@@ -140,7 +147,7 @@ def describe_plan(plan: Plan) -> str:
 
 
 def worth_knowing(plan: Plan) -> list[str]:
-    """What of the data makes the figures of this run weaker than they look, in words."""
+    """What of the data and the settings makes the figures of this run weaker than they look, in words."""
     notes = [
         f"{part} has {len(plan.parts[part])} images: below {FEW_IMAGES}, a SRCC is rough, and the best epoch is partly luck"
         for part in ("val", "test")
@@ -148,6 +155,10 @@ def worth_knowing(plan: Plan) -> list[str]:
     ]
     if not len(plan.parts["val"]):
         notes.append("the split has no val part: the epoch is chosen on test")
+    if plan.config.loss.regression in ("plcc", "norm_in_norm"):
+        notes.append(f"loss.regression={plan.config.loss.regression} leaves the scale of the scores open: RMSE, raw, says nothing")
+    if plan.config.loss.scope == "rank":
+        notes.append("loss.scope=rank: each rank's share is its own batch, so another number of processes takes other steps")
     if plan.shards.label.low is None and plan.config.model.output == "range":
         low, high = plan.output_scale
         notes.append(f"the scale of the opinions is not stated: scores are spoken on {low:g} to {high:g}, as seen in train")

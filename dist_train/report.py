@@ -75,7 +75,7 @@ def draw_report(folder: Path) -> Path:
 
 
 def _draw_losses(axes: Any, steps: list[dict[str, Any]]) -> None:
-    for name in ("loss", "l1", "ranking"):
+    for name in ("loss", "regression", "ranking", "consistency"):
         axes.plot([record["step"] for record in steps], [record[name] for record in steps], label=name, linewidth=0.8)
     axes.set(title="training loss", xlabel="step", ylabel="label units")
     axes.legend()

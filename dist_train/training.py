@@ -30,7 +30,7 @@ from dist_train.config import Config
 from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batches
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.evaluation import Scores, score_images
-from dist_train.gradient import accumulate_gradient
+from dist_train.gradient import Targets, accumulate_gradient
 from dist_train.journal import finite_or_none
 from dist_train.launch import refuse_another_world
 from dist_train.model_folder import WEIGHTS, Cutting, save_model
@@ -114,12 +114,13 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
     images = plan.parts["train"][plan.order.batch(step).images]
     assert np.array_equal(batch.images, images[own]), "pixels and opinions are of different images"
     opinions = torch.from_numpy(plan.shards.opinions[images]).float().to(accelerator.device)
+    targets = Targets(opinions, torch.zeros_like(opinions, dtype=torch.long), plan.label_std)
     pixels = batch.pixels.to(accelerator.device, non_blocking=True)
     chances = draw_chances(config.run.seed, step, own, config.data.patches_per_image, training.model.num_chances).to(accelerator.device)
 
     rates = plan.rates(step)
     set_rates(training.optimizer, rates)
-    scores, loss = accumulate_gradient(accelerator, training.wrapped, pixels, chances, opinions, config.loss, plan.micro_batch)
+    scores, loss = accumulate_gradient(accelerator, training.wrapped, pixels, chances, targets, config.loss, plan.micro_batch)
     norm = accelerator.clip_grad_norm_(training.model.parameters(), config.optim.clip_norm or math.inf)
     gradient_norm = float(norm)
     _step_if_finite(training, gradient_norm, images)
@@ -131,8 +132,9 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
             "step": progress.step,
             "epoch": step // plan.steps_per_epoch,
             "loss": float(loss.total),
-            "l1": float(loss.l1),
+            "regression": float(loss.regression),
             "ranking": float(loss.ranking),
+            "consistency": float(loss.consistency),
             "lr_hyper": rates["hyper"],
             "lr_backbone": rates["backbone"],
             "grad_norm": gradient_norm,
