@@ -97,13 +97,15 @@ class Loss(_Section):
 
 class Optim(_Section):
     lr: float = Field(2e-5, gt=0)
-    """Starting rate of the backbone group (backbone and local-distortion branches)."""
+    """Starting rate of the backbone group."""
     lr_ratio: float = Field(10.0, gt=0)
     """The hyper group runs at this multiple of the backbone's rate; with the step schedule, through epoch 8 only."""
     schedule: Literal["step", "cosine", "constant"] = "step"
     """step: lr / 10 ** (epoch // 6), epochs counted from 0."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the rates climb linearly to where the schedule has them."""
+    branches: Literal["backbone", "hyper"] = "backbone"
+    """The group of the local-distortion branches: the backbone's, as in the authors' code, or the hyper network's."""
     weight_decay: float = Field(5e-4, ge=0)
     """Adam's own (added to the gradient, as the authors have it)."""
     clip_norm: float | None = Field(None, gt=0)
@@ -117,6 +119,15 @@ class Train(_Section):
     """Images per step, over all ranks together; each shows data.patches_per_image patches."""
     micro_batch: int | None = Field(None, ge=1)
     """Images that one rank takes through the model at a time; gradients accumulate over the rest. null: its whole share."""
+
+
+class History(_Section):
+    exhausted_hyper_group: bool = False
+    """The first old bug: from the second epoch on, the hyper network is not trained."""
+    constant_backbone_rate: bool = False
+    """The second: the backbone's rate stays at its start."""
+    rebuilt_adam: bool = False
+    """The third: after every epoch Adam forgets its moments, and the rates follow the schedule an epoch late."""
 
 
 class Evaluate(_Section):
@@ -154,6 +165,7 @@ class Config(_Section):
     loss: Loss = Loss()
     optim: Optim = Optim()
     train: Train = Train()
+    history: History = History()
     evaluate: Evaluate = Evaluate()
     stop: Stop = Stop()
     save: Save = Save()

@@ -14,8 +14,9 @@ import torch
 
 from dist_train.config import Config
 from dist_train.errors import ConfigError
+from dist_train.history import historical_rates
 from dist_train.model_folder import build_model
-from dist_train.optim import LAST_RATIO_EPOCH, STEP_EPOCHS, learning_rates
+from dist_train.optim import LAST_RATIO_EPOCH, STEP_EPOCHS
 from dist_train.order import Order
 from shards.manifest import PARTS, Shards
 
@@ -66,7 +67,8 @@ class Plan:
         return hashlib.sha256(b"/".join(self.parts[part].tobytes() for part in PARTS)).hexdigest()[:16]
 
     def rates(self, step: int) -> dict[str, float]:
-        return learning_rates(self.config.optim, step, self.steps_per_epoch, self.config.train.epochs)
+        config = self.config
+        return historical_rates(config.history, config.optim, step, self.steps_per_epoch, config.train.epochs)
 
 
 def make_plan(config: Config, world: int) -> Plan:
@@ -157,6 +159,8 @@ def worth_knowing(plan: Plan) -> list[str]:
         notes.append("the split has no val part: the epoch is chosen on test")
     if plan.config.loss.regression in ("plcc", "norm_in_norm"):
         notes.append(f"loss.regression={plan.config.loss.regression} leaves the scale of the scores open: RMSE, raw, says nothing")
+    if old := [name for name, on in plan.config.history if on]:
+        notes.append(f"old bugs are switched back on: {', '.join(old)}")
     if plan.config.loss.scope == "rank":
         notes.append("loss.scope=rank: each rank's share is its own batch, so another number of processes takes other steps")
     if plan.shards.label.low is None and plan.config.model.output == "range":
@@ -192,9 +196,9 @@ def irreproducible(config: Config, world: int) -> list[str]:
 
 def _telling_epochs(config: Config) -> list[int]:
     """The first and last epochs and those where the schedule turns."""
-    last = config.train.epochs - 1
+    last, late = config.train.epochs - 1, int(config.history.rebuilt_adam)
     turns = {
-        "step": [*range(0, last + 1, STEP_EPOCHS), LAST_RATIO_EPOCH + 1],
+        "step": [turn + late for turn in (0, *range(STEP_EPOCHS, last + 1, STEP_EPOCHS), LAST_RATIO_EPOCH + 1)] + [0],
         "cosine": [round(last * k / 4) for k in range(5)],
         "constant": [0],
     }

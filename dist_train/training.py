@@ -25,12 +25,14 @@ from accelerate.utils import InitProcessGroupKwargs
 from safetensors.torch import load_file
 
 from dist_train import ranks
+from dist_train.audit import GroupNorms, copy_weights, measure_groups, refuse_bad_groups, refuse_still_groups
 from dist_train.chances import draw_chances
 from dist_train.config import Config
 from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batches
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.evaluation import Scores, score_images
 from dist_train.gradient import Targets, accumulate_gradient
+from dist_train.history import forget_hyper_gradient, forget_moments
 from dist_train.journal import finite_or_none
 from dist_train.launch import refuse_another_world
 from dist_train.model_folder import WEIGHTS, Cutting, save_model
@@ -85,6 +87,7 @@ def _run(plan: Plan, accelerator: Accelerator) -> None:
 def _train_until_done(training: Training, request: StopRequest) -> str | None:
     """Steps and verdicts until the run has ended (None), or until somebody asks to stop (who)."""
     plan, progress, save = training.plan, training.progress, training.config.save
+    refuse_bad_groups(training.model, training.optimizer)
     batches = _training_batches(training)
     saved = time.monotonic()
     while not progress.stopped:
@@ -121,9 +124,10 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
     rates = plan.rates(step)
     set_rates(training.optimizer, rates)
     scores, loss = accumulate_gradient(accelerator, training.wrapped, pixels, chances, targets, config.loss, plan.micro_batch)
+    forget_hyper_gradient(config.history, training.optimizer, step // plan.steps_per_epoch)
     norm = accelerator.clip_grad_norm_(training.model.parameters(), config.optim.clip_norm or math.inf)
     gradient_norm = float(norm)
-    _step_if_finite(training, gradient_norm, images)
+    norms = _step_if_finite(training, gradient_norm, images, rates)
 
     progress.step += 1
     training.epoch_scores.add(images, scores)
@@ -138,6 +142,7 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
             "lr_hyper": rates["hyper"],
             "lr_backbone": rates["backbone"],
             "grad_norm": gradient_norm,
+            **{f"{what}_{name}": value for name, found in norms.items() for what, value in found._asdict().items()},
         },
         scores.numel(),
         wait,
@@ -145,13 +150,21 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
     )
 
 
-def _step_if_finite(training: Training, gradient_norm: float, images: np.ndarray) -> None:
-    """Steps, or skips a gradient that is not finite. The all-reduced norm is everybody's, so all ranks do the same."""
-    accelerator, optimizer, progress = training.accelerator, training.optimizer, training.progress
+def _step_if_finite(training: Training, gradient_norm: float, images: np.ndarray, rates: dict[str, float]) -> dict[str, GroupNorms]:
+    """Steps, or skips a gradient that is not finite. The all-reduced norm is everybody's, so all ranks do the same.
+
+    Returns the norms of the groups, on an epoch's first step and on those that the journal tells of.
+    """
+    plan, accelerator, optimizer, progress = training.plan, training.accelerator, training.optimizer, training.progress
     finite = math.isfinite(gradient_norm)
+    measured = finite and (progress.step % plan.steps_per_epoch == 0 or (progress.step + 1) % training.config.log.every_steps == 0)
+    before = copy_weights(optimizer) if measured else []
     if finite or accelerator.scaler is not None:  # the fp16 scaler skips by itself, and learns from it
         optimizer.step()
     optimizer.zero_grad()
+    norms = measure_groups(optimizer, before) if measured and not optimizer.step_was_skipped else {}
+    still_on_purpose = {"hyper"} if training.config.history.exhausted_hyper_group else set()
+    refuse_still_groups({name: found for name, found in norms.items() if name not in still_on_purpose}, rates, progress.step + 1)
     training.skips_in_a_row = 0 if finite else training.skips_in_a_row + 1
     progress.skipped += not finite
     scaling = accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1.0  # it is still looking for its scale
@@ -162,6 +175,7 @@ def _step_if_finite(training: Training, gradient_norm: float, images: np.ndarray
             f"the images of this batch are {ids}{' ...' if len(images) > 8 else ''}; "
             f"a lower optim.lr, optim.clip_norm, or run.precision=no may help"
         )
+    return norms
 
 
 def _judge_epoch(training: Training) -> None:
@@ -174,6 +188,8 @@ def _judge_epoch(training: Training) -> None:
     if verdict is Verdict.NEW_BEST:
         progress.best = ranks.announce(panels)
         _save_best(training, scores)
+    forget_moments(config.history, training.optimizer)
+    refuse_bad_groups(training.model, training.optimizer)
     progress.epochs_judged += 1
     progress.stopped = verdict is Verdict.STOP or progress.epochs_judged == config.train.epochs
     if ranks.is_first():
