@@ -60,14 +60,12 @@ class Journal:
         if record["step"] % self._every == 0 or steps_left == 0:
             self._say_step(record, steps_left)
 
-    def epoch(self, epoch: int, step: int, panels: Mapping[str, Mapping[str, float]], chooser: str, verdict: str) -> None:
+    def epoch(self, epoch: int, step: int, panels: Mapping[str, Mapping[str, Any]], chooser: str, verdict: str) -> None:
         """One epoch: the panels of train, val (and test, where that chose) and rank 0's verdict."""
         self._write({"kind": "epoch", "epoch": epoch, "step": step, **panels, "verdict": verdict})
-        shown = " | ".join(
-            f"{part} SRCC {of['srcc']:.4f} PLCC {of['plcc']:.4f} patch SRCC {of['patch_srcc']:.4f} spread {of['spread']:.2f}"
-            for part, of in panels.items()
-        )
-        self.say(f"epoch {epoch}: {shown} | {verdict}")
+        self.say(f"epoch {epoch}: {_shown(panels)} | {verdict}")
+        for name in next(iter(panels.values())).get("sets", {}):
+            self.say(f"   {name}: {_shown({part: panel['sets'][name] for part, panel in panels.items()})}")
         if math.isnan(panels[chooser]["srcc"]):
             self.say(f"WARNING: there is no {chooser} SRCC (all scores equal, or fewer than two images): never the best epoch")
         self._restart_line_clock()
@@ -104,6 +102,15 @@ class Journal:
             for name, value in _flat(record):
                 if isinstance(value, int | float):
                     self._board.add_scalar(name, value, record["step"])
+
+
+def _shown(panels: Mapping[str, Mapping[str, Any]]) -> str:
+    """The panels of some parts in one line."""
+    return " | ".join(
+        f"{part} SRCC {of['srcc']:.4f} PLCC {of['plcc']:.4f} patch SRCC {of['patch_srcc']:.4f}"
+        + (f" spread {of['spread']:.2f}" if "spread" in of else "")
+        for part, of in panels.items()
+    )
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

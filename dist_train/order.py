@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
-SHUFFLE, FLIP, DROPOUT = 1, 2, 3  # what bits are used for: each use draws from a stream of its own
+SHUFFLE, FLIP, DROPOUT, MIXTURE = 1, 2, 3, 4  # what bits are used for: each use draws from a stream of its own
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
