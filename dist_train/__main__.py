@@ -85,8 +85,11 @@ def _predict(options: argparse.Namespace) -> None:
 
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     trained = open_model(options.checkpoint)
-    print(f"scores on the scale of {trained.label}", file=sys.stderr)
-    predictions = predict(trained, options.pictures, device, options.batch_images, options.workers)
+    name = options.scale or next(iter(trained.scales))
+    if name not in trained.scales:
+        raise ConfigError(f"--scale {name}: the model was trained on {', '.join(trained.scales)}")
+    print(f"scores on the scale of {name}: {trained.scales[name].label}", file=sys.stderr)
+    predictions = predict(trained, trained.scales[name], options.pictures, device, options.batch_images, options.workers)
     with nullcontext(sys.stdout) if options.out is None else options.out.open("w", encoding="utf-8", newline="") as file:
         failed = write_predictions(predictions, file)
     if failed:
@@ -134,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="a run folder, or the folder of a model")
     command.add_argument("pictures", type=Path, nargs="+", help="pictures, and folders of pictures")
     command.add_argument("--out", type=Path, help="the csv file to write: image, score, spread (default: the terminal)")
+    command.add_argument("--scale", metavar="SET", help="of a model of several data sets: whose scale (default: the first's)")
     command.add_argument("--batch-images", type=int, default=4, help="pictures scored together (default: 4)")
     command.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
     command.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU when there is one)")

@@ -4,6 +4,7 @@
       step-00000500/
         model.safetensors    weights and buffers
         optimizer.pt         Adam's moments, as plain tensors
+        average.safetensors  the averaged weights, where the config wants them (else it holds nothing)
         scores.safetensors   the training scores of the epoch so far, for its metrics
         progress.json        step, early stop, what data and config it belongs to, and the SHA-256 of the files above
 
@@ -28,7 +29,7 @@ from dist_train.whole_files import save_tensors, write_json
 from shards.manifest import file_sha256
 from shards.whole_files import sync
 
-FILES = ("model.safetensors", "optimizer.pt", "scores.safetensors")
+FILES = ("model.safetensors", "optimizer.pt", "average.safetensors", "scores.safetensors")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Checkpoint:
 
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
+    average: dict[str, Tensor]
     scores: dict[str, Tensor]
     progress: dict[str, Any]
 
@@ -55,6 +57,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     part.mkdir(parents=True)
     save_tensors(part / "model.safetensors", checkpoint.model)
     torch.save(checkpoint.optimizer, part / "optimizer.pt")
+    save_tensors(part / "average.safetensors", checkpoint.average)
     save_tensors(part / "scores.safetensors", checkpoint.scores)
     files = {name: file_sha256(part / name) for name in FILES}
     write_json(part / "progress.json", checkpoint.progress | {"files": files})
@@ -89,6 +92,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(
         load_file(path / "model.safetensors"),
         torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
+        load_file(path / "average.safetensors"),
         load_file(path / "scores.safetensors"),
         _read_progress(path),
     )

@@ -7,16 +7,18 @@ says by itself how it was made. Unknown keys are errors that name the key one pr
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from dist_train.errors import ConfigError
 from dist_train.whole_files import write_text
 
+Place = Annotated[str, BeforeValidator(lambda value: os.path.expanduser(os.fspath(value)) if isinstance(value, str | Path) else value)]
 Folder = Annotated[Path, AfterValidator(Path.expanduser)]  # the shell leaves the ~ of `run.folder=~/run` to us
 
 
@@ -33,6 +35,8 @@ class Run(_Section):
     """auto: the GPU of this process when there is one."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision of the backbone. The target network and the loss stay in float32."""
+    compile: bool = False
+    """Compile the model with torch.compile: faster steps on a GPU after a slow start; numbers differ in the last digits."""
     processes: int | None = Field(None, ge=1)
     """The number of processes this run must have; it refuses to start as another number. null: whatever was launched."""
 
@@ -42,11 +46,24 @@ class Run(_Section):
         return "no" if value is False else value  # YAML 1.1 reads a bare no as false
 
 
-class Data(_Section):
-    shards: Folder | None = None
-    """The shard folder (`python -m shards build`)."""
+class DataSet(_Section):
+    """One of several data sets."""
+
+    shards: Place
+    """Its shard folder."""
     split: str | None = None
     """Name of a table in its splits folder. null: official when there is one, else round-01."""
+    weight: float | None = Field(None, gt=0)
+    """Its share of every batch, relative to the other sets'. null: in proportion to the number of its training images."""
+
+
+class Data(_Section):
+    shards: Place | None = None
+    """The shard folder (`python -m shards build`), or the address of one."""
+    split: str | None = None
+    """Name of a table in its splits folder. null: official when there is one, else round-01."""
+    sets: dict[str, DataSet] = {}
+    """Several data sets by name, instead of shards and split: opinions are standardised per set, pairs form within a set."""
     patches_per_image: int = Field(1, ge=1)
     """Patches that an image shows each time it is visited."""
     passes: int | None = Field(None, ge=1)
@@ -73,23 +90,39 @@ class Model(_Section):
 
 
 class Loss(_Section):
+    regression: Literal["l1", "smooth_l1", "mse", "plcc", "norm_in_norm"] = "l1"
+    """The first term of the loss. plcc and norm_in_norm compare orders along a line and leave the scale of the scores open."""
+    regression_level: Literal["patch", "image"] = "patch"
+    """patch: every patch's score against the opinion, as the paper. image: the mean score of an image's patches."""
+    smooth_l1_beta: float = Field(1.0, gt=0)
+    """Where smooth_l1 turns from a square to a line, in units of the label."""
     rank_weight: float = Field(0.0, ge=0)
-    """alpha: total = L1 + alpha * ranking loss."""
+    """alpha: total = regression + alpha * ranking + consistency_weight * consistency."""
+    rank_kind: Literal["hinge", "fidelity"] = "hinge"
+    """hinge: relu(margin - lead), as the seeds. fidelity: of the probability that the better image wins (UNIQUE, LIQE)."""
     rank_level: Literal["image", "patch"] = "image"
     """image: pairs of images, by the mean score of their patches. patch: pairs of patches of different images, as the seeds."""
     rank_margin: float = Field(0.1, ge=0)
-    """By how much the better of a pair must be ahead, in units of the label."""
+    """By how much the better of a pair must be ahead, for the hinge."""
+    rank_margin_unit: Literal["label", "std"] = "label"
+    """label: the margin is in units of the label. std: in standard deviations of the training opinions."""
+    consistency_weight: float = Field(0.0, ge=0)
+    """Weight of the variance of an image's patch scores, in units of the label: variance / standard deviation of the opinions."""
+    scope: Literal["global", "rank"] = "global"
+    """global: over the global batch, the same on any number of ranks. rank: each rank's own share, to measure what that costs."""
 
 
 class Optim(_Section):
     lr: float = Field(2e-5, gt=0)
-    """Starting rate of the backbone group (backbone and local-distortion branches)."""
+    """Starting rate of the backbone group."""
     lr_ratio: float = Field(10.0, gt=0)
     """The hyper group runs at this multiple of the backbone's rate; with the step schedule, through epoch 8 only."""
     schedule: Literal["step", "cosine", "constant"] = "step"
     """step: lr / 10 ** (epoch // 6), epochs counted from 0."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the rates climb linearly to where the schedule has them."""
+    branches: Literal["backbone", "hyper"] = "backbone"
+    """The group of the local-distortion branches: the backbone's, as in the authors' code, or the hyper network's."""
     weight_decay: float = Field(5e-4, ge=0)
     """Adam's own (added to the gradient, as the authors have it)."""
     clip_norm: float | None = Field(None, gt=0)
@@ -100,9 +133,23 @@ class Train(_Section):
     epochs: int = Field(16, ge=1)
     """Epochs at most; early stopping may end sooner."""
     global_batch: int = Field(96, ge=1)
-    """Images per step, over all ranks together; each shows data.patches_per_image patches."""
+    """Images per step, over all ranks and sets together; each shows data.patches_per_image patches."""
     micro_batch: int | None = Field(None, ge=1)
     """Images that one rank takes through the model at a time; gradients accumulate over the rest. null: its whole share."""
+
+
+class History(_Section):
+    exhausted_hyper_group: bool = False
+    """The first old bug: from the second epoch on, the hyper network is not trained."""
+    constant_backbone_rate: bool = False
+    """The second: the backbone's rate stays at its start."""
+    rebuilt_adam: bool = False
+    """The third: after every epoch Adam forgets its moments, and the rates follow the schedule an epoch late."""
+
+
+class Ema(_Section):
+    decay: float | None = Field(None, gt=0, lt=1)
+    """Keep an exponential moving average of the weights, such as 0.999, with a best epoch and a test of its own. null: none."""
 
 
 class Evaluate(_Section):
@@ -140,6 +187,8 @@ class Config(_Section):
     loss: Loss = Loss()
     optim: Optim = Optim()
     train: Train = Train()
+    ema: Ema = Ema()
+    history: History = History()
     evaluate: Evaluate = Evaluate()
     stop: Stop = Stop()
     save: Save = Save()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple, Protocol
@@ -21,31 +21,43 @@ import webdataset as wds
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from dist_train.order import Batch, Order
-from shards.manifest import ShardError, Shards
+from dist_train.order import Batch
+from shards.manifest import ShardError
 
 
 class PatchBatch(NamedTuple):
     """The patches of some images.
 
-    images: int64 [n], numbers in the shard folder. pixels: uint8 [n, patches, 3, size, size], stored channels last.
+    images: int64 [n], their numbers. pixels: uint8 [n, patches, 3, size, size], stored channels last.
     """
 
     images: Tensor
     pixels: Tensor
 
 
+class Pictures(Protocol):
+    """Where patches come from: a shard folder, or several as one."""
+
+    def read_patches(self, image: int, patches: Sequence[int]) -> np.ndarray: ...
+
+
+class Line(Protocol):
+    """The line of visits of a run."""
+
+    def batch(self, step: int) -> Batch: ...
+
+
 class Visits(Protocol):
-    """What one rank reads at each step, as image numbers of the shard folder."""
+    """What one rank reads at each step."""
 
     def at(self, step: int) -> Batch: ...
 
 
 @dataclass(frozen=True)
 class TrainingVisits:
-    """One rank's share of the global batches. `numbers` are the training images in the shard folder."""
+    """One rank's share of the global batches. `numbers` are the training images as the pictures number them."""
 
-    order: Order
+    order: Line
     numbers: np.ndarray
     mirror: bool
     rank: int
@@ -83,7 +95,7 @@ class EvaluationVisits:
 class PatchReader:
     """The first stage of the pipeline: steps `first` to `last` (exclusive), read image by image."""
 
-    shards: Shards
+    pictures: Pictures
     visits: Visits
     first: int
     last: int
@@ -94,7 +106,7 @@ class PatchReader:
         for step in range(self.first + number, self.last, workers):
             batch = self.visits.at(step)
             for image, patches, flips in zip(batch.images, batch.patches, batch.flips, strict=True):
-                pixels = self.shards.read_patches(int(image), patches.tolist())
+                pixels = self.pictures.read_patches(int(image), patches.tolist())
                 yield {
                     "__key__": f"{step}-{image}",
                     "image": int(image),

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from dist_train import ranks
+from dist_train.collection import Collection
 from dist_train.config import Config
 from dist_train.data import EvaluationVisits, PatchReader, patch_batches
 from dist_train.metrics import per_image, two_level_panel
@@ -43,6 +45,37 @@ class Scores:
         for image, opinion, mean, spread in zip(self.images, self.opinions, means, spreads, strict=True):
             writer.writerow([shards.ids[image], repr(float(opinion)), repr(float(mean)), repr(float(spread))])
         write_text(path, table.getvalue())
+
+
+def score_part(model: nn.Module, collection: Collection, part: str, config: Config, device: torch.device) -> dict[str, Scores] | None:
+    """The scores of a part of every data set, by its name and on its own scale; on rank 0, None elsewhere. A collective."""
+    found = {}
+    for member in collection.members:
+        scores = score_images(model, member.shards, member.parts[part], config, device)
+        if scores is not None:
+            found[member.name] = replace(scores, patches=member.scale.to_opinions(scores.patches))
+    return found or None
+
+
+def panel_of(scores: dict[str, Scores]) -> dict[str, Any]:
+    """The panel of the only data set; of several, the means of what has no unit, with each one's own panel under 'sets'."""
+    panels = {name: found.panel() for name, found in scores.items()}
+    return mean_panel(panels)
+
+
+def mean_panel(panels: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """One panel for several sets: means over the sets of the figures that have no unit, and all panels under 'sets'."""
+    if len(panels) == 1:
+        return next(iter(panels.values()))
+    names = [name for name in next(iter(panels.values())) if name.endswith(("srcc", "plcc", "krcc"))]
+    return {name: float(np.mean([panel[name] for panel in panels.values()])) for name in names} | {"sets": panels}
+
+
+def write_scores(folder: Path, stem: str, scores: dict[str, Scores], collection: Collection) -> None:
+    """`stem`.csv, or `stem`-SET.csv for each of several data sets."""
+    for member in collection.members:
+        name = stem if len(collection.members) == 1 else f"{stem}-{member.name}"
+        scores[member.name].write_csv(folder / f"{name}.csv", member.shards)
 
 
 def score_images(model: nn.Module, shards: Shards, numbers: np.ndarray, config: Config, device: torch.device) -> Scores | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -17,16 +18,31 @@ from torch import Tensor, nn
 
 from dist_train import ranks
 from dist_train.config import Loss
-from dist_train.loss import LossParts, training_loss
+from dist_train.loss import LossParts, compares_images, training_loss
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the scores of a global batch should be: opinions [images] and the number of each one's data set [images]."""
+
+    opinions: Tensor
+    sets: Tensor
+    label_std: float  # of the training opinions
+
+    def of(self, images: slice) -> Targets:
+        return replace(self, opinions=self.opinions[images], sets=self.sets[images])
+
+    def split(self, size: int) -> list[Targets]:
+        return [self.of(slice(first, first + size)) for first in range(0, len(self.opinions), size)]
 
 
 def accumulate_gradient(
-    accelerator: Accelerator, model: nn.Module, pixels: Tensor, chances: Tensor, opinions: Tensor, config: Loss, micro_batch: int
+    accelerator: Accelerator, model: nn.Module, pixels: Tensor, chances: Tensor, targets: Targets, config: Loss, micro_batch: int
 ) -> tuple[Tensor, LossParts]:
     """Adds the gradient of a step to the weights; returns all scores [global batch, patches] and the loss.
 
     `pixels` is this rank's share [images, patches, 3, size, size], `chances` [images, patches, num_chances] says what it
-    drops, `opinions` [global batch] is everybody's. `model` is the DDP wrapper where there is one. A collective.
+    drops, `targets` are everybody's. `model` is the DDP wrapper where there is one. A collective.
     """
     shares = list(zip(torch.split(pixels, micro_batch), torch.split(chances, micro_batch), strict=True))
     own = slice(ranks.rank(), None, ranks.world())
@@ -42,32 +58,32 @@ def accumulate_gradient(
     if len(shares) == 1:
         scores = forward(0)
         everyone = ranks.gather_visits(scores)
-        loss, gradient = _loss_and_gradient(everyone, opinions, config)
+        loss, gradient = _loss_and_gradient(everyone, targets, config, ranks.world())
         backward(scores, gradient[own])
         return everyone, loss
 
     gradients: tuple[Tensor, ...] = ()
-    compared = config.rank_weight > 0
+    compared = compares_images(config)
     if compared:
         with torch.no_grad(), _resting_batch_norm(model):
             preview = torch.cat([forward(number) for number in range(len(shares))])
-        _, gradient = _loss_and_gradient(ranks.gather_visits(preview), opinions, config)
+        _, gradient = _loss_and_gradient(ranks.gather_visits(preview), targets, config, ranks.world())
         gradients = torch.split(gradient[own], micro_batch)
     found = []
-    for number, said in enumerate(torch.split(opinions[own], micro_batch)):
+    for number, own_targets in enumerate(targets.of(own).split(micro_batch)):
         with nullcontext() if number == len(shares) - 1 else accelerator.no_sync(model):
             scores = forward(number)
-            alone = len(said) / len(opinions)  # the part of the global mean that these images make up
-            backward(scores, gradients[number] if compared else _loss_and_gradient(scores, said, config)[1] * alone)
+            alone = len(scores) / len(targets.opinions)  # the part of the global mean that these images make up
+            backward(scores, gradients[number] if compared else _loss_and_gradient(scores, own_targets, config, 1)[1] * alone)
         found.append(scores.detach())
     everyone = ranks.gather_visits(torch.cat(found))
-    return everyone, _loss_and_gradient(everyone, opinions, config)[0]
+    return everyone, _loss_and_gradient(everyone, targets, config, ranks.world())[0]
 
 
-def _loss_and_gradient(scores: Tensor, opinions: Tensor, config: Loss) -> tuple[LossParts, Tensor]:
+def _loss_and_gradient(scores: Tensor, targets: Targets, config: Loss, world: int) -> tuple[LossParts, Tensor]:
     """The loss of all scores, and its gradient with respect to each."""
     leaf = scores.detach().requires_grad_()
-    loss = training_loss(leaf, opinions, config)
+    loss = training_loss(leaf, targets.opinions, config, targets.sets, targets.label_std, world)
     (gradient,) = torch.autograd.grad(loss.total, leaf)
     return LossParts(*(part.detach() for part in loss)), gradient
 

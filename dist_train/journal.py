@@ -45,7 +45,7 @@ class Journal:
             print(text, flush=True)
 
     def step(self, record: Mapping[str, Any], patches: int, wait: float, steps_left: int) -> None:
-        """One optimiser step: `record` has step, epoch, loss, l1, ranking, lr_hyper, lr_backbone, grad_norm.
+        """One optimiser step: `record` has step, epoch, loss, regression, ranking, consistency, lr_hyper, lr_backbone, grad_norm.
 
         `patches` went through all ranks in it, `wait` is the seconds this rank waited for data.
         """
@@ -60,14 +60,12 @@ class Journal:
         if record["step"] % self._every == 0 or steps_left == 0:
             self._say_step(record, steps_left)
 
-    def epoch(self, epoch: int, step: int, panels: Mapping[str, Mapping[str, float]], chooser: str, verdict: str) -> None:
+    def epoch(self, epoch: int, step: int, panels: Mapping[str, Mapping[str, Any]], chooser: str, verdict: str) -> None:
         """One epoch: the panels of train, val (and test, where that chose) and rank 0's verdict."""
         self._write({"kind": "epoch", "epoch": epoch, "step": step, **panels, "verdict": verdict})
-        shown = " | ".join(
-            f"{part} SRCC {of['srcc']:.4f} PLCC {of['plcc']:.4f} patch SRCC {of['patch_srcc']:.4f} spread {of['spread']:.2f}"
-            for part, of in panels.items()
-        )
-        self.say(f"epoch {epoch}: {shown} | {verdict}")
+        self.say(f"epoch {epoch}: {_shown(panels)} | {verdict}")
+        for name in next(iter(panels.values())).get("sets", {}):
+            self.say(f"   {name}: {_shown({part: panel['sets'][name] for part, panel in panels.items()})}")
         if math.isnan(panels[chooser]["srcc"]):
             self.say(f"WARNING: there is no {chooser} SRCC (all scores equal, or fewer than two images): never the best epoch")
         self._restart_line_clock()
@@ -89,9 +87,9 @@ class Journal:
         eta = _duration((now - self._clock) / measured * steps_left) if measured > 0 else "-"
         if not self._columns_said:
             self._columns_said = True
-            self.say("    step epoch      loss        l1   ranking  lr hyper   lr back    |grad|  patch/s  wait     left")
+            self.say("    step epoch      loss   regress   ranking  lr hyper   lr back    |grad|  patch/s  wait     left")
         rates = f"{record['lr_hyper']:>9.2e} {record['lr_backbone']:>9.2e}"
-        losses = f"{record['loss']:>9.4f} {record['l1']:>9.4f} {record['ranking']:>9.4f}"
+        losses = f"{record['loss']:>9.4f} {record['regression']:>9.4f} {record['ranking']:>9.4f}"
         speed = f"{self._line_patches / seconds:>8.1f} {self._line_wait / seconds:>5.0%}"
         self.say(f"{record['step']:>8} {record['epoch']:>5} {losses} {rates} {record['grad_norm']:>9.2e} {speed} {eta:>8}")
         self._restart_line_clock()
@@ -104,6 +102,15 @@ class Journal:
             for name, value in _flat(record):
                 if isinstance(value, int | float):
                     self._board.add_scalar(name, value, record["step"])
+
+
+def _shown(panels: Mapping[str, Mapping[str, Any]]) -> str:
+    """The panels of some parts in one line."""
+    return " | ".join(
+        f"{part} SRCC {of['srcc']:.4f} PLCC {of['plcc']:.4f} patch SRCC {of['patch_srcc']:.4f}"
+        + (f" spread {of['spread']:.2f}" if "spread" in of else "")
+        for part, of in panels.items()
+    )
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -1,45 +1,134 @@
-"""L1 and ranking losses, normalised over the global batch.
+"""What is minimised: a regression term, a ranking term and a consistency term, normalised over the global batch.
 
 Every rank computes the loss of the whole global batch from the gathered scores, and differentiates it with respect to its
 own scores only. The sum of the ranks' gradients is then the gradient of the one global loss, pairs across ranks included:
-one rank with 8 images and four ranks with 2 take the same step.
+one rank with 8 images and four ranks with 2 take the same step. Images of different data sets are never compared.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dist_train.config import Loss
 
+_TINY = 1e-8  # keeps a square root's slope, and a division by a constant batch's norm, finite
+
 
 class LossParts(NamedTuple):
-    """Scalars: what is minimised, and the two terms before their weights."""
+    """Scalars: what is minimised, and its terms before their weights."""
 
     total: Tensor
-    l1: Tensor
+    regression: Tensor
     ranking: Tensor
+    consistency: Tensor
 
 
-def training_loss(scores: Tensor, opinions: Tensor, config: Loss) -> LossParts:
-    """The loss of scores [images, patches] against opinions [images], both in units of the label."""
-    l1 = (scores - opinions[:, None]).abs().mean()
-    if config.rank_level == "image":
-        ranking = ranking_loss(scores.mean(dim=1), opinions, config.rank_margin)
-    else:
-        ranking = ranking_loss(scores.flatten(), opinions.repeat_interleave(scores.shape[1]), config.rank_margin)
-    return LossParts(l1 + config.rank_weight * ranking, l1, ranking)
+def training_loss(
+    scores: Tensor, opinions: Tensor, config: Loss, sets: Tensor | None = None, label_std: float = 1.0, world: int = 1
+) -> LossParts:
+    """The loss of scores [images, patches] against opinions [images], both in units of the label.
 
-
-def ranking_loss(scores: Tensor, opinions: Tensor, margin: float) -> Tensor:
-    """Mean of relu(margin - sign(y_i - y_j) (p_i - p_j)) over the pairs with y_i != y_j; 0 when there is none.
-
-    The hinge of RankNet's successors, as the HyperIQA fork of the seeds uses it. Scores and opinions are [n]. Patches of
-    one image share an opinion and so never form a pair.
+    `sets` [images] numbers the data set of each image (None: all of one), `label_std` is the standard deviation of the
+    training opinions. With config.scope 'rank', visits [r::world] are a rank's own batch, and the loss is the mean of the
+    ranks' losses, as code without communication has it.
     """
-    order = (opinions[:, None] - opinions[None, :]).sign()
-    ahead = order * (scores[:, None] - scores[None, :])
-    hinges = torch.relu(margin - ahead) * order.abs()
+    sets = torch.zeros_like(opinions, dtype=torch.long) if sets is None else sets
+    if config.scope == "rank" and world > 1:
+        own = [slice(rank, None, world) for rank in range(world)]
+        of_ranks = [training_loss(scores[part], opinions[part], config, sets[part], label_std) for part in own]
+        return LossParts(*(torch.stack(values).mean() for values in zip(*of_ranks, strict=True)))
+    regression = regression_loss(*_at(config.regression_level, scores, opinions, sets), config)
+    if config.rank_kind == "hinge":
+        margin = config.rank_margin * (label_std if config.rank_margin_unit == "std" else 1.0)
+        ranking = ranking_loss(*_at(config.rank_level, scores, opinions, sets), margin)
+    else:
+        ranking = fidelity_loss(*_at(config.rank_level, scores, opinions, sets), label_std)
+    consistency = scores.var(dim=1, correction=0).mean() / label_std
+    total = regression + config.rank_weight * ranking + config.consistency_weight * consistency
+    return LossParts(total, regression, ranking, consistency)
+
+
+def compares_images(config: Loss) -> bool:
+    """Whether the gradient of one image's score depends on the scores of others."""
+    return config.rank_weight > 0 or config.regression in ("plcc", "norm_in_norm")
+
+
+def regression_loss(scores: Tensor, opinions: Tensor, sets: Tensor, config: Loss) -> Tensor:
+    """The distance between scores [n] and opinions [n]; plcc and norm_in_norm are means over the sets, by their images.
+
+    smooth_l1: Girshick, "Fast R-CNN", ICCV 2015, eq. 3, turning from square to line at config.smooth_l1_beta.
+    """
+    match config.regression:
+        case "l1":
+            return functional.l1_loss(scores, opinions)
+        case "smooth_l1":
+            return functional.smooth_l1_loss(scores, opinions, beta=config.smooth_l1_beta)
+        case "mse":
+            return functional.mse_loss(scores, opinions)
+    correlation = plcc_loss if config.regression == "plcc" else norm_in_norm_loss
+    members = [sets == number for number in set(sets.tolist())]
+    return torch.stack([correlation(scores[here], opinions[here]) * here.sum() for here in members]).sum() / len(scores)
+
+
+def plcc_loss(scores: Tensor, opinions: Tensor) -> Tensor:
+    """(1 - PLCC) / 2 of scores [n] and opinions [n]: 0 on a rising line, 1 on a falling one, 1/2 where either is constant."""
+    return (1 - (_normed(scores) * _normed(opinions)).sum()) / 2
+
+
+def norm_in_norm_loss(scores: Tensor, opinions: Tensor) -> Tensor:
+    """Norm-in-norm with p = 1 and q = 2: Li, Jiang and Jiang, ACM Multimedia 2020, eq. 1 to 4. Between 0 and 1.
+
+    Scores and opinions [n] are centred and divided by their Euclidean norm; the loss is the sum of absolute differences over
+    its largest value, 2 sqrt(n).
+    """
+    return (_normed(scores) - _normed(opinions)).abs().sum() / (2 * math.sqrt(len(scores)))
+
+
+def ranking_loss(scores: Tensor, opinions: Tensor, sets: Tensor, margin: float) -> Tensor:
+    """Mean of relu(margin - sign(y_i - y_j) (p_i - p_j)) over the pairs of one set with y_i != y_j; 0 when there is none.
+
+    The hinge of Herbrich, Graepel and Obermayer, "Large Margin Rank Boundaries for Ordinal Regression", 2000, as the HyperIQA
+    fork of the seeds uses it. All are [n]. Patches of one image share an opinion and so never form a pair.
+    """
+    order = _order(opinions, sets)
+    hinges = torch.relu(margin - order * (scores[:, None] - scores[None, :])) * order.abs()
     return hinges.sum() / order.abs().sum().clamp(min=1)
+
+
+def fidelity_loss(scores: Tensor, opinions: Tensor, sets: Tensor, label_std: float) -> Tensor:
+    """Mean of 1 - sqrt(q) over the pairs of one set with y_i > y_j, where q = Phi((p_i - p_j) / (sqrt(2) label_std)).
+
+    The fidelity loss of Tsai et al., "FRank", SIGIR 2007, as UNIQUE (Zhang et al., IEEE TIP 2021, eq. 5) and LIQE (Zhang et
+    al., CVPR 2023) use it: Thurstone's case V gives the probability q that the better image wins, and the truth is 1. A
+    score's uncertainty is taken as one standard deviation of the label. All are [n]; 0 when there is no pair.
+    """
+    better = _order(opinions, sets) > 0
+    lead = (scores[:, None] - scores[None, :])[better] / label_std
+    if not len(lead):
+        return scores.sum() * 0
+    winning: Tensor = torch.special.ndtr(lead / math.sqrt(2))
+    return (1 - (winning + _TINY).sqrt()).mean()
+
+
+def _at(level: str, scores: Tensor, opinions: Tensor, sets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, opinions and sets [n] of the images, each by the mean of its patches, or of the patches."""
+    if level == "image":
+        return scores.mean(dim=1), opinions, sets
+    patches = scores.shape[1]
+    return scores.flatten(), opinions.repeat_interleave(patches), sets.repeat_interleave(patches)
+
+
+def _order(opinions: Tensor, sets: Tensor) -> Tensor:
+    """[n, n]: 1 where i is the better of a pair, -1 where j is, 0 where they are equal or of different sets."""
+    return (opinions[:, None] - opinions[None, :]).sign() * (sets[:, None] == sets[None, :])
+
+
+def _normed(values: Tensor) -> Tensor:
+    """Centred, and of Euclidean norm 1; all 0 when the values are constant."""
+    centred = values - values.mean()
+    return centred / (centred.square().sum() + _TINY).sqrt()

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dist_train.collection import Scale
 from dist_train.config import Config, load_config, save_config
 from dist_train.errors import ConfigError
 from dist_train.model import HyperIQA
@@ -46,7 +47,7 @@ class TrainedModel:
 
     model: HyperIQA
     config: Config
-    label: Label
+    scales: Mapping[str, Scale]  # by the name of the data set; a model of several speaks on none of theirs
     cutting: Cutting
     about: Mapping[str, Any]
 
@@ -58,12 +59,14 @@ def build_model(config: Config, patch_size: int, output_scale: tuple[float, floa
 
 
 def save_model(
-    folder: Path, weights: Mapping[str, Tensor], config: Config, label: Label, cutting: Cutting, more: Mapping[str, Any]
+    folder: Path, weights: Mapping[str, Tensor], config: Config, scales: Mapping[str, Scale], cutting: Cutting, more: Mapping[str, Any]
 ) -> None:
     """Writes the folder, each file at once, the weights last. `more` is told with the weights, as JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     save_config(config, folder / SETTINGS)
-    save_tensors(folder / WEIGHTS, weights, {**more, "label": asdict(label), "cutting": asdict(cutting)})
+    save_tensors(
+        folder / WEIGHTS, weights, {**more, "scales": {name: asdict(scale) for name, scale in scales.items()}, "cutting": asdict(cutting)}
+    )
 
 
 def open_model(place: Path) -> TrainedModel:
@@ -75,12 +78,13 @@ def open_model(place: Path) -> TrainedModel:
     config = load_config(path.with_name(SETTINGS))
     try:
         about, weights = read_about(path), load_file(path)
-        label, cutting = Label(**about["label"]), Cutting(**about["cutting"])
+        scales = {name: Scale(**{**said, "label": Label(**said["label"])}) for name, said in about["scales"].items()}
+        cutting = Cutting(**about["cutting"])
         model = build_model(config, cutting.patch_size, (0.0, 100.0))
         model.load_state_dict(weights)  # the scale of the scores is among the buffers
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise ConfigError(f"{path}: holds no model of this version ({error}); train it again, or take another") from error
-    return TrainedModel(model.eval(), config, label, cutting, about)
+    return TrainedModel(model.eval(), config, scales, cutting, about)
 
 
 def find_weights(place: Path) -> Path:

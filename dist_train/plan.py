@@ -6,21 +6,24 @@ model is built.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
 import torch
 
+from dist_train.collection import Collection, Member, open_collection
 from dist_train.config import Config
 from dist_train.errors import ConfigError
+from dist_train.history import historical_rates
+from dist_train.mixture import Mixture, seed_of_set, shares_of
 from dist_train.model_folder import build_model
-from dist_train.optim import LAST_RATIO_EPOCH, STEP_EPOCHS, learning_rates
+from dist_train.optim import LAST_RATIO_EPOCH, STEP_EPOCHS
 from dist_train.order import Order
-from shards.manifest import PARTS, Shards
+from shards.manifest import PARTS
 
 FEWEST_IMAGES = 3  # of which a correlation says anything
 FEW_IMAGES = 50  # below this, one lucky image moves it
+SPAN = 2.5  # standard deviations on either side of the mean that the scores of several sets span
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,8 @@ class Plan:
     """A config, resolved against the data and the number of processes."""
 
     config: Config
-    shards: Shards
-    split: str
-    parts: dict[str, np.ndarray]  # image numbers of train, val and test
-    order: Order
+    collection: Collection
+    order: Order | Mixture
     world: int
     share: int  # images per rank and step
     micro_batch: int  # of them, images that go through the model at a time
@@ -47,40 +48,43 @@ class Plan:
 
     @property
     def output_scale(self) -> tuple[float, float]:
-        """(low, high) of the opinions: as stated, or as seen in the training part; (0, 100) when the output stays raw."""
-        label = self.shards.label
+        """What the target network's 0 and 100 mean, in targets.
+
+        One set: the ends of its scale, as stated or as seen in the training part; (0, 100) when the output stays raw. Several
+        sets: 2.5 standard deviations below and above the mean.
+        """
+        if len(self.collection.members) > 1:
+            return -SPAN, SPAN
         if self.config.model.output == "raw":
             return 0.0, 100.0
-        if label.low is not None and label.high is not None:
-            return label.low, label.high
-        seen = self.shards.opinions[self.parts["train"]]
+        only = self.collection.members[0]
+        if only.shards.label.low is not None and only.shards.label.high is not None:
+            return only.shards.label.low, only.shards.label.high
+        seen = only.shards.opinions[only.parts["train"]]
         return float(seen.min()), float(seen.max())
 
-    def split_fingerprint(self) -> str:
-        """A short name for exactly these images in train, val and test."""
-        return hashlib.sha256(b"/".join(self.parts[part].tobytes() for part in PARTS)).hexdigest()[:16]
+    @cached_property
+    def label_std(self) -> float:
+        """The standard deviation of the training targets: of the opinions, or 1 where they were standardised."""
+        only = self.collection.members[0]
+        return 1.0 if len(self.collection.members) > 1 else float(only.shards.opinions[only.parts["train"]].std())
 
     def rates(self, step: int) -> dict[str, float]:
-        return learning_rates(self.config.optim, step, self.steps_per_epoch, self.config.train.epochs)
+        config = self.config
+        return historical_rates(config.history, config.optim, step, self.steps_per_epoch, config.train.epochs)
 
 
 def make_plan(config: Config, world: int) -> Plan:
     """Opens the data and derives the numbers. Raises ConfigError or ShardError for what cannot work."""
-    if config.data.shards is None:
-        raise ConfigError("data.shards is not set: name a shard folder, such as data.shards=demo/shards")
-    shards = Shards(config.data.shards)
-    split, parts = shards.split(config.data.split)
-    for part in PARTS:
-        found, needed = len(parts[part]), 1 if part == "train" else FEWEST_IMAGES
-        may_be_missing = part == "val" and config.stop.select_on == "test"
-        if found < needed and not (found == 0 and may_be_missing):
-            raise ConfigError(
-                f"{shards.folder}: split '{split}' has {found or 'no'} images in '{part}', at least {needed} are needed; "
-                f"choose another with data.split ({', '.join(shards.split_names())})"
-            )
-    stored, shown, batch = shards.layout.patches, config.data.patches_per_image, config.train.global_batch
-    if shown > stored:
-        raise ConfigError(f"data.patches_per_image={shown}, but {shards.folder} stores {stored} patches per image")
+    collection = open_collection(config.data)
+    shown, batch = config.data.patches_per_image, config.train.global_batch
+    for member in collection.members:
+        _refuse_small_parts(member, config)
+        stored = member.shards.layout.patches
+        if shown > stored:
+            raise ConfigError(f"data.patches_per_image={shown}, but {member.shards.folder} stores {stored} patches per image")
+    if config.loss.consistency_weight and shown == 1:
+        raise ConfigError("loss.consistency_weight compares the patches of an image: set data.patches_per_image to 2 or more")
     if batch % world:
         fitting = [size for size in (batch - batch % world, batch - batch % world + world) if size]
         raise ConfigError(
@@ -93,35 +97,68 @@ def make_plan(config: Config, world: int) -> Plan:
         raise ConfigError(
             f"train.micro_batch={micro_batch} does not divide the {share} images that each of {world} processes takes per step"
         )
-    order = Order(config.run.seed, len(parts["train"]), stored, shown, config.data.passes or max(1, stored // shown), batch)
-    opinions = shards.opinions[parts["train"]]
+    order = _order(collection, config)
+    with torch.device("meta"):  # shapes without memory: does the model exist, and take these patches?
+        model = build_model(config, collection.patch_size, (0.0, 100.0))
+    num_parameters = sum(tensor.numel() for tensor in model.parameters())
+    return Plan(config, collection, order, world, share, micro_batch, num_parameters)
+
+
+def _refuse_small_parts(member: Member, config: Config) -> None:
+    shards = member.shards
+    for part in PARTS:
+        found, needed = len(member.parts[part]), 1 if part == "train" else FEWEST_IMAGES
+        may_be_missing = part == "val" and config.stop.select_on == "test"
+        if found < needed and not (found == 0 and may_be_missing):
+            raise ConfigError(
+                f"{shards.folder}: split '{member.split}' has {found or 'no'} images in '{part}', at least {needed} are needed; "
+                f"choose another with data.split ({', '.join(shards.split_names())})"
+            )
+    opinions = shards.opinions[member.parts["train"]]
     if opinions.min() == opinions.max():
         raise ConfigError(f"{shards.folder}: all training opinions are {opinions[0]:g}, so there is nothing to learn")
-    with torch.device("meta"):  # shapes without memory: does the model exist, and take these patches?
-        model = build_model(config, shards.layout.patch_size, (0.0, 100.0))
-    num_parameters = sum(tensor.numel() for tensor in model.parameters())
-    return Plan(config, shards, split, parts, order, world, share, micro_batch, num_parameters)
+
+
+def _order(collection: Collection, config: Config) -> Order | Mixture:
+    """The line of visits; of several sets, each with its share of the batch."""
+    members, shown = collection.members, config.data.patches_per_image
+    if len(members) > config.train.global_batch:
+        raise ConfigError(f"train.global_batch={config.train.global_batch} is smaller than the number of data.sets, {len(members)}")
+    passes = config.data.passes or max(1, min(member.shards.layout.patches for member in members) // shown)
+    orders = [
+        Order(seed_of_set(config.run.seed, number), len(member.parts["train"]), member.shards.layout.patches, shown, passes, share)
+        for number, (member, share) in enumerate(
+            zip(members, shares_of([member.weight for member in members], config.train.global_batch), strict=True)
+        )
+    ]
+    return orders[0] if len(orders) == 1 else Mixture(tuple(orders), passes)
 
 
 def describe_plan(plan: Plan) -> str:
     """The plan for a person: numbers, rates, and what would not be reproducible."""
-    config, order, shards, layout = plan.config, plan.order, plan.shards, plan.shards.layout
-    parts = ", ".join(f"{part} {len(plan.parts[part]):,}" for part in PARTS)
-    shown = min(layout.patches, order.passes * order.patches_per_image)
+    config, order, members = plan.config, plan.order, plan.collection.members
     visits, batch, show = order.passes * order.num_images, order.global_batch, order.patches_per_image
     low, high = plan.output_scale
-    lines = [
-        ("data", f"{shards.manifest['data_set']} ({shards.folder}), fingerprint {shards.fingerprint}, label {shards.label}"),
-        ("split", f"{plan.split}: {parts} images; the best epoch is chosen on {config.stop.select_on}"),
-        (
-            "patches",
-            f"{layout.patches} of {layout.patch_size}x{layout.patch_size} stored per image; an epoch shows {shown}, {show} per visit",
-        ),
+    lines = []
+    for member, line in zip(members, order.orders if isinstance(order, Mixture) else (order,), strict=True):
+        shards, layout = member.shards, member.shards.layout
+        parts = ", ".join(f"{part} {len(member.parts[part]):,}" for part in PARTS)
+        shown = min(layout.patches, order.passes * show)
+        size = f"{layout.patch_size}x{layout.patch_size}"
+        lines += [
+            ("data", f"{member.name} ({shards.folder}), fingerprint {shards.fingerprint}, label {shards.label}"),
+            ("split", f"{member.split}: {parts} images"),
+            ("patches", f"{layout.patches} of {size} stored per image; an epoch shows {shown}, {show} per visit"),
+        ]
+        if len(members) > 1:
+            lines.append(("share", f"{line.global_batch} of the {batch} images of every batch"))
+    lines += [
+        ("choice", f"the best epoch is chosen on {config.stop.select_on}" + (", by the mean SRCC of the sets" if len(members) > 1 else "")),
         ("global batch", f"{batch} images x {show} patches = {batch * show} patches per step"),
         ("processes", f"{plan.world}, each takes {plan.share} of these images, {plan.micro_batch} at a time through the model"),
         ("model", f"HyperIQA on {config.model.backbone}, {plan.num_parameters:,} parameters"),
         ("steps", f"{plan.steps_per_epoch:,} per epoch ({visits:,} visits), {plan.total_steps:,} in {config.train.epochs} epochs at most"),
-        ("output", f"{config.model.output}: scores on {low:g} to {high:g}"),
+        ("output", f"{config.model.output}: scores on {low:g} to {high:g}" + " standard deviations of each set" * (len(members) > 1)),
     ]
     width = max(len(title) for title, _ in lines)
     text = [f"{title:<{width}}  {line}" for title, line in lines]
@@ -140,15 +177,24 @@ def describe_plan(plan: Plan) -> str:
 
 
 def worth_knowing(plan: Plan) -> list[str]:
-    """What of the data makes the figures of this run weaker than they look, in words."""
-    notes = [
-        f"{part} has {len(plan.parts[part])} images: below {FEW_IMAGES}, a SRCC is rough, and the best epoch is partly luck"
-        for part in ("val", "test")
-        if 0 < len(plan.parts[part]) < FEW_IMAGES
-    ]
-    if not len(plan.parts["val"]):
-        notes.append("the split has no val part: the epoch is chosen on test")
-    if plan.shards.label.low is None and plan.config.model.output == "range":
+    """What of the data and the settings makes the figures of this run weaker than they look, in words."""
+    notes = []
+    for member in plan.collection.members:
+        notes += [
+            f"{member.name}: {part} has {len(member.parts[part])} images: below {FEW_IMAGES}, a SRCC is rough"
+            for part in ("val", "test")
+            if 0 < len(member.parts[part]) < FEW_IMAGES
+        ]
+        if not len(member.parts["val"]):
+            notes.append(f"{member.name}: the split has no val part: the epoch is chosen on test")
+    if plan.config.loss.regression in ("plcc", "norm_in_norm"):
+        notes.append(f"loss.regression={plan.config.loss.regression} leaves the scale of the scores open: RMSE, raw, says nothing")
+    if old := [name for name, on in plan.config.history if on]:
+        notes.append(f"old bugs are switched back on: {', '.join(old)}")
+    if plan.config.loss.scope == "rank":
+        notes.append("loss.scope=rank: each rank's share is its own batch, so another number of processes takes other steps")
+    label = plan.collection.members[0].shards.label
+    if len(plan.collection.members) == 1 and label.low is None and plan.config.model.output == "range":
         low, high = plan.output_scale
         notes.append(f"the scale of the opinions is not stated: scores are spoken on {low:g} to {high:g}, as seen in train")
     return notes
@@ -181,9 +227,9 @@ def irreproducible(config: Config, world: int) -> list[str]:
 
 def _telling_epochs(config: Config) -> list[int]:
     """The first and last epochs and those where the schedule turns."""
-    last = config.train.epochs - 1
+    last, late = config.train.epochs - 1, int(config.history.rebuilt_adam)
     turns = {
-        "step": [*range(0, last + 1, STEP_EPOCHS), LAST_RATIO_EPOCH + 1],
+        "step": [turn + late for turn in (0, *range(STEP_EPOCHS, last + 1, STEP_EPOCHS), LAST_RATIO_EPOCH + 1)] + [0],
         "cosine": [round(last * k / 4) for k in range(5)],
         "constant": [0],
     }

@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dist_train.collection import Scale
 from dist_train.errors import ConfigError
 from dist_train.model_folder import Cutting, TrainedModel
 from shards.datasets import image_id
@@ -56,9 +57,9 @@ class _Pictures(Dataset[tuple[int, torch.Tensor | str]]):
 
 
 def predict(
-    trained: TrainedModel, pictures: Sequence[Path], device: torch.device, batch_images: int, workers: int
+    trained: TrainedModel, scale: Scale, pictures: Sequence[Path], device: torch.device, batch_images: int, workers: int
 ) -> Iterator[Prediction | str]:
-    """A prediction per picture, in order; for a picture that cannot be scored, the sentence that says why."""
+    """A prediction per picture, in order, on `scale`; for a picture that cannot be scored, the sentence that says why."""
     named = [picture for place in pictures for picture in _found(place)]
     loader = DataLoader(_Pictures(named, trained.cutting), batch_images, num_workers=workers, collate_fn=list)
     model = trained.model.to(device)
@@ -69,7 +70,7 @@ def predict(
             if readable:
                 with torch.inference_mode():
                     found = model(torch.cat(readable).to(device)).double().cpu().numpy()
-                scores = iter(found.reshape(len(readable), -1))
+                scores = iter(scale.to_opinions(found).reshape(len(readable), -1))
             for number, patches in batch:
                 if isinstance(patches, str):
                     yield patches

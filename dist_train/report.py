@@ -60,7 +60,8 @@ def draw_report(folder: Path) -> Path:
         if len(panels) == len(numbers):
             order.plot(numbers, [panel["srcc"] for panel in panels], color=colour, marker="o", label=f"{part}, images")
             order.plot(numbers, [panel["patch_srcc"] for panel in panels], color=colour, linestyle="--", label=f"{part}, patches")
-            spread.plot(numbers, [panel["spread"] for panel in panels], color=colour, marker="o", label=part)
+            if "spread" in panels[0]:
+                spread.plot(numbers, [panel["spread"] for panel in panels], color=colour, marker="o", label=part)
     for axes in (order, spread):
         if best is not None:
             axes.axvline(best, color="grey", linewidth=0.8)
@@ -75,7 +76,7 @@ def draw_report(folder: Path) -> Path:
 
 
 def _draw_losses(axes: Any, steps: list[dict[str, Any]]) -> None:
-    for name in ("loss", "l1", "ranking"):
+    for name in ("loss", "regression", "ranking", "consistency"):
         axes.plot([record["step"] for record in steps], [record[name] for record in steps], label=name, linewidth=0.8)
     axes.set(title="training loss", xlabel="step", ylabel="label units")
     axes.legend()
@@ -85,6 +86,9 @@ def _draw_scatter(axes: Any, folder: Path, status: Mapping[str, Any]) -> None:
     part = "test" if (folder / "scores-test.csv").is_file() and status.get("test") else "val"
     if not status.get(part):
         axes.set(title="no epoch had a SRCC yet")
+        return
+    if "sets" in status[part]:
+        axes.set(title=f"{part}: mean SRCC of the sets {_figure(status[part]['srcc'])}")
         return
     with (folder / f"scores-{part}.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

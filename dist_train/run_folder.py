@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from dist_train.whole_files import write_json
 
 FINISHED = ("finished", "stopped early")
 
-# What may change between two sessions of one run. The result stays the same up to rounding, but for what `plan` lists as not
-# reproducible: BatchNorm and dropout see other micro-batches.
-FREE = ("run.folder", "run.device", "run.processes", "data.shards", "data.workers", "train.micro_batch", "save.", "log.")
+# What may change between two sessions of one run, besides where the shards lie. The result stays the same up to rounding, but
+# for what `plan` lists as not reproducible: BatchNorm sees other micro-batches.
+FREE = ("run.folder", "run.device", "run.processes", "data.workers", "train.micro_batch", "save.", "log.")
 
 
 def enter_run_folder(plan: Plan) -> bool:
@@ -46,20 +46,21 @@ def enter_run_folder(plan: Plan) -> bool:
 
 def about_data(plan: Plan) -> dict[str, Any]:
     """What status.json and every checkpoint say of the data."""
-    manifest = plan.shards.manifest
+    members = plan.collection.members
     return {
-        "data_set": manifest["data_set"],
-        "label": str(plan.shards.label),
-        "data_fingerprint": plan.shards.fingerprint,
-        "split": plan.split,
-        "split_fingerprint": plan.split_fingerprint(),
+        "data_set": " + ".join(member.name for member in members),
+        "label": " + ".join(str(member.shards.label) for member in members),
+        "data_fingerprint": "+".join(member.shards.fingerprint for member in members),
+        "split": " + ".join(member.split for member in members),
+        "split_fingerprint": "+".join(member.split_fingerprint() for member in members),
     }
 
 
 def refuse_other_data(plan: Plan, before: Mapping[str, Any]) -> None:
     """Raises ConfigError when a run began, as about_data told it then, on other images or on another split of them."""
     now = about_data(plan)
-    for key, what in (("data_fingerprint", f"data.shards={plan.shards.folder}"), ("split_fingerprint", f"the split '{plan.split}'")):
+    folders = " + ".join(str(member.shards.folder) for member in plan.collection.members)
+    for key, what in (("data_fingerprint", f"data.shards={folders}"), ("split_fingerprint", f"the split '{now['split']}'")):
         if before[key] != now[key]:
             raise ConfigError(
                 f"{plan.config.run.folder}: holds a run on other data: {what} has the fingerprint {now[key]}, the run began with "
@@ -90,7 +91,9 @@ def record_failure(folder: Path, error: BaseException) -> None:
 def _refuse_other_settings(path: Path, config: Config) -> None:
     before, now = _flat(load_config(path)), _flat(config)
     changed = [
-        f"{key} was {before.get(key)}, is {value}" for key, value in now.items() if before.get(key) != value and not key.startswith(FREE)
+        f"{key} was {before.get(key)}, is {now.get(key)}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key) and not key.startswith(FREE) and not key.endswith(".shards")
     ]
     if changed:
         raise ConfigError(
@@ -100,5 +103,13 @@ def _refuse_other_settings(path: Path, config: Config) -> None:
 
 
 def _flat(config: Config) -> dict[str, Any]:
-    tree = config.model_dump(mode="json")
-    return {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+    """Every setting by its full key."""
+
+    def walk(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in tree.items():
+            if isinstance(value, Mapping):
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    return dict(walk(config.model_dump(mode="json"), ""))

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import timm
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from dist_train import ranks
+from dist_train.averaging import average_of
 from dist_train.checkpoint import Checkpoint, load_checkpoint, newest_complete_checkpoint, save_checkpoint
+from dist_train.collection import Collection
 from dist_train.config import Config
 from dist_train.errors import ConfigError
+from dist_train.evaluation import mean_panel
 from dist_train.journal import Journal
 from dist_train.metrics import two_level_panel
 from dist_train.model import HyperIQA
@@ -27,15 +32,31 @@ from dist_train.stopping import EarlyStop
 
 
 @dataclass
+class Best:
+    """The best epoch so far of some weights, the run's own or their average, and its panels by part."""
+
+    early_stop: EarlyStop
+    panels: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Best:
+        return cls(EarlyStop(**saved["early_stop"]), dict(saved["panels"]))
+
+
+@dataclass
 class Progress:
     """How far the run has come; with the weights and the moments, all that a resumed run needs."""
 
-    early_stop: EarlyStop
+    best: Best
+    best_average: Best
     step: int = 0
     epochs_judged: int = 0
     stopped: bool = False
     skipped: int = 0
-    best: dict[str, dict[str, float]] = field(default_factory=dict)  # the panels of the best epoch, by part
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Progress:
+        return cls(**{**saved, "best": Best.from_json(saved["best"]), "best_average": Best.from_json(saved["best_average"])})
 
 
 @dataclass
@@ -50,9 +71,13 @@ class EpochScores:
             self.images.append(images)
             self.scores.append(scores.double().cpu().numpy())
 
-    def panel(self, opinions: np.ndarray) -> dict[str, float]:
-        images = np.concatenate(self.images)
-        return two_level_panel(images, np.concatenate(self.scores), opinions[images])
+    def panel(self, collection: Collection) -> dict[str, Any]:
+        images, scores = np.concatenate(self.images), np.concatenate(self.scores)
+        sets, panels = collection.sets_of(images), {}
+        for number, member in enumerate(collection.members):
+            here = images[sets == number] - collection.offsets[number]
+            panels[member.name] = two_level_panel(here, member.scale.to_opinions(scores[sets == number]), member.shards.opinions[here])
+        return mean_panel(panels)
 
     def tensors(self) -> dict[str, Tensor]:
         """As they are saved: int64 [visits] and float64 [visits, patches]."""
@@ -71,8 +96,14 @@ class Training:
     optimizer: Any
     journal: Journal
     progress: Progress
+    average: AveragedModel | None = None  # where the config wants one
     epoch_scores: EpochScores = field(default_factory=EpochScores)
     skips_in_a_row: int = 0
+
+    @property
+    def averaged_model(self) -> HyperIQA | None:
+        """The model with the averaged weights."""
+        return cast(HyperIQA, self.average.module) if self.average is not None else None
 
     @property
     def config(self) -> Config:
@@ -90,20 +121,24 @@ def open_training(plan: Plan, accelerator: Accelerator) -> Training:
     if checkpoint is not None:
         refuse_other_data(plan, checkpoint.progress["data"])
     torch.manual_seed(config.run.seed)
-    model = build_model(config, plan.shards.layout.patch_size, plan.output_scale)
+    model = build_model(config, plan.collection.patch_size, plan.output_scale)
     if checkpoint is None:
         ranks.first_does(lambda: load_pretrained(model.backbone, config.model.backbone, config.model.pretrained))  # DDP hands them on
     else:
         model.load_state_dict(checkpoint.model)
     model.to(memory_format=torch.channels_last).train()
     wrapped, optimizer = accelerator.prepare(model, build_adam(model, config.optim))
-    progress = Progress(EarlyStop(config.stop.patience))
+    average = average_of(model, config.ema.decay) if config.ema.decay is not None else None
+    if config.run.compile:
+        model.compile()  # in place: checkpoints, and the average's copy, stay those of the plain model
+    progress = Progress(Best(EarlyStop(config.stop.patience)), Best(EarlyStop(None)))
     if checkpoint is not None:
         optimizer.load_state_dict(checkpoint.optimizer)
         if accelerator.scaler is not None and checkpoint.progress["scaler"]:
             accelerator.scaler.load_state_dict(checkpoint.progress["scaler"])
-        saved = checkpoint.progress["progress"]
-        progress = Progress(**saved | {"early_stop": EarlyStop(**saved["early_stop"])})
+        if average is not None:
+            average.load_state_dict(checkpoint.average)
+        progress = Progress.from_json(checkpoint.progress["progress"])
     journal = Journal(
         config.run.folder, ranks.is_first(), config.log.every_steps, config.log.tensorboard, progress.step, progress.epochs_judged
     )
@@ -111,7 +146,7 @@ def open_training(plan: Plan, accelerator: Accelerator) -> Training:
         journal.say(f"going on from {newest}")
         for difference in _differences(checkpoint.progress, accelerator.device):
             journal.say(f"note: {difference}")
-    training = Training(plan, accelerator, model, wrapped, optimizer, journal, progress)
+    training = Training(plan, accelerator, model, wrapped, optimizer, journal, progress, average)
     if checkpoint is not None and len(checkpoint.scores["images"]) and ranks.is_first():
         training.epoch_scores = EpochScores([checkpoint.scores["images"].numpy()], [checkpoint.scores["scores"].numpy()])
     return training
@@ -140,7 +175,9 @@ def save_training(training: Training) -> None:
             "made_with": made_with(accelerator.device),
             "data": about_data(training.plan),
         }
-        checkpoint = Checkpoint(training.model.state_dict(), training.optimizer.state_dict(), training.epoch_scores.tensors(), progress)
+        average = training.average.state_dict() if training.average is not None else {}
+        tensors = training.model.state_dict(), training.optimizer.state_dict(), average, training.epoch_scores.tensors()
+        checkpoint = Checkpoint(*tensors, progress)
         save_checkpoint(config.run.folder / "checkpoints", checkpoint, config.save.keep)
         write_status(config.run.folder, status_of(training) | {"status": "unfinished", "reason": "training"})
 
@@ -155,8 +192,8 @@ def status_of(training: Training) -> dict[str, Any]:
         "epochs": progress.epochs_judged,
         "skipped_steps": progress.skipped,
         "selected_on": training.config.stop.select_on,
-        "best_epoch": progress.early_stop.best_epoch,
-        "val": progress.best.get("val"),
+        "best_epoch": progress.best.early_stop.best_epoch,
+        "val": progress.best.panels.get("val"),
         "test": None,
         **about_data(plan),
         "world_size": ranks.world(),

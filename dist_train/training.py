@@ -6,7 +6,7 @@ run.folder/
   metrics.jsonl            a line per step and per epoch
   scores-val.csv           image, opinion, score, spread of the best epoch
   scores-test.csv          the same for the test part, from the best epoch
-  best/model.safetensors   the best epoch's weights, with config.yaml beside it
+  best/model.safetensors   the best epoch's weights, with config.yaml beside it (best-ema/: of the averaged weights)
   checkpoints/step-*/      where an interrupted run goes on
   report.png               curves, and score against opinion
 """
@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,23 +26,27 @@ from accelerate.utils import InitProcessGroupKwargs
 from safetensors.torch import load_file
 
 from dist_train import ranks
+from dist_train.audit import GroupNorms, copy_weights, measure_groups, refuse_bad_groups, refuse_still_groups
 from dist_train.chances import draw_chances
 from dist_train.config import Config
 from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batches
 from dist_train.errors import ConfigError, TrainingError
-from dist_train.evaluation import Scores, score_images
-from dist_train.gradient import accumulate_gradient
+from dist_train.evaluation import Scores, panel_of, score_part, write_scores
+from dist_train.gradient import Targets, accumulate_gradient
+from dist_train.history import forget_hyper_gradient, forget_moments
 from dist_train.journal import finite_or_none
 from dist_train.launch import refuse_another_world
+from dist_train.model import HyperIQA
 from dist_train.model_folder import WEIGHTS, Cutting, save_model
 from dist_train.optim import set_rates
 from dist_train.plan import Plan, describe_plan, make_plan
 from dist_train.report import draw_report, final_table
-from dist_train.run_folder import enter_run_folder, record_failure, write_status
-from dist_train.state import EpochScores, Training, open_training, save_training, status_of
+from dist_train.run_folder import about_data, enter_run_folder, record_failure, write_status
+from dist_train.state import Best, EpochScores, Training, open_training, save_training, status_of
 from dist_train.stopping import StopRequest, Verdict
 from dist_train.whole_files import read_about
 
+AVERAGE = "-ema"  # what the names of files and figures of the averaged weights end with
 SKIPS_IN_A_ROW = 3  # steps without a finite gradient after which something is wrong for good
 
 
@@ -85,6 +90,7 @@ def _run(plan: Plan, accelerator: Accelerator) -> None:
 def _train_until_done(training: Training, request: StopRequest) -> str | None:
     """Steps and verdicts until the run has ended (None), or until somebody asks to stop (who)."""
     plan, progress, save = training.plan, training.progress, training.config.save
+    refuse_bad_groups(training.model, training.optimizer)
     batches = _training_batches(training)
     saved = time.monotonic()
     while not progress.stopped:
@@ -111,18 +117,20 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
     batch = next(batches)
     wait = time.perf_counter() - asked
     own = np.arange(config.train.global_batch)[ranks.rank() :: ranks.world()]
-    images = plan.parts["train"][plan.order.batch(step).images]
+    images = plan.collection.training_images[plan.order.batch(step).images]
     assert np.array_equal(batch.images, images[own]), "pixels and opinions are of different images"
-    opinions = torch.from_numpy(plan.shards.opinions[images]).float().to(accelerator.device)
+    wanted = torch.from_numpy(plan.collection.targets(images)).float().to(accelerator.device)
+    targets = Targets(wanted, torch.from_numpy(plan.collection.sets_of(images)).to(accelerator.device), plan.label_std)
     pixels = batch.pixels.to(accelerator.device, non_blocking=True)
     chances = draw_chances(config.run.seed, step, own, config.data.patches_per_image, training.model.num_chances).to(accelerator.device)
 
     rates = plan.rates(step)
     set_rates(training.optimizer, rates)
-    scores, loss = accumulate_gradient(accelerator, training.wrapped, pixels, chances, opinions, config.loss, plan.micro_batch)
+    scores, loss = accumulate_gradient(accelerator, training.wrapped, pixels, chances, targets, config.loss, plan.micro_batch)
+    forget_hyper_gradient(config.history, training.optimizer, step // plan.steps_per_epoch)
     norm = accelerator.clip_grad_norm_(training.model.parameters(), config.optim.clip_norm or math.inf)
     gradient_norm = float(norm)
-    _step_if_finite(training, gradient_norm, images)
+    norms = _step_if_finite(training, gradient_norm, images, rates)
 
     progress.step += 1
     training.epoch_scores.add(images, scores)
@@ -131,11 +139,13 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
             "step": progress.step,
             "epoch": step // plan.steps_per_epoch,
             "loss": float(loss.total),
-            "l1": float(loss.l1),
+            "regression": float(loss.regression),
             "ranking": float(loss.ranking),
+            "consistency": float(loss.consistency),
             "lr_hyper": rates["hyper"],
             "lr_backbone": rates["backbone"],
             "grad_norm": gradient_norm,
+            **{f"{what}_{name}": value for name, found in norms.items() for what, value in found._asdict().items()},
         },
         scores.numel(),
         wait,
@@ -143,76 +153,106 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
     )
 
 
-def _step_if_finite(training: Training, gradient_norm: float, images: np.ndarray) -> None:
-    """Steps, or skips a gradient that is not finite. The all-reduced norm is everybody's, so all ranks do the same."""
-    accelerator, optimizer, progress = training.accelerator, training.optimizer, training.progress
+def _step_if_finite(training: Training, gradient_norm: float, images: np.ndarray, rates: dict[str, float]) -> dict[str, GroupNorms]:
+    """Steps, or skips a gradient that is not finite. The all-reduced norm is everybody's, so all ranks do the same.
+
+    Returns the norms of the groups, on an epoch's first step and on those that the journal tells of.
+    """
+    plan, accelerator, optimizer, progress = training.plan, training.accelerator, training.optimizer, training.progress
     finite = math.isfinite(gradient_norm)
+    measured = finite and (progress.step % plan.steps_per_epoch == 0 or (progress.step + 1) % training.config.log.every_steps == 0)
+    before = copy_weights(optimizer) if measured else []
     if finite or accelerator.scaler is not None:  # the fp16 scaler skips by itself, and learns from it
         optimizer.step()
     optimizer.zero_grad()
+    if training.average is not None and finite and not optimizer.step_was_skipped:
+        training.average.update_parameters(training.model)
+    norms = measure_groups(optimizer, before) if measured and not optimizer.step_was_skipped else {}
+    still_on_purpose = {"hyper"} if training.config.history.exhausted_hyper_group else set()
+    refuse_still_groups({name: found for name, found in norms.items() if name not in still_on_purpose}, rates, progress.step + 1)
     training.skips_in_a_row = 0 if finite else training.skips_in_a_row + 1
     progress.skipped += not finite
     scaling = accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1.0  # it is still looking for its scale
     if training.skips_in_a_row >= SKIPS_IN_A_ROW and not scaling:
-        ids = ", ".join(training.plan.shards.ids[image] for image in images[:8])
+        ids = ", ".join(plan.collection.name_of(int(image)) for image in images[:8])
         raise TrainingError(
             f"step {progress.step + 1}: the gradient was not finite {SKIPS_IN_A_ROW} times in a row; "
             f"the images of this batch are {ids}{' ...' if len(images) > 8 else ''}; "
             f"a lower optim.lr, optim.clip_norm, or run.precision=no may help"
         )
+    return norms
 
 
 def _judge_epoch(training: Training) -> None:
     """Scores the part that chooses, and lets rank 0 decide what follows; all ranks obey."""
     plan, config, progress = training.plan, training.config, training.progress
     epoch, chooser = progress.epochs_judged, config.stop.select_on
-    scores = {part: _score(training, part) for part in dict.fromkeys(["val", str(chooser)]) if len(plan.parts[part])}
-    panels = {part: found.panel() for part, found in scores.items() if found}
-    progress.early_stop, verdict = ranks.first_does(lambda: progress.early_stop.judge(epoch, panels[chooser]["srcc"]))
-    if verdict is Verdict.NEW_BEST:
-        progress.best = ranks.announce(panels)
-        _save_best(training, scores)
+    verdict, panels = _judge(training, training.model, progress.best, "")
+    if training.averaged_model is not None:
+        of_average = _judge(training, training.averaged_model, progress.best_average, AVERAGE)[1]
+        panels |= {part + AVERAGE: panel for part, panel in of_average.items()}
+    forget_moments(config.history, training.optimizer)
+    refuse_bad_groups(training.model, training.optimizer)
     progress.epochs_judged += 1
     progress.stopped = verdict is Verdict.STOP or progress.epochs_judged == config.train.epochs
     if ranks.is_first():
-        panels = {"train": training.epoch_scores.panel(plan.shards.opinions), **panels}
+        panels = {"train": training.epoch_scores.panel(plan.collection), **panels}
         training.journal.epoch(epoch, progress.step, panels, chooser, verdict.value)
     training.epoch_scores = EpochScores()
+
+
+def _judge(training: Training, model: HyperIQA, best: Best, suffix: str) -> tuple[Verdict, dict[str, dict[str, Any]]]:
+    """Whether these weights are the best so far, by rank 0's word; if so they are kept. And their panels, on rank 0."""
+    chooser = training.config.stop.select_on
+    parts = [part for part in dict.fromkeys(["val", str(chooser)]) if any(len(m.parts[part]) for m in training.plan.collection.members)]
+    scores = {part: found for part in parts if (found := _score(training, model, part))}
+    panels = {part: panel_of(found) for part, found in scores.items()}
+    value = panels[chooser]["srcc"] if panels else math.nan
+    best.early_stop, verdict = ranks.announce(best.early_stop.judge(training.progress.epochs_judged, value))
+    if verdict is Verdict.NEW_BEST:
+        best.panels = ranks.announce(panels)
+        _save_best(training, model, best, scores, suffix)
+    return verdict, panels
 
 
 def _finish(training: Training) -> None:
     """The one test, from the best epoch, and everything that is told of it."""
     config, progress = training.config, training.progress
     folder, chooser = config.run.folder, config.stop.select_on
-    if progress.early_stop.best_epoch is None:
+    if progress.best.early_stop.best_epoch is None:
         raise TrainingError(
             f"no epoch had a {chooser} SRCC, so there is no best model to test; the losses are in {folder / 'metrics.jsonl'}"
         )
-    best_epoch, panels = _load_best(training)
-    scores = _score(training, "test")
-    if scores is None:
+    figures = _test_best(training, training.model, "")
+    if training.averaged_model is not None:
+        figures["average"] = _test_best(training, training.averaged_model, AVERAGE)
+    if not ranks.is_first():
         return
-    scores.write_csv(folder / "scores-test.csv", training.plan.shards)
     early = progress.epochs_judged < config.train.epochs
     reason = f"{config.stop.patience} epochs without a better {chooser} SRCC" if early else f"all {config.train.epochs} epochs are done"
-    ended = {"status": "stopped early" if early else "finished", "reason": reason}
-    status = status_of(training) | ended | {"best_epoch": best_epoch, "val": panels.get("val"), "test": scores.panel()}
+    status = status_of(training) | {"status": "stopped early" if early else "finished", "reason": reason} | figures
     write_status(folder, status)
     draw_report(folder)
     training.journal.say(final_table(status))
 
 
-def _load_best(training: Training) -> tuple[int, dict[str, dict[str, float]]]:
-    """Puts the best epoch's weights into the model; returns that epoch and its panels, as the file itself tells them.
+def _test_best(training: Training, model: HyperIQA, suffix: str) -> dict[str, Any]:
+    """Puts the best epoch's weights into `model` and tests them: that epoch, its val panel, and the test panel, on rank 0.
 
-    The file is the truth: it is written before the checkpoint that speaks of it, and a run may be cut off in between.
+    The weights file is the truth of which epoch that was: it is written before the checkpoint that speaks of it, and a run may
+    be cut off in between.
     """
-    path = training.config.run.folder / "best" / WEIGHTS
+    folder = training.config.run.folder
+    path = folder / f"best{suffix}" / WEIGHTS
     if ranks.agree(not path.is_file()):
         raise TrainingError(f"{path} is not there on every node; run.folder must be on a file system that all nodes share")
-    training.model.load_state_dict(load_file(path))
+    model.load_state_dict(load_file(path))
     about = read_about(path)
-    return about["epoch"], about["panels"]
+    scores = _score(training, model, "test")
+    if scores is None:
+        return {}
+    write_scores(folder, f"scores-test{suffix}", scores, training.plan.collection)
+    return {"best_epoch": about["epoch"], "val": about["panels"].get("val"), "test": panel_of(scores)}
 
 
 def _leave_unfinished(training: Training, stopped_by: str) -> None:
@@ -237,31 +277,26 @@ def _start(config: Config) -> Accelerator:
 
 def _training_batches(training: Training) -> Iterator[PatchBatch]:
     plan = training.plan
-    visits = TrainingVisits(plan.order, plan.parts["train"], training.config.data.mirror, ranks.rank(), ranks.world())
-    reader = PatchReader(plan.shards, visits, training.progress.step, plan.total_steps)
+    visits = TrainingVisits(plan.order, plan.collection.training_images, training.config.data.mirror, ranks.rank(), ranks.world())
+    reader = PatchReader(plan.collection, visits, training.progress.step, plan.total_steps)
     return patch_batches(reader, plan.share, training.config.data.workers, pin_memory=training.accelerator.device.type == "cuda")
 
 
-def _score(training: Training, part: str) -> Scores | None:
-    ranks.share_buffers(training.model)  # BatchNorm's statistics are each rank's own until then
-    plan = training.plan
-    return score_images(training.model, plan.shards, plan.parts[part], training.config, training.accelerator.device)
+def _score(training: Training, model: HyperIQA, part: str) -> dict[str, Scores] | None:
+    ranks.share_buffers(model)  # BatchNorm's statistics are each rank's own until then
+    return score_part(model, training.plan.collection, part, training.config, training.accelerator.device)
 
 
-def _save_best(training: Training, scores: dict[str, Scores | None]) -> None:
+def _save_best(training: Training, model: HyperIQA, best: Best, scores: dict[str, dict[str, Scores]], suffix: str) -> None:
     """The best epoch's weights with all that is needed to use them, and its scores. By rank 0; the others wait."""
-    config, plan, progress = training.config, training.plan, training.progress
+    config, collection = training.config, training.plan.collection
 
     def save() -> None:
-        about = {
-            "epoch": progress.early_stop.best_epoch,
-            "panels": finite_or_none(progress.best),
-            "data_fingerprint": plan.shards.fingerprint,
-        }
+        about = {"epoch": best.early_stop.best_epoch, "panels": finite_or_none(best.panels)} | about_data(training.plan)
         for part, found in scores.items():
-            assert found is not None
-            found.write_csv(config.run.folder / f"scores-{part}.csv", plan.shards)
-        weights = training.model.state_dict()
-        save_model(config.run.folder / "best", weights, config, plan.shards.label, Cutting.of(plan.shards), about)
+            write_scores(config.run.folder, f"scores-{part}{suffix}", found, collection)
+        scales = {member.name: member.scale for member in collection.members}
+        cutting = Cutting.of(collection.members[0].shards)
+        save_model(config.run.folder / f"best{suffix}", model.state_dict(), config, scales, cutting, about)
 
     ranks.first_does(save)

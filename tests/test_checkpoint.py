@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dist_train.checkpoint import (
 from dist_train.whole_files import read_about, save_tensors, write_json
 from shards.manifest import file_sha256
 
-FILES = ("model.safetensors", "optimizer.pt", "scores.safetensors", "progress.json")
+FILES = ("model.safetensors", "optimizer.pt", "average.safetensors", "scores.safetensors", "progress.json")
 
 
 def state(step: int) -> Checkpoint:
@@ -33,7 +34,8 @@ def state(step: int) -> Checkpoint:
     optimizer.step()
     model = {"weight": tensor, "steps": torch.tensor(step), "turned": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)}
     scores = {"images": torch.arange(step), "scores": torch.rand(step, 2, dtype=torch.float64)}
-    return Checkpoint(model, optimizer.state_dict(), scores, {"step": step, "best": {"val": {"srcc": 0.5}}, "stopped": False})
+    average = {"weight": torch.full((3, 2), step / 2)}
+    return Checkpoint(model, optimizer.state_dict(), average, scores, {"step": step, "best": {"val": {"srcc": 0.5}}, "stopped": False})
 
 
 def save(folder: Path, *steps: int, keep: int = 10) -> list[Path]:
@@ -57,7 +59,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     found = load_checkpoint(path)
     assert path.name == "step-00000007" and names(path) == sorted(FILES)
     assert found.step == 7
-    for name in ("model", "scores"):
+    for name in ("model", "average", "scores"):
         torch.testing.assert_close(getattr(found, name), {k: v.detach() for k, v in getattr(saved, name).items()}, rtol=0, atol=0)
     assert found.optimizer["param_groups"] == saved.optimizer["param_groups"]
     torch.testing.assert_close(found.optimizer["state"], saved.optimizer["state"], rtol=0, atol=0)
@@ -92,7 +94,7 @@ def test_a_damaged_file_falls_back_aloud_to_the_checkpoint_before(tmp_path: Path
     assert len(said) == 1 and "step-00000002 is damaged" in said[0]
 
 
-@pytest.mark.parametrize("name", FILES[:3])
+@pytest.mark.parametrize("name", FILES[:4])
 def test_one_flipped_bit_is_damage_and_names_the_file(tmp_path: Path, name: str) -> None:
     *_, last = save(tmp_path, 1, 2)
     content = bytearray((last / name).read_bytes())
@@ -170,7 +172,7 @@ def test_a_failing_save_leaves_the_old_checkpoint_whole(tmp_path: Path, monkeypa
 def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     save(tmp_path, 3)
     changed = state(3)
-    save_checkpoint(tmp_path, Checkpoint(changed.model, changed.optimizer, changed.scores, changed.progress | {"stopped": True}), 2)
+    save_checkpoint(tmp_path, replace(changed, progress=changed.progress | {"stopped": True}), 2)
     assert load_checkpoint(tmp_path / "step-00000003").progress["stopped"] is True
     assert names(tmp_path) == ["step-00000003"]
 

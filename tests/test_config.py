@@ -211,7 +211,7 @@ def test_a_section_that_stands_twice_is_an_error(tmp_path: Path) -> None:
 
 def test_a_tilde_is_the_home_folder(empty: Path) -> None:
     config = load_config(empty, ["run.folder=~/run", "data.shards=~/shards"])
-    assert (config.run.folder, config.data.shards) == (Path.home() / "run", Path.home() / "shards")
+    assert (config.run.folder, config.data.shards) == (Path.home() / "run", str(Path.home() / "shards"))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)

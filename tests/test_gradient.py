@@ -16,7 +16,7 @@ from torch import nn
 from dist_train import ranks
 from dist_train.chances import draw_chances, drop
 from dist_train.config import Loss
-from dist_train.gradient import accumulate_gradient
+from dist_train.gradient import Targets, accumulate_gradient
 from dist_train.loss import training_loss
 
 IMAGES, PATCHES = 16, 3
@@ -45,9 +45,19 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return pixels, torch.rand(IMAGES, generator=generator, dtype=torch.float64).round(decimals=1)  # some opinions are equal
 
 
+def targets(opinions: torch.Tensor) -> Targets:
+    return Targets(opinions, torch.arange(IMAGES) % 3 // 2, 0.4)  # of two sets
+
+
 def cases(world: int) -> list[tuple[Loss, int]]:
-    """Ranking at both levels and none, in one pass and in micro-batches."""
+    """Every kind of term, at both levels, in one pass and in micro-batches."""
     losses = [Loss(rank_weight=weight, rank_level=level, rank_margin=0.05) for level in ("image", "patch") for weight in (0.7, 0.0)]
+    losses += [
+        Loss(regression="norm_in_norm", regression_level="image", rank_weight=0.5, rank_kind="fidelity", consistency_weight=0.3),
+        Loss(regression="plcc"),
+        Loss(regression="mse", consistency_weight=0.3),
+        Loss(regression="smooth_l1", rank_weight=1.0, rank_margin_unit="std", scope="rank"),
+    ]
     return [(loss, micro_batch) for loss in losses for micro_batch in (IMAGES // world, 2)]
 
 
@@ -62,7 +72,9 @@ def save_gradients(rank: int, world: int, port: int, out: str) -> None:
         model = SmallNetwork()
         wrapped = accelerator.prepare(model)
         pixels, opinions = batch()
-        scores, loss = accumulate_gradient(accelerator, wrapped, pixels[rank::world], chances(rank, world), opinions, config, micro_batch)
+        scores, loss = accumulate_gradient(
+            accelerator, wrapped, pixels[rank::world], chances(rank, world), targets(opinions), config, micro_batch
+        )
         found.append({"gradient": [p.grad for p in model.parameters()], "scores": scores, "loss": loss.total})
     if rank == 0:
         torch.save(found, out)
@@ -79,7 +91,8 @@ def test_ranks_and_micro_batches_give_the_gradient_of_the_whole_batch(world: int
         model = SmallNetwork()
         pixels, opinions = batch()
         scores = model(pixels.flatten(0, 1), chances().flatten(0, 1)).view(IMAGES, PATCHES)
-        loss = training_loss(scores, opinions, config)
+        said = targets(opinions)
+        loss = training_loss(scores, opinions, config, said.sets, said.label_std, world)
         loss.total.backward()
         torch.testing.assert_close(found["gradient"], [p.grad for p in model.parameters()], rtol=1e-10, atol=1e-13)
         torch.testing.assert_close(found["scores"], scores.detach(), rtol=1e-12, atol=1e-13)

@@ -26,7 +26,7 @@ def journal(
 
 
 def step(number: int, epoch: int = 0, loss: float = 12.5, **others: float) -> dict[str, Any]:
-    values = {"loss": loss, "l1": 10.0, "ranking": 2.5, "lr_hyper": 2e-4, "lr_backbone": 2e-5, "grad_norm": 3.0}
+    values = {"loss": loss, "regression": 10.0, "ranking": 2.5, "consistency": 0.5, "lr_hyper": 2e-4, "lr_backbone": 2e-5, "grad_norm": 3.0}
     return {"step": number, "epoch": epoch, **values, **others}
 
 
@@ -135,7 +135,7 @@ def test_what_is_no_number_is_null_in_the_file(tmp_path: Path) -> None:
     text = (tmp_path / "metrics.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text
     first, second = read_records(tmp_path / "metrics.jsonl")
-    assert first["loss"] is None and first["grad_norm"] is None and first["l1"] == 10.0
+    assert first["loss"] is None and first["grad_norm"] is None and first["regression"] == 10.0
     assert second["val"]["srcc"] is None and second["val"]["plcc"] == 0.25
 
 

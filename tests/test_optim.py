@@ -8,11 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from dist_train.config import Optim
 from dist_train.model import HyperIQA
-from dist_train.optim import audit_groups, build_adam, learning_rates, set_rates
+from dist_train.optim import build_adam, learning_rates, set_rates
 
 schedules = st.builds(
     Optim,
@@ -100,29 +99,12 @@ def test_it_is_adam_with_the_weight_decay_of_the_config(small: HyperIQA) -> None
     assert not any(group.get("decoupled_weight_decay") for group in optimizer.param_groups)
 
 
-@pytest.mark.parametrize("kind", ["missing", "twice in one", "in two groups", "empty group", "not trainable"])
-def test_the_audit_catches_a_tensor_out_of_place(kind: str) -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    first, second = list(model[0].parameters()), list(model[1].parameters())
-    audit_groups(model, {"first": first, "second": second})
-    if kind == "missing":
-        second = second[:1]
-    elif kind == "twice in one":
-        second = [*second, second[0]]
-    elif kind == "in two groups":
-        second = [*second, first[0]]
-    elif kind == "empty group":
-        first, second = [*first, *second], []
-    else:
-        first[0].requires_grad_(False)
-    with pytest.raises(AssertionError):
-        audit_groups(model, {"first": first, "second": second})
-
-
-def test_the_audit_names_what_is_missing() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    with pytest.raises(AssertionError, match=r"1\.bias"):
-        audit_groups(model, {"all": list(model.parameters())[:3]})
+def test_the_branches_learn_with_the_hyper_network_when_told_so(small: HyperIQA) -> None:
+    groups = {
+        group["name"]: {id(tensor) for tensor in group["params"]} for group in build_adam(small, Optim(branches="hyper")).param_groups
+    }
+    assert {id(tensor) for tensor in small.branches.parameters()} < groups["hyper"]
+    assert {id(tensor) for tensor in small.backbone.parameters()} == groups["backbone"]
 
 
 def test_rates_are_set_in_place_and_the_moments_live_on(small: HyperIQA, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dist_train.collection import Collection, Member, Scale
 from dist_train.config import Config
 from dist_train.errors import ConfigError
 from dist_train.order import Order
@@ -25,8 +26,8 @@ def config_of(shards: Path | None, **sections: dict[str, Any]) -> Config:
 
 def test_the_numbers_of_a_run_follow_from_data_config_and_world(shards: Path) -> None:
     plan = make_plan(config_of(shards, run={"seed": 5}, data={"patches_per_image": 2}, train={"epochs": 3, "global_batch": 12}), world=3)
-    assert plan.split == "official"
-    assert {part: len(numbers) for part, numbers in plan.parts.items()} == {"train": 40, "val": 10, "test": 10}
+    assert plan.collection.members[0].split == "official"
+    assert {part: len(numbers) for part, numbers in plan.collection.members[0].parts.items()} == {"train": 40, "val": 10, "test": 10}
     assert plan.order == Order(seed=5, num_images=40, stored_patches=4, patches_per_image=2, passes=2, global_batch=12)
     assert (plan.share, plan.micro_batch) == (4, 4)
     assert (plan.steps_per_epoch, plan.total_steps) == (6, 18)  # 2 passes x 40 images = 80 visits, 12 a step
@@ -92,9 +93,9 @@ def noise(tmp_path: Path) -> Path:
 
 def test_a_table_without_an_official_split_runs_on_round_01(noise: Path) -> None:
     plan = make_plan(config_of(noise), 1)
-    assert plan.split == "round-01"
-    assert sorted(np.concatenate(list(plan.parts.values())).tolist()) == list(range(30))
-    assert make_plan(config_of(noise, data={"split": "round-02"}), 1).split == "round-02"
+    assert plan.collection.members[0].split == "round-01"
+    assert sorted(np.concatenate(list(plan.collection.members[0].parts.values())).tolist()) == list(range(30))
+    assert make_plan(config_of(noise, data={"split": "round-02"}), 1).collection.members[0].split == "round-02"
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
@@ -141,7 +142,8 @@ def plan_with(label: Label, output: str) -> Plan:
     """A plan of five images, three of which train: their opinions are 2, 7 and 4; those of the others 1 and 9."""
     shards: Any = SimpleNamespace(label=label, opinions=np.array([1.0, 2.0, 7.0, 4.0, 9.0]))
     parts = {"train": np.array([1, 2, 3]), "val": np.array([0]), "test": np.array([4])}
-    return Plan(Config.model_validate({"model": {"output": output}}), shards, "mine", parts, Order(0, 3, 1, 1, 1, 1), 1, 1, 1, 0)
+    collection = Collection((Member("mine", shards, "mine", parts, Scale(label), 1.0),))
+    return Plan(Config.model_validate({"model": {"output": output}}), collection, Order(0, 3, 1, 1, 1, 1), 1, 1, 1, 0)
 
 
 STATED, NOT_STATED = Label("MOS", 1.0, 5.0, True), Label("MOS", None, None, True)
@@ -184,7 +186,11 @@ def test_a_plan_is_told_with_all_its_numbers(shards: Path) -> None:
     plan = make_plan(config_of(shards, **settings), 2)
     told = describe_plan(plan)
     for number in (
-        *(plan.shards.fingerprint, "pseudo-opinion (0 to 100, higher is better)", "official: train 40, val 10, test 10"),
+        *(
+            plan.collection.members[0].shards.fingerprint,
+            "pseudo-opinion (0 to 100, higher is better)",
+            "official: train 40, val 10, test 10",
+        ),
         *("4 of 64x64", "8 images x 2 patches = 16 patches per step", "2, each takes 4 of these images, 2 at a time"),
         *("10 per epoch (80 visits), 160 in 16 epochs", "range: scores on 0 to 100", "chosen on test", "test figures are then too good"),
     ):

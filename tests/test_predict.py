@@ -36,7 +36,7 @@ def scores(text: str) -> dict[str, tuple[float, float]]:
 def test_a_picture_gets_the_score_that_evaluation_gave_it(run: Path, photographs: Path, tmp_path: Path) -> None:
     done = predict("--checkpoint", run, photographs / "images", "--out", tmp_path / "scores.csv", "--workers", 2)
     assert done.returncode == 0, done.stderr
-    assert "scores on the scale of pseudo-opinion" in done.stderr
+    assert "scores on the scale of tiny: pseudo-opinion" in done.stderr
     predicted = scores((tmp_path / "scores.csv").read_text())
     assert len(predicted) == 60
     with (run / "scores-test.csv").open() as file:

@@ -29,7 +29,8 @@ def run_folder(folder: Path, status: dict[str, Any] = STATUS, epochs: int = 2, p
     lines = []
     for epoch in range(epochs):
         for step in (2 * epoch + 1, 2 * epoch + 2):
-            lines.append({"kind": "step", "step": step, "epoch": epoch, "loss": 9.0 - step, "l1": 8.0 - step, "ranking": 1.0})
+            terms = {"loss": 9.0 - step, "regression": 8.0 - step, "ranking": 1.0, "consistency": 0.5}
+            lines.append({"kind": "step", "step": step, "epoch": epoch, **terms})
         lines.append({"kind": "epoch", "epoch": epoch, "step": 2 * epoch + 2, "train": PANEL, "val": PANEL, "verdict": "new best"})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "status.json").write_text(json.dumps(status))

@@ -36,7 +36,7 @@ def test_a_new_folder_is_made_with_the_config_and_the_status(shards: Path, folde
     status = read_status(folder)
     assert status is not None
     assert status["status"] == "unfinished"
-    assert (status["data_fingerprint"], status["split"], status["label"]) == (plan.shards.fingerprint, "official", str(plan.shards.label))
+    assert (status["data_fingerprint"], status["split"], status["label"]) == (only.fingerprint, "official", str(only.label))
 
 
 def test_an_unfinished_run_goes_on_and_keeps_what_is_known(shards: Path, folder: Path) -> None:
@@ -76,7 +76,7 @@ def test_another_setting_is_refused_with_its_key_and_both_values(shards: Path, f
 
 def test_every_other_setting_is_named(shards: Path, folder: Path) -> None:
     enter_run_folder(plan_of(shards, folder))
-    with pytest.raises(ConfigError, match=r"run\.seed was 0, is 1; optim\.lr was 2e-05, is 0\.5"):
+    with pytest.raises(ConfigError, match=r"optim\.lr was 2e-05, is 0\.5; run\.seed was 0, is 1"):
         enter_run_folder(plan_of(shards, folder, run__seed=1, optim__lr=0.5))
 
 
@@ -105,7 +105,7 @@ def test_other_data_are_refused_with_both_fingerprints(shards: Path, folder: Pat
     plan = plan_of(shards, folder)
     enter_run_folder(plan)
     write_status(folder, {**(read_status(folder) or {}), "data_fingerprint": "0123456789abcdef"})
-    with pytest.raises(ConfigError, match=rf"other data: .*{plan.shards.fingerprint}.*0123456789abcdef"):
+    with pytest.raises(ConfigError, match=rf"other data: .*{plan.collection.members[0].shards.fingerprint}.*0123456789abcdef"):
         enter_run_folder(plan)
 
 

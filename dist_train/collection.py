@@ -1,0 +1,127 @@
+"""The data sets of a run, opened as one: usually a single shard folder, or several, each with its own scale.
+
+The images of the sets are numbered through, the first set's first. A set alone is trained on in its own units. Several are
+brought to one scale: the target of an image is its opinion less the mean over its set's training part, divided by their
+standard deviation, and turned round where lower is better; what the model says is mapped back the same way, set by set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from dist_train.config import Data
+from dist_train.errors import ConfigError
+from shards.manifest import PARTS, Label, Shards
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How the opinions of a set become targets, and scores come back: target = (opinion - mean) / std, std < 0 turns round."""
+
+    label: Label
+    mean: float = 0.0
+    std: float = 1.0
+
+    def to_targets(self, opinions: np.ndarray) -> np.ndarray:
+        return (np.asarray(opinions, np.float64) - self.mean) / self.std
+
+    def to_opinions(self, scores: np.ndarray) -> np.ndarray:
+        return np.asarray(scores, np.float64) * self.std + self.mean
+
+
+@dataclass(frozen=True)
+class Member:
+    """One data set of a run."""
+
+    name: str
+    shards: Shards
+    split: str
+    parts: dict[str, np.ndarray]  # image numbers, in its own shard folder, of train, val and test
+    scale: Scale
+    weight: float  # of its images in a batch, relative to the others'
+
+    def split_fingerprint(self) -> str:
+        """A short name for exactly these images in train, val and test."""
+        return hashlib.sha256(b"/".join(self.parts[part].tobytes() for part in PARTS)).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The members of a run. Images are numbered over all of them."""
+
+    members: tuple[Member, ...]
+
+    @property
+    def patch_size(self) -> int:
+        """Width and height of every patch in pixels."""
+        return self.members[0].shards.layout.patch_size
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """The number of each member's first image, and of the image after the last: int64 [members + 1]."""
+        return np.cumsum([0, *(len(member.shards) for member in self.members)])
+
+    @cached_property
+    def training_images(self) -> np.ndarray:
+        """Every training image, member by member: int64 [images]."""
+        return np.concatenate([offset + m.parts["train"] for offset, m in zip(self.offsets, self.members, strict=False)])
+
+    def sets_of(self, images: np.ndarray) -> np.ndarray:
+        """The number of each image's member: int64 [n]."""
+        return np.searchsorted(self.offsets, images, side="right") - 1
+
+    def targets(self, images: np.ndarray) -> np.ndarray:
+        """What the model should say of each image: float64 [n]."""
+        sets, targets = self.sets_of(images), np.empty(len(images))
+        for number, member in enumerate(self.members):
+            here = sets == number
+            targets[here] = member.scale.to_targets(member.shards.opinions[images[here] - self.offsets[number]])
+        return targets
+
+    def name_of(self, image: int) -> str:
+        """The image's id, for messages; with its set's name where there are several."""
+        number = int(self.sets_of(np.array([image]))[0])
+        member = self.members[number]
+        name = str(member.shards.ids[image - int(self.offsets[number])])
+        return f"{member.name}/{name}" if len(self.members) > 1 else name
+
+    def read_patches(self, image: int, patches: Sequence[int]) -> np.ndarray:
+        """Some patches of one image, verified: uint8 [len(patches), patch_size, patch_size, 3]."""
+        number = int(self.sets_of(np.array([image]))[0])
+        return self.members[number].shards.read_patches(image - int(self.offsets[number]), patches)
+
+
+def open_collection(data: Data) -> Collection:
+    """Opens every shard folder that the config names. Raises ConfigError or ShardError."""
+    if not data.sets:
+        if data.shards is None:
+            raise ConfigError("data.shards is not set: name a shard folder, such as data.shards=demo/shards")
+        shards = Shards(data.shards)
+        split, parts = shards.split(data.split)
+        return Collection((Member(shards.manifest["data_set"], shards, split, parts, Scale(shards.label), 1.0),))
+    if data.shards is not None or data.split is not None:
+        raise ConfigError("data.sets names the shard folders, each with its own split: leave out data.shards and data.split")
+    members = []
+    for name, chosen in data.sets.items():
+        shards = Shards(chosen.shards)
+        split, parts = shards.split(chosen.split)
+        weight = float(len(parts["train"])) if chosen.weight is None else chosen.weight
+        members.append(Member(name, shards, split, parts, _standard_scale(shards, parts["train"]), weight))
+    sizes = {member.name: member.shards.layout.patch_size for member in members}
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ConfigError(f"data.sets: the sets have patches of different sizes ({found} pixels); build them with one --size")
+    return Collection(tuple(members))
+
+
+def _standard_scale(shards: Shards, training: np.ndarray) -> Scale:
+    opinions = np.asarray(shards.opinions[training], np.float64)
+    std = float(opinions.std()) if len(opinions) else 0.0
+    if std == 0:
+        raise ConfigError(f"{shards.folder}: all training opinions are equal, so there is nothing to learn")
+    return Scale(shards.label, float(opinions.mean()), std if shards.label.higher_is_better else -std)

@@ -1,0 +1,34 @@
+"""The three bugs that HyperIQA's training code has had for years, each by name, to measure what its fix is worth.
+
+The authors' loop rebuilt Adam after every epoch, with the rates for the next one (so the schedule came an epoch late), handed
+it the hyper network as an iterator that was empty from the second use on, and the backbone's rate without the schedule.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from dist_train.config import History, Optim
+from dist_train.optim import learning_rates
+
+
+def historical_rates(history: History, optim: Optim, step: int, steps_per_epoch: int, epochs: int) -> dict[str, float]:
+    """The rate of each group at `step`, from 0 over the run: the schedule's, but for what history gets wrong."""
+    late = steps_per_epoch if history.rebuilt_adam else 0
+    rates = learning_rates(optim, max(0, step - late), steps_per_epoch, epochs)
+    return rates | ({"backbone": optim.lr} if history.constant_backbone_rate else {})
+
+
+def forget_hyper_gradient(history: History, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    """From the second epoch on, leaves the hyper group without a gradient, so that Adam passes over it."""
+    if history.exhausted_hyper_group and epoch > 0:
+        for group in optimizer.param_groups:
+            if group["name"] == "hyper":
+                for tensor in group["params"]:
+                    tensor.grad = None
+
+
+def forget_moments(history: History, optimizer: torch.optim.Optimizer) -> None:
+    """After an epoch, what a new Adam does not know: the moments and the number of steps of every tensor."""
+    if history.rebuilt_adam:
+        optimizer.state.clear()

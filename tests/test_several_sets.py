@@ -1,0 +1,163 @@
+"""Runs on two data sets of different scale and direction, and what they leave; averaged and compiled weights too."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import runs
+import torch
+from safetensors.torch import load_file
+
+from dist_train.collection import Collection, open_collection
+from dist_train.config import Config, Data
+from dist_train.errors import ConfigError
+from dist_train.model_folder import open_model
+from dist_train.plan import describe_plan, make_plan
+from shards.datasets import read_table
+from shards.manifest import Label, Shards
+from shards.plan import Settings, plan_build
+from shards.writer import build
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def worse_is_more(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same photographs with an opinion from 1 to 9 of which less is better, as shards."""
+    folder = tmp_path_factory.mktemp("worse")
+    with (photographs / "scores.csv").open() as file, (folder / "scores.csv").open("w", newline="") as turned:
+        rows = list(csv.DictReader(file))
+        writer = csv.DictWriter(turned, rows[0])
+        writer.writeheader()
+        writer.writerows(row | {"score": 9 - 8 * float(row["score"]) / 100} for row in rows[::2])  # half of them
+    data_set = read_table(folder / "scores.csv", photographs / "images", "worse", Label("made-up DMOS", 1.0, 9.0, False))
+    build(plan_build(data_set, Settings(patch_size=64, patches=4)), folder / "shards")
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def both(shards: Path, worse_is_more: Path) -> Collection:
+    return open_collection(Data.model_validate({"sets": {"tiny": {"shards": shards}, "worse": {"shards": worse_is_more}}}))
+
+
+def sets_of(shards: Path, worse: Path) -> str:
+    return f"data.sets={{tiny: {{shards: {shards}}}, worse: {{shards: {worse}, weight: 40}}}}"
+
+
+def test_targets_have_mean_0_and_std_1_per_set_and_rise_with_quality(both: Collection) -> None:
+    for number, member in enumerate(both.members):
+        targets = both.targets(member.parts["train"] + both.offsets[number])
+        assert targets.mean() == pytest.approx(0, abs=1e-9)
+        assert targets.std() == pytest.approx(1)
+        quality = member.shards.opinions[member.parts["train"]] * (1 if member.shards.label.higher_is_better else -1)
+        assert np.corrcoef(targets, quality)[0, 1] == pytest.approx(1)
+        assert np.allclose(member.scale.to_opinions(targets), member.shards.opinions[member.parts["train"]])
+
+
+def test_images_are_numbered_through_and_read_from_their_own_shards(both: Collection) -> None:
+    tiny, worse = (member.shards for member in both.members)
+    assert both.sets_of(np.array([0, 59, 60, 89])).tolist() == [0, 0, 1, 1]
+    assert both.name_of(61) == f"worse/{worse.ids[1]}"
+    assert np.array_equal(both.read_patches(61, [2, 0]), worse.read_patches(1, [2, 0]))
+    assert np.array_equal(both.read_patches(59, [1]), tiny.read_patches(59, [1]))
+
+
+def test_one_set_is_trained_on_in_its_own_units(shards: Path) -> None:
+    only = open_collection(Data.model_validate({"shards": shards}))
+    images = only.training_images
+    assert np.array_equal(only.targets(images), Shards(shards).opinions[images])
+    assert only.name_of(3) == Shards(shards).ids[3]
+
+
+def test_sets_and_shards_together_or_patches_of_two_sizes_are_refused(shards: Path, photographs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"leave out data\.shards"):
+        open_collection(Data.model_validate({"shards": shards, "sets": {"tiny": {"shards": shards}}}))
+    data_set = read_table(photographs / "scores.csv", photographs / "images", "large", Label("x", 0.0, 100.0, True))
+    build(plan_build(data_set, Settings(patch_size=96, patches=1)), tmp_path / "large")
+    with pytest.raises(ConfigError, match="tiny 64, large 96 pixels"):
+        open_collection(Data.model_validate({"sets": {"tiny": {"shards": shards}, "large": {"shards": tmp_path / "large"}}}))
+
+
+def test_the_plan_states_the_proportions(shards: Path, worse_is_more: Path) -> None:
+    sets = {"tiny": {"shards": shards}, "worse": {"shards": worse_is_more}}
+    plan = make_plan(Config.model_validate({"data": {"sets": sets}, "train": {"global_batch": 12}}), 2)
+    told = describe_plan(plan)
+    assert "8 of the 12 images of every batch" in told  # 40 and 20 training images
+    assert "4 of the 12 images of every batch" in told
+    assert "by the mean SRCC of the sets" in told
+    with pytest.raises(ConfigError, match=r"train\.global_batch=1 is smaller than the number of data\.sets, 2"):
+        make_plan(Config.model_validate({"data": {"sets": sets}, "train": {"global_batch": 1}}), 1)
+
+
+@pytest.fixture(scope="module")
+def run_of_both(shards: Path, worse_is_more: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("both")
+    runs.train(1, folder, "", sets_of(shards, worse_is_more), "data.shards=null", "ema.decay=0.9")
+    return folder
+
+
+def test_a_run_on_two_sets_reports_each_and_their_mean_on_their_own_scales(run_of_both: Path) -> None:
+    told = runs.status(run_of_both)
+    assert told["status"] == "finished"
+    for part in ("val", "test"):
+        of_sets = told[part]["sets"]
+        assert told[part]["srcc"] == pytest.approx((of_sets["tiny"]["srcc"] + of_sets["worse"]["srcc"]) / 2)
+        assert "rmse" not in told[part] and of_sets["tiny"]["rmse"] > 0
+    for name, (low, high) in {"tiny": (-40, 140), "worse": (-2, 12)}.items():
+        with (run_of_both / f"scores-test-{name}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert rows and all(low < float(row["score"]) < high for row in rows), name
+        scores, opinions = ([float(row[column]) for row in rows] for column in ("score", "opinion"))
+        assert told["test"]["sets"][name]["rmse"] == pytest.approx(np.sqrt(np.mean((np.array(scores) - opinions) ** 2)))
+    assert set(open_model(run_of_both).scales) == {"tiny", "worse"}
+
+
+def test_averaged_weights_have_their_own_best_and_test_and_load_without_the_average(run_of_both: Path) -> None:
+    told = runs.status(run_of_both)
+    assert told["average"]["test"]["srcc"] != told["test"]["srcc"]
+    own, average = (load_file(run_of_both / name / "model.safetensors") for name in ("best", "best-ema"))
+    assert own.keys() == average.keys()
+    assert any(not torch.equal(own[name], average[name]) for name in own)
+    open_model(run_of_both / "best-ema")
+    last = runs.records(run_of_both, "epoch")[-1]
+    assert {"train", "val", "val-ema"} <= last.keys()
+
+
+def test_a_run_on_two_sets_takes_the_same_steps_on_two_ranks(run_of_both: Path, shards: Path, worse_is_more: Path, tmp_path: Path) -> None:
+    runs.train(2, tmp_path, "", sets_of(shards, worse_is_more), "data.shards=null", "ema.decay=0.9")
+    one, other = (runs.records(folder, "step") for folder in (run_of_both, tmp_path))
+    np.testing.assert_allclose([step["loss"] for step in one], [step["loss"] for step in other], rtol=1e-4)
+    averages = [load_file(folder / "checkpoints" / "step-00000014" / "average.safetensors") for folder in (run_of_both, tmp_path)]
+    assert runs.largest_difference(*averages) < 1e-3
+
+
+def test_the_average_follows_its_formula() -> None:
+    from dist_train.averaging import average_of
+
+    model = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1))
+    average = average_of(model, decay=0.4)
+    expected = None
+    for number, value in enumerate([1.0, 5.0, 2.0, 8.0]):
+        with torch.no_grad():
+            model[0].weight.fill_(value)  # type: ignore[union-attr, operator]
+            model[1].running_mean.fill_(value)  # type: ignore[union-attr, operator]
+            model[1].num_batches_tracked.fill_(number)  # type: ignore[union-attr, operator]
+        average.update_parameters(model)
+        now = min(0.4, (1 + number) / (10 + number))
+        expected = value if expected is None else now * expected + (1 - now) * value
+        assert average.module[0].weight.item() == pytest.approx(expected)  # type: ignore[index]
+        assert average.module[1].running_mean.item() == pytest.approx(expected)  # type: ignore[index]
+        assert average.module[1].num_batches_tracked.item() == number  # type: ignore[index]
+
+
+def test_a_compiled_run_takes_the_same_steps_and_leaves_plain_weights(shards: Path, tmp_path: Path) -> None:
+    for name, compiled in (("plain", "false"), ("compiled", "true")):
+        runs.train(1, tmp_path / name, shards, "train.epochs=1", f"run.compile={compiled}")
+    one, other = (runs.weights(tmp_path / name, 5) for name in ("plain", "compiled"))
+    assert runs.largest_difference(one, other) < 1e-3
+    assert json.dumps(sorted(one)) == json.dumps(sorted(other))
+    open_model(tmp_path / "compiled")
