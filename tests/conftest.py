@@ -109,7 +109,7 @@ def koniq(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture = Image.fromarray(demo.cut_content(content)).resize((1024, 768))
         picture.save(folder / "1024x768" / name, quality=90)
         mos = 1 + 4 * number / len(demo.CONTENTS)
-        part = ("training", "training", "training", "validation", "test")[number % 5]
+        part = ("training", "test", "training", "validation")[number % 4]  # 8, 3 and 3
         scores.append(f"{name},0,0,25,73,7,105,{mos},0.54,{20 * mos - 5}")
         sets.append(f"{name},0,0,25,73,7,105,{25 * (mos - 1)},0.54,{part}")
     (folder / "koniq10k_scores_and_distributions.csv").write_text("\n".join(scores) + "\n")

@@ -31,6 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_new_folder_is_made_with_the_config_and_the_status(shards: Path, folder: Path) -> None:
     plan = plan_of(shards, folder, optim__lr=1e-3)
+    only = plan.collection.members[0].shards
     assert enter_run_folder(plan) is True
     assert load_config(folder / "config.yaml") == plan.config
     status = read_status(folder)
