@@ -10,6 +10,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +19,9 @@ from torch import nn
 from dist_train import ranks
 from dist_train.config import Config
 from dist_train.data import EvaluationVisits, PatchReader, patch_batches
-from dist_train.metrics import per_image, two_level_panel
+from dist_train.metrics import image_figures, per_image, two_level_panel
 from dist_train.whole_files import write_text
-from shards.manifest import ShardError, Shards
+from shards.manifest import Label, ShardError, Shards
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,24 @@ class Scores:
 
     def panel(self) -> dict[str, float]:
         return two_level_panel(self.images, self.patches, self.opinions)
+
+    def final_panel(self, shards: Shards, spoken: Label) -> dict[str, Any]:
+        """The panel with all that a result is told with (`metrics.image_figures`): for the best epoch and the test.
+
+        `spoken` is the label that the model was trained on, and so speaks. On a set whose label runs the other way, its scores
+        are turned, so that more is better on both sides or on neither and correlations keep the sign of quality. Where the
+        scales are not the same, errors in units of the label mean nothing, and are nan.
+        """
+        label = shards.label
+        patches = self.patches if spoken.higher_is_better == label.higher_is_better else -self.patches
+        rows = list(shards.image_rows())
+        rows = [rows[image] for image in self.images]
+        means, _, opinions = per_image(self.images, patches, self.opinions)
+        stds = np.array([float(row["std"] or "nan") for row in rows])
+        panel = two_level_panel(self.images, patches, self.opinions)
+        panel = panel | image_figures(means, opinions, stds, len({row["group"] for row in rows}))
+        one_scale = (spoken.low, spoken.high, spoken.higher_is_better) == (label.low, label.high, label.higher_is_better)
+        return panel if one_scale else panel | dict.fromkeys(("rmse", "rmse_epsilon", "outlier_ratio"), np.nan)
 
     def write_csv(self, path: Path, shards: Shards) -> None:
         """image, opinion, score, spread: a row per image, in the order of the shard folder."""

@@ -14,12 +14,12 @@ import torch
 
 from dist_train.config import Config
 from dist_train.errors import ConfigError
+from dist_train.intervals import FEWEST_IMAGES
 from dist_train.model_folder import build_model
 from dist_train.optim import LAST_RATIO_EPOCH, STEP_EPOCHS, learning_rates
 from dist_train.order import Order
 from shards.manifest import PARTS, Shards
 
-FEWEST_IMAGES = 3  # of which a correlation says anything
 FEW_IMAGES = 50  # below this, one lucky image moves it
 
 

@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,10 +32,11 @@ from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batch
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.evaluation import Scores, score_images
 from dist_train.gradient import accumulate_gradient
-from dist_train.journal import finite_or_none
+from dist_train.journal import finite_or_none, read_records
 from dist_train.launch import refuse_another_world
 from dist_train.model_folder import WEIGHTS, Cutting, save_model
 from dist_train.optim import set_rates
+from dist_train.overfitting import train_and_val
 from dist_train.plan import Plan, describe_plan, make_plan
 from dist_train.report import draw_report, final_table
 from dist_train.run_folder import enter_run_folder, record_failure, write_status
@@ -192,17 +194,21 @@ def _finish(training: Training) -> None:
     scores = _score(training, "test")
     if scores is None:
         return
-    scores.write_csv(folder / "scores-test.csv", training.plan.shards)
+    shards = training.plan.shards
+    scores.write_csv(folder / "scores-test.csv", shards)
     early = progress.epochs_judged < config.train.epochs
     reason = f"{config.stop.patience} epochs without a better {chooser} SRCC" if early else f"all {config.train.epochs} epochs are done"
     ended = {"status": "stopped early" if early else "finished", "reason": reason}
-    status = status_of(training) | ended | {"best_epoch": best_epoch, "val": panels.get("val"), "test": scores.panel()}
+    status = (
+        status_of(training) | ended | {"best_epoch": best_epoch, "val": panels.get("val"), "test": scores.final_panel(shards, shards.label)}
+    )
+    status["train_and_val"] = train_and_val(read_records(folder / "metrics.jsonl"))
     write_status(folder, status)
     draw_report(folder)
     training.journal.say(final_table(status))
 
 
-def _load_best(training: Training) -> tuple[int, dict[str, dict[str, float]]]:
+def _load_best(training: Training) -> tuple[int, dict[str, dict[str, Any]]]:
     """Puts the best epoch's weights into the model; returns that epoch and its panels, as the file itself tells them.
 
     The file is the truth: it is written before the checkpoint that speaks of it, and a run may be cut off in between.
@@ -253,14 +259,16 @@ def _save_best(training: Training, scores: dict[str, Scores | None]) -> None:
     config, plan, progress = training.config, training.plan, training.progress
 
     def save() -> None:
-        about = {
-            "epoch": progress.early_stop.best_epoch,
-            "panels": finite_or_none(progress.best),
-            "data_fingerprint": plan.shards.fingerprint,
-        }
+        panels = {}
         for part, found in scores.items():
             assert found is not None
             found.write_csv(config.run.folder / f"scores-{part}.csv", plan.shards)
+            panels[part] = found.final_panel(plan.shards, plan.shards.label)
+        about = {
+            "epoch": progress.early_stop.best_epoch,
+            "panels": finite_or_none(panels),
+            "data_fingerprint": plan.shards.fingerprint,
+        }
         weights = training.model.state_dict()
         save_model(config.run.folder / "best", weights, config, plan.shards.label, Cutting.of(plan.shards), about)
 
