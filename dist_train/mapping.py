@@ -60,24 +60,24 @@ def fit_logistic(scores: np.ndarray, opinions: np.ndarray, num_parameters: int) 
     if reason := _why_not(scores, opinions, num_parameters):
         return Curve(f"not fitted: {reason}")
     middle, unit = scores.mean(), scores.std()
-    x, y = (scores - middle) / unit, opinions - opinions.mean()
+    x, y = (scores - middle) / unit, (opinions - opinions.mean()) / opinions.std()
     tilted = num_parameters == 5
 
     def misses(where: np.ndarray) -> np.ndarray:
-        """What the best curve with a step at this centre and of this width (its logarithm) leaves over, in opinions."""
+        """What the best curve with a step at this centre and of this width (its logarithm) leaves over."""
         step, stretch, tilt = _best_curve(x, y, where[0], np.exp(where[1]), tilted)
         left: np.ndarray = stretch * step + tilt * x - y
         return left
 
     starts = sorted(([centre, np.log(width)] for centre, width in _STARTS), key=lambda where: float(np.sum(misses(np.array(where)) ** 2)))
     bounds = ((x.min() - _OUTSIDE, np.log(_WIDTHS[0])), (x.max() + _OUTSIDE, np.log(_WIDTHS[1])))
-    ends = [optimize.least_squares(misses, start, bounds=bounds) for start in starts[:_SEARCHES]]
+    ends = [optimize.least_squares(misses, start, bounds=bounds, method="dogbox", x_scale="jac") for start in starts[:_SEARCHES]]
     settled = [end for end in ends if end.success]
     if not settled:
         return Curve(f"not fitted: the search for the curve did not settle ({ends[0].message.rstrip('.')})")
     end = min(settled, key=lambda end: float(end.cost))
     centre, width = float(end.x[0]), float(np.exp(end.x[1]))
-    _, stretch, tilt = _best_curve(x, y, centre, width, tilted)
+    stretch, tilt = (opinions.std() * share for share in _best_curve(x, y, centre, width, tilted)[1:])
     lowest = opinions.mean() - stretch * special.expit((x - centre) / width).mean()  # so that the means agree; x has mean 0
     if tilted:
         offset = lowest + stretch / 2 - tilt * middle / unit
@@ -92,7 +92,7 @@ def fit_logistic(scores: np.ndarray, opinions: np.ndarray, num_parameters: int) 
 
 
 def _best_curve(x: np.ndarray, y: np.ndarray, centre: float, width: float, tilted: bool) -> tuple[np.ndarray, float, float]:
-    """The centred step [n], and its stretch and tilt of least squares; x is standardised, y has mean 0."""
+    """The centred step [n], and its stretch and tilt of least squares; x and y are standardised."""
     step = special.expit((x - centre) / width)
     step -= step.mean()
     slope, share = (x @ y / len(x), x @ step / len(x)) if tilted else (0.0, 0.0)

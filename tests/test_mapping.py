@@ -65,22 +65,27 @@ def test_the_curve_is_as_close_as_scipys_own_fit_from_the_usual_start(number: in
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000), st.integers(8, 60), st.floats(-3, 3), st.floats(-3, 3))
-def test_the_curve_of_five_is_never_further_off_than_a_line_and_units_do_not_matter(seed: int, n: int, unit: float, other: float) -> None:
+@given(st.integers(0, 10_000), st.integers(8, 60))
+def test_the_curve_of_five_is_never_further_off_than_a_straight_line(seed: int, n: int) -> None:
     generator = np.random.default_rng(seed)
     scores = generator.normal(size=n)
     opinions = scores + generator.normal(0, 0.5, n)
     found = fit_logistic(scores, opinions, 5)
-    if found.parameters is None:
-        assert "different scores" in found.status or "rise" in found.status or "begins" in found.status
+    if found.parameters is None:  # a few points may run the other way, or be met best by a hump
+        assert re.search("do not rise|no higher than it begins", found.status)
         return
     line = np.polyval(np.polyfit(scores, opinions, 1), scores)
     assert squares(found, scores, opinions) <= np.sum((line - opinions) ** 2) * (1 + 1e-6)
-    turned = fit_logistic(10**unit * scores + 7, 10**other * opinions - 3, 5)
-    assert turned.parameters is not None
-    assert squares(turned, 10**unit * scores + 7, 10**other * opinions - 3) / 10 ** (2 * other) == pytest.approx(
-        squares(found, scores, opinions), rel=0.02
-    )
+
+
+@pytest.mark.parametrize("number", CURVES)
+@pytest.mark.parametrize(("unit", "other"), [(1e-3, 1.0), (1.0, 1e3), (1e4, 1e-4)])
+def test_the_units_of_scores_and_opinions_do_not_matter(number: int, unit: float, other: float) -> None:
+    generator = np.random.default_rng(2)
+    scores = generator.normal(size=100)
+    opinions = np.tanh(scores) + 0.3 * scores + generator.normal(0, 0.1, 100)
+    found, turned = fit_logistic(scores, opinions, number), fit_logistic(unit * scores + 7, other * opinions - 3, number)
+    np.testing.assert_allclose(turned(unit * scores + 7), other * found(scores) - 3, rtol=1e-3, atol=1e-4 * other)
 
 
 @pytest.mark.parametrize(

@@ -131,10 +131,12 @@ def test_a_score_that_is_no_number_is_an_outlier_and_has_no_figures() -> None:
 
 def test_figures_of_a_bent_scale_are_better_after_the_curve() -> None:
     opinions = np.linspace(0, 100, 60)
-    scores = 1 / (1 + np.exp(-(opinions - 50) / 12))
+    scores = 50 + 12 * np.log((opinions + 3) / (103 - opinions))  # opinions are a logistic of them
     found = image_figures(scores, opinions, np.full(60, np.nan), 12)
-    assert found["plcc_mapped5"] > found["plcc_mapped4"] > agreement(scores, opinions)["plcc"] + 0.001
-    assert found["rmse_mapped5"] < found["rmse_mapped4"] < root_mean_square(scores - opinions)
+    plcc = stats.pearsonr(scores, opinions).statistic
+    for number in (4, 5):
+        assert found[f"plcc_mapped{number}"] == pytest.approx(1, abs=1e-6) and plcc < 0.999
+        assert found[f"rmse_mapped{number}"] < 0.1 < root_mean_square(scores - opinions)
     assert (found["images"], found["contents"]) == (60, 12)
     assert len(found["mapping4"]["parameters"]) == 4 and len(found["mapping5"]["parameters"]) == 5
 
