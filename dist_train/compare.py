@@ -159,17 +159,19 @@ def describe(sides: Sequence[Side], estimates: Sequence[dict[str, Estimate]]) ->
         lines.append("a side of several runs: the median over them")
     for side, found in zip(sides[1:], estimates[1:], strict=True):
         lines += ["", f"{side.name} over {sides[0].name}:"]
-        for name in ("srcc", "plcc"):
-            more = found[name].over(estimates[0][name])
-            lines.append(
-                f"  {name.upper()} {more.value:+.4f} (95 %: {_span(more, '+')}), better in {more.share_above_zero:.1%} of the resamples"
-            )
+        lines += [f"  {name.upper()} {_gain(found[name].over(estimates[0][name]))}" for name in ("srcc", "plcc")]
     return "\n".join(lines + _warnings(sides))
 
 
 def _warnings(sides: Sequence[Side]) -> list[str]:
     on_test = [str(run.folder) for side in sides for run in side.runs if run.status["selected_on"] == "test"]
     return ["", f"WARNING: these chose their epoch ON TEST, so their figures are too good: {', '.join(on_test)}"] if on_test else []
+
+
+def _gain(more: Estimate) -> str:
+    if np.isnan(more.value):
+        return "cannot be compared: one of the two has none (all scores equal, or one not finite)"
+    return f"{more.value:+.4f} (95 %: {_span(more, '+')}), better in {more.share_above_zero:.1%} of the resamples"
 
 
 def _splits(side: Side) -> str:
