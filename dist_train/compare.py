@@ -23,7 +23,6 @@ from dist_train.intervals import FEWEST_IMAGES, correlations, interval, resample
 from dist_train.metrics import agreement
 from dist_train.run_folder import read_status
 
-RESAMPLES = 5_000
 SCORES = "scores-test.csv"
 
 
@@ -117,7 +116,7 @@ def refuse_unlike(sides: Sequence[Side]) -> None:
             )
 
 
-def estimate(sides: Sequence[Side], resamples: int = RESAMPLES) -> list[dict[str, Estimate]]:
+def estimate(sides: Sequence[Side]) -> list[dict[str, Estimate]]:
     """Per side, the median over its runs of SRCC and of PLCC, on the test images and in every resample of them."""
     runs = [run for side in sides for run in side.runs]
     ids = sorted({image for run in runs for image in run.ids})
@@ -125,7 +124,7 @@ def estimate(sides: Sequence[Side], resamples: int = RESAMPLES) -> list[dict[str
     columns = [np.array([place[image] for image in run.ids]) for run in runs]
     chunks = [
         [correlations(run.scores, run.opinions, counts[:, own]) for run, own in zip(runs, columns, strict=True)]
-        for counts in resampled_counts(len(ids), resamples)
+        for counts in resampled_counts(len(ids))
     ]
     resampled = iter(np.concatenate(chunks, axis=-1))  # [runs, 2, resamples]
     estimates = []

@@ -40,7 +40,7 @@ class Scores:
 
         `spoken` is the label that the model was trained on, and so speaks. On a set whose label runs the other way, its scores
         are turned, so that more is better on both sides or on neither and correlations keep the sign of quality. Where the
-        scales are not the same, errors in units of the label mean nothing, and are nan.
+        labels are not the same, errors in units of the label mean nothing, and are nan.
         """
         label = shards.label
         patches = self.patches if spoken.higher_is_better == label.higher_is_better else -self.patches
@@ -50,8 +50,7 @@ class Scores:
         stds = np.array([float(row["std"] or "nan") for row in rows])
         panel = two_level_panel(self.images, patches, self.opinions)
         panel = panel | image_figures(means, opinions, stds, len({row["group"] for row in rows}))
-        one_scale = (spoken.low, spoken.high, spoken.higher_is_better) == (label.low, label.high, label.higher_is_better)
-        return panel if one_scale else panel | dict.fromkeys(("rmse", "rmse_epsilon", "outlier_ratio"), np.nan)
+        return panel if spoken == label else panel | dict.fromkeys(("rmse", "rmse_epsilon", "outlier_ratio"), np.nan)
 
     def write_csv(self, path: Path, shards: Shards) -> None:
         """image, opinion, score, spread: a row per image, in the order of the shard folder."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from dist_train.order import bits
 
-RESAMPLES = 2000  # a percentile then wavers by about a twentieth of the interval's width
+RESAMPLES = 2000  # the ends then waver by about 2 % of the interval's width
 LEVEL = 0.95
 FEWEST_IMAGES = 3  # of which a correlation says anything: two always lie on a line
 

@@ -23,8 +23,8 @@ from scipy import optimize, special, stats
 
 CURVES = (4, 5)  # numbers of parameters
 
-# Of the step, in standard deviations of the scores. A narrower one is a jump, a wider one a straight line.
-_WIDTHS = (0.03, 100.0)
+# Of the step, in standard deviations of the scores. A narrower one is a jump between two images, a wider one a line.
+_WIDTHS = (0.1, 100.0)
 _OUTSIDE = 10.0  # how far beyond the scores the centre may lie; there the step is an exponential
 _STARTS = tuple(product((-1.5, -0.5, 0.5, 1.5), (0.1, 0.3, 1.0, 3.0)))  # (centre, width)
 _SEARCHES = 4  # from the best of these starts: there may be several valleys

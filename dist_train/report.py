@@ -54,9 +54,8 @@ def _further(part: str, panel: Mapping[str, Any]) -> list[str]:
     """What is told of a part below its row of figures; nothing of a panel that holds no more than that row."""
     if "srcc_interval" not in panel:
         return []
-    of_contents = f" of {panel['contents']:,} contents" if panel["contents"] < panel["images"] else ""
     told = [
-        f"{part}: {panel['images']:,} images{of_contents}; 95 % intervals: "
+        f"{part}: {_images(panel, panel['images'])}; 95 % intervals: "
         f"SRCC {_span(panel['srcc_interval'])}, PLCC {_span(panel['plcc_interval'])}"
     ]
     for number in CURVES:
@@ -106,7 +105,8 @@ def draw_report(folder: Path) -> Path:
         if best is not None:
             axes.axvline(best, color="grey", linewidth=0.8)
         axes.legend()
-    order.set(title="SRCC (train: as said while the weights moved)", xlabel=f"epoch\n{train_and_val(epochs)}")
+    order.set(title="SRCC (train: as said while the weights moved)")
+    order.set_xlabel(f"epoch\n{train_and_val(epochs)}", fontsize=8)
     spread.set(title="spread of the patch scores within images", xlabel="epoch", ylabel="label units")
     _draw_scatter(scatter, folder, status)
     path = folder / "report.png"
@@ -136,8 +136,8 @@ def _draw_scatter(axes: Any, folder: Path, status: Mapping[str, Any]) -> None:
     panel = status[part]
     _draw_curve(axes, scores, panel)
     axes.legend()
+    axes.set_title(_scatter_title(part, panel, len(rows)), fontsize=10)
     axes.set(
-        title=_scatter_title(part, panel, len(rows)),
         xlabel=f"opinion: {status['label']}",
         ylabel="score",
     )
@@ -158,10 +158,14 @@ def _draw_curve(axes: Any, scores: Sequence[float], panel: Mapping[str, Any]) ->
 
 def _scatter_title(part: str, panel: Mapping[str, Any], images: int) -> str:
     spans = {name: f" ({_span(panel[f'{name}_interval'])})" if panel.get(f"{name}_interval") else "" for name in ("srcc", "plcc")}
-    contents = panel.get("contents")
-    of_contents = f" of {contents:,} contents" if contents is not None and contents < images else ""
     told = ", ".join(f"{name.upper()} {_figure(panel[name])}{spans[name]}" for name in ("srcc", "plcc"))
-    return f"{part}, {images:,} images{of_contents}\n{told}"
+    return f"{part}, {_images(panel, images)}\n{told}"
+
+
+def _images(panel: Mapping[str, Any], images: int) -> str:
+    """How many images, and of how many contents where several show the same."""
+    contents = panel.get("contents", images)
+    return f"{images:,} images" + (f" of {contents:,} content{'s' * (contents > 1)}" if contents < images else "")
 
 
 def _cell(value: float | None) -> str:

@@ -57,11 +57,14 @@ def test_the_curve_is_as_close_as_scipys_own_fit_from_the_usual_start(number: in
         4: (opinions.max(), opinions.min(), scores.mean(), scores.std()),
         5: (np.ptp(opinions), 1 / scores.std(), scores.mean(), 0.0, opinions.mean()),
     }
-    with np.errstate(over="ignore"):
-        theirs, _ = optimize.curve_fit(form, scores, opinions, usual[number], maxfev=20_000)
+    low, high = np.full(number, -np.inf), np.full(number, np.inf)
+    width = (0.1 * scores.std(), 100 * scores.std())  # no jumps between two images, as for ours
+    place = {4: 3, 5: 1}[number]
+    low[place], high[place] = width if number == 4 else (1 / width[1], 1 / width[0])
+    theirs, _ = optimize.curve_fit(form, scores, opinions, usual[number], bounds=(low, high), max_nfev=20_000)
     found = fit_logistic(scores, opinions, number)
     assert found.parameters is not None
-    assert squares(found, scores, opinions) <= np.sum((form(scores, *theirs) - opinions) ** 2) * 1.002
+    assert squares(found, scores, opinions) <= np.sum((form(scores, *theirs) - opinions) ** 2) * 1.0005
 
 
 @settings(max_examples=40, deadline=None)
