@@ -1,4 +1,4 @@
-"""python -m shards build | demo | check | show: make a shard folder, once, and look at it."""
+"""python -m shards build | doctor | split | demo | check | show: make a shard folder, once, and look at it."""
 
 from __future__ import annotations
 
@@ -6,57 +6,141 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from shards.adapters import ADAPTERS
+from shards.adapters import ADAPTERS, adapters_as_text
 from shards.check import check, describe
+from shards.codecs import CODECS
 from shards.datasets import DataSet, read_table
+from shards.doctor import compare, diagnose
+from shards.estimate import estimate
+from shards.examination import examine
+from shards.findings import as_json, as_text, is_safe, refused
 from shards.manifest import Label, ShardError, Shards
+from shards.patches import resized_size
 from shards.plan import Settings, plan_build
-from shards.writer import build
+from shards.split_tables import FORMS, add_splits, export_splits, read_splits, rows_of
+from shards.splits import RATIO, numbered_rounds, shares_of, what_to_know
+from shards.writer import Share, build_share, missing_shards
+
+
+class UsageError(ShardError):
+    """The options do not belong together: the data were not even looked at."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0 done, 1 an error that was explained, 130 interrupted."""
+    """Runs one command; returns the exit status: 0 done, 1 an error that was explained or a folder not safe to build, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        return int(options.run(options) or 0)
     except ShardError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted; {options.after_interrupt}", file=sys.stderr)
         return 130
-    return 0
 
 
 def _build(options: argparse.Namespace) -> None:
-    settings = Settings(options.size, options.patches, options.seed, options.layout, options.resize, int(options.shard_mib * 2**20))
-    plan = plan_build(_data_set(options), settings)
-    print(
-        f"{plan.data_set.name}: {len(plan.pictures):,} images -> {len(plan.tasks):,} shards in {options.out}, "
-        f"layout {plan.layout.name}, {options.workers} worker(s)"
+    settings = Settings(
+        patch_size=options.size,
+        patches=options.patches,
+        seed=options.seed,
+        layout=options.layout,
+        resize=_resize_rule(options),
+        shard_bytes=int(options.shard_mib * 2**20),
+        rounds=options.rounds,
+        ratio=options.ratio,
+        codec=options.codec,
     )
-    print(describe(build(plan, options.out, options.workers)))
+    plan = plan_build(_data_set(options), settings)
+    if options.estimate:
+        print(estimate(plan, options.out))
+        return
+    share = f"share {options.share}, " if options.share.total > 1 else ""
+    print(
+        f"{plan.data_set.name}: {_counted(len(plan.pictures), 'image')} -> {_counted(len(plan.tasks), 'shard')} in {options.out}, "
+        f"layout {plan.layout.name}, {share}{_counted(options.workers, 'worker')}"
+    )
+    print("\n".join(what_to_know(plan.data_set.rows, plan.splits)))
+    shards = build_share(plan, options.out, options.share, options.workers)
+    if shards is None:
+        missing = _counted(missing_shards(plan, options.out), "shard")
+        print(f"this share is written; {missing} of other shares to come, and whoever writes the last one finishes the folder")
+    else:
+        print(describe(shards))
 
 
 def _data_set(options: argparse.Namespace) -> DataSet:
-    about_a_table = ("table", "images", "name", "label", "range", "lower_is_better")
+    about_a_table = ("table", "images", "name", "range", "lower_is_better")
     if options.dataset:
         for name in about_a_table:
             if getattr(options, name):
-                raise ShardError(f"--dataset brings its own table and scale: leave out --{name.replace('_', '-')}")
+                raise UsageError(f"--dataset brings its own table and scale: leave out --{name.replace('_', '-')}")
         if not options.root:
-            raise ShardError(f"--dataset {options.dataset} needs --root, the folder it was unpacked to")
-        return ADAPTERS[options.dataset](options.root)
+            raise UsageError(f"--dataset {options.dataset} needs --root, the folder it was unpacked to")
+        adapter = ADAPTERS[options.dataset]
+        return adapter.read(options.root, options.label or adapter.labels[0].name)
     if not options.table or not options.images or options.root:
-        raise ShardError("name the data: --table scores.csv --images DIR, or --dataset NAME --root DIR")
+        raise UsageError("name the data: --table scores.csv --images DIR, or --dataset NAME --root DIR")
     if options.range and not -math.inf < options.range[0] < options.range[1] < math.inf:
-        raise ShardError(f"--range {options.range[0]:g} {options.range[1]:g}: write the two ends of the scale, the lower one first")
+        raise UsageError(f"--range {options.range[0]:g} {options.range[1]:g}: write the two ends of the scale, the lower one first")
     low, high = options.range or (None, None)
     label = Label(options.label or "MOS", low, high, not options.lower_is_better)
     return read_table(options.table, options.images, options.name, label)
+
+
+def _resize_rule(options: argparse.Namespace) -> str | None:
+    """The rule to store by; None is the data set's own, which keeps the aspect."""
+    if options.resize != "paper":
+        return None if options.resize == "aspect" else str(options.resize)
+    if not options.dataset:
+        raise UsageError("--resize paper: there is no paper's rule for a table of your own; write none, exact:WIDTHxHEIGHT or short:PIXELS")
+    return ADAPTERS[options.dataset].paper_resize
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    name = options.dataset or options.name or str(options.table)
+    try:
+        rule, readers = _resize_rule(options), [_reader(against) for against in options.against]
+        _refuse_nonsense(rule, options.size)
+        data_set = _data_set(options)
+        name = data_set.name
+        one = examine(data_set, options.workers, options.quick)
+        findings = diagnose(one, options.size, rule)
+        for read in readers:
+            findings += compare(one, examine(read(data_set.label), options.workers, options.quick))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ShardError as error:
+        findings = [refused(error)]
+    print((as_json if options.json else as_text)(name, findings))
+    return 0 if is_safe(findings) else 1
+
+
+def _refuse_nonsense(rule: str | None, patch_size: int) -> None:
+    if patch_size < 8:
+        raise UsageError(f"--size {patch_size}: a patch is at least 8 pixels wide")
+    try:
+        resized_size(1, 1, rule or "none", patch_size)
+    except ShardError as error:
+        raise UsageError(str(error)) from None
+
+
+def _reader(against: str) -> Callable[[Label], DataSet]:
+    """What reads the other data set of `--against`, once it is known that the option makes sense."""
+    name, _, folder = against.partition("=")
+    if name in ADAPTERS and folder:
+        return lambda _: ADAPTERS[name].read(Path(folder), ADAPTERS[name].labels[0].name)
+    if Path(name).is_file() and folder:
+        return lambda label: read_table(Path(name), Path(folder), None, Label(label.name, None, None, label.higher_is_better))
+    raise UsageError(f"--against {against}: write NAME=DIR, a data set and its --root, or TABLE=DIR, a score table and its --images")
+
+
+def _list(_: argparse.Namespace) -> None:
+    print(adapters_as_text())
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -74,6 +158,27 @@ def _show(options: argparse.Namespace) -> None:
     print(describe(Shards(options.folder)))
 
 
+def _fetch(options: argparse.Namespace) -> None:
+    from shards.fetch import fetch  # its packages need the extra named remote
+
+    print(fetch(options.folder))
+
+
+def _split(options: argparse.Namespace) -> None:
+    shards = Shards(options.folder)
+    if options.exported:
+        print(f"{options.exported}: {', '.join(export_splits(shards, options.exported, options.name, options.form))}")
+        return
+    rows, seed = rows_of(shards), shards.manifest["seed"] if options.seed is None else options.seed
+    if options.imported:
+        splits = read_splits(options.imported, rows, seed, options.name)
+    else:
+        splits = numbered_rounds(rows, seed, options.rounds, options.ratio, options.name or "round")
+    new = add_splits(shards, splits)
+    print("\n".join(what_to_know(rows, splits)))
+    print(f"new in {shards.path('splits')}: {', '.join(new) or 'nothing, all were there already'}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m shards", description="Photographs and opinions in, WebDataset shards with fixed lossless patches out."
@@ -84,28 +189,53 @@ def _parser() -> argparse.ArgumentParser:
         "build", help="write shards from a score table or a data set folder", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     command.set_defaults(run=_build, after_interrupt="the same command goes on where this one stopped")
-    source = command.add_argument_group("the data, either a table ...")
-    source.add_argument("--table", type=Path, help="csv with the columns image and score (or mos), and optionally std, group, split")
-    source.add_argument("--images", type=Path, help="the folder that the table's image column is relative to")
-    source.add_argument("--name", help="the data set's name (default: the table's folder)")
-    source.add_argument("--label", help="what the score is called in every report (default: MOS)")
-    source.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the ends of the score's scale, such as 1 5")
-    source.add_argument("--lower-is-better", action="store_true", help="the score is a DMOS or the like")
-    known = command.add_argument_group("... or a data set as it is distributed")
-    known.add_argument("--dataset", choices=sorted(ADAPTERS), help="its name")
-    known.add_argument("--root", type=Path, help="the folder it was unpacked to")
+    _add_source(command)
     command.add_argument("--out", type=Path, required=True, help="the shard folder to write, new or empty")
     command.add_argument("--patches", type=int, default=Settings.patches, help="patches per image")
     command.add_argument("--size", type=int, default=Settings.patch_size, help="width and height of a patch in pixels")
     command.add_argument("--seed", type=int, default=Settings.seed, help="of the patch boxes and of the splits")
+    command.add_argument("--rounds", type=_rounds, metavar="N", help="numbered splits (default: 10 where there is no official split)")
+    _add_ratio(command)
     command.add_argument(
         "--layout",
         choices=("auto", "canvas", "patches"),
         default=Settings.layout,
         help="store images once, or patch by patch; auto takes the smaller",
     )
-    command.add_argument("--resize", help="none, exact:WIDTHxHEIGHT or short:PIXELS (default: the data set's rule; none for a table)")
-    command.add_argument("--shard-mib", type=_mebibytes, default=Settings.shard_bytes / 2**20, help="size of a shard, about")
+    command.add_argument("--codec", choices=sorted(CODECS), default=Settings.codec, help="raw, or losslessly packed for slow disks: zstd")
+    command.add_argument(
+        "--estimate", action="store_true", help="print what each layout and codec would take on the disk, and write nothing"
+    )
+    _add_resize(command)
+    command.add_argument(
+        "--shard-mib", type=_mebibytes, default=Settings.shard_bytes / 2**20, help="size of a shard, about, before a codec packs it"
+    )
+    command.add_argument(
+        "--share",
+        type=_share,
+        default=Share(),
+        metavar="I/N",
+        help="write every N-th shard from the I-th on, beside others that write theirs; the last one to be done finishes the folder",
+    )
+    _add_workers(command)
+
+    command = commands.add_parser("list", help="show the public data sets that --dataset reads: counts, labels, files, where to ask")
+    command.set_defaults(run=_list, after_interrupt="nothing was changed")
+
+    command = commands.add_parser("doctor", help="before a build: is the folder safe to build? Exit status 0 yes, 1 no, 2 usage")
+    command.set_defaults(run=_doctor, after_interrupt="nothing was changed")
+    _add_source(command)
+    command.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="find what is also in another data set, given as NAME=ROOT or scores.csv=IMAGES; may be repeated",
+    )
+    command.add_argument("--size", type=int, default=Settings.patch_size, help="the patch size of the build")
+    _add_resize(command)
+    command.add_argument("--quick", action="store_true", help="read headers only: finds no damaged pictures and no duplicates")
+    command.add_argument("--json", action="store_true", help="print the findings as JSON")
     _add_workers(command)
 
     command = commands.add_parser("demo", help="write the built-in photographs with computed pseudo-opinions (not human ratings)")
@@ -113,19 +243,90 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, help="the folder to write")
     _add_workers(command)
 
+    command = commands.add_parser("split", help="add split tables to a shard folder, or take them elsewhere; pixels are not touched")
+    command.set_defaults(run=_split, after_interrupt="no table was changed")
+    command.add_argument("folder", type=Path)
+    action = command.add_mutually_exclusive_group(required=True)
+    action.add_argument("--rounds", type=_rounds, metavar="N", help="add N random splits by content: round-01 and on")
+    action.add_argument(
+        "--import", dest="imported", type=Path, metavar="FILE", help="add the splits of a table: id,part or pyiqa's meta csv"
+    )
+    action.add_argument("--export", dest="exported", type=Path, metavar="FILE", help="write the splits to a new file")
+    _add_ratio(command)
+    command.add_argument("--seed", type=int, help="of what is drawn (default: the seed that the shards were built with)")
+    command.add_argument("--name", help="of the rounds (default: round), or of the one split to import or export (default: all)")
+    command.add_argument("--form", choices=FORMS, default=FORMS[0], help="to export: pyiqa's meta csv, or plain, one table of id and part")
+
     for name, run, explanation in (
         ("check", _check, "read a shard folder from end to end and verify every byte"),
         ("show", _show, "say what a shard folder holds"),
+        ("fetch", _fetch, "fill this node's cache with the shards of a URL, before a training reads them"),
     ):
         command = commands.add_parser(name, help=explanation)
         command.set_defaults(run=run, after_interrupt="nothing was changed")
-        command.add_argument("folder", type=Path)
+        command.add_argument("folder", help="a shard folder, or its URL: http://, https:// or s3://")
     return parser
+
+
+def _add_source(command: argparse.ArgumentParser) -> None:
+    source = command.add_argument_group("the data, either a table ...")
+    source.add_argument("--table", type=Path, help="csv, .xlsx or .json with image and score (or mos), and optionally std, group, split")
+    source.add_argument("--images", type=Path, help="the folder that the table's image column is relative to")
+    source.add_argument("--name", help="the data set's name (default: the table's folder)")
+    source.add_argument("--label", help="what the score is called in every report (default: MOS); with --dataset, which of its labels")
+    source.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the ends of the score's scale, such as 1 5")
+    source.add_argument("--lower-is-better", action="store_true", help="the score is a DMOS or the like")
+    known = command.add_argument_group("... or a data set as it is distributed")
+    known.add_argument("--dataset", choices=sorted(ADAPTERS), metavar="NAME", help="its name; `python -m shards list` shows them all")
+    known.add_argument("--root", type=Path, help="the folder it was unpacked to")
+
+
+def _add_resize(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--resize",
+        default="aspect",
+        help="aspect (the data set's rule that keeps it; none for a table), paper (HyperIQA's), none, exact:WIDTHxHEIGHT or short:PIXELS",
+    )
 
 
 def _add_workers(command: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     command.add_argument("--workers", type=int, default=cores, help="processes (default: one per core this process may use)")
+
+
+def _add_ratio(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--ratio",
+        type=_ratio,
+        default=RATIO,
+        help="of the rounds, in percent: train/val/test, or train/test; then val is cut out of train, except in round-01-no-val and so on",
+    )
+
+
+def _ratio(text: str) -> str:
+    try:
+        shares_of(text)
+    except ShardError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _rounds(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': write 1 or more")
+    return value
+
+
+def _share(text: str) -> Share:
+    number, _, total = text.partition("/")
+    if not (number.isdecimal() and total.isdecimal() and 1 <= int(number) <= int(total)):
+        raise argparse.ArgumentTypeError(f"'{text}' is no share: write I/N with I from 1 to N, such as 3/16")
+    return Share(int(number), int(total))
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _mebibytes(text: str) -> float:

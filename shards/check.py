@@ -5,33 +5,36 @@ from __future__ import annotations
 import json
 import tarfile
 import zlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from shards.codecs import CODECS
 from shards.manifest import BUILD_AGAIN, PARTS, ShardError, Shards, file_sha256
 
 _REWRITE = f"delete this shard and {BUILD_AGAIN}"
 
 
-def check(folder: Path) -> Shards:
+def check(folder: str | Path) -> Shards:
     """Verifies every byte of `folder` and returns it opened.
 
     Files against their SHA-256, every member against the index and the table, every plane against its checksum, every
     split against the ids. Raises ShardError naming the file, and the image where there is one.
     """
     shards = Shards(folder)
-    rows = list(shards.image_rows())
+    rows = shards.image_rows()
+    shards._unchanged("index.npy", shards.manifest["index_sha256"])  # opening verifies no more of it than what is used
     number = 0
     with tqdm(total=len(shards), unit=" images", desc="check", dynamic_ncols=True) as bar:
-        for record in shards.files:
-            path = folder / record["file"]
+        for shard, record in enumerate(shards.files):
+            path = shards.where(record["file"])
             try:
-                intact = file_sha256(path) == record["sha256"]
-                with tarfile.open(path) as tar:
+                with shards.whole_shard(shard) as file, tarfile.open(file) as tar:
+                    intact = file_sha256(file) == record["sha256"]
                     for _ in range(record["images"]):
-                        _check_image(tar, shards, number, rows[number], path)
+                        _check_image(tar, shards, number, next(rows), path)
                         number += 1
                         bar.update()
             except (tarfile.TarError, OSError, EOFError, UnicodeDecodeError) as error:
@@ -55,7 +58,7 @@ def describe(shards: Shards) -> str:
         ("images", f"{len(shards):,}, {manifest['enlarged']:,} of them enlarged"),
         ("opinions", f"{opinions.min():.2f} to {opinions.max():.2f}, mean {opinions.mean():.2f}, std {opinions.std():.2f}"),
         ("patches", f"{layout.patches} per image of {size}, layout {layout.name}, resize {manifest['resize']['rule']}"),
-        ("shards", f"{len(shards.files)} files, {total / 2**20:,.1f} MiB"),
+        ("shards", f"{len(shards.files)} files, {total / 2**20:,.1f} MiB, codec {layout.codec}"),
     ]
     for name in shards.split_names():
         _, parts = shards.split(name)
@@ -64,31 +67,38 @@ def describe(shards: Shards) -> str:
     return "\n".join(f"{title:<{width}}  {text}" for title, text in lines)
 
 
-def _check_image(tar: tarfile.TarFile, shards: Shards, number: int, row: dict[str, str], path: Path) -> None:
+def _check_image(tar: tarfile.TarFile, shards: Shards, number: int, row: dict[str, str], path: str) -> None:
     """The two members of one image. Reads their bytes as they lie: a damaged header must not decide how the rest is read."""
-    image_id, entry = row["id"], shards.index[number]
+    image_id, entry, codec = row["id"], shards.row(number), CODECS[shards.layout.codec]
     _, said = _member(tar, f"{image_id}.json", path)
-    offset, member = _member(tar, f"{image_id}.pixels.npy", path)
-    planes, length = shards.layout.planes, 3 * int(entry["height"]) * int(entry["width"])
-    start = int(entry["offset"]) - offset
-    checksums = [zlib.crc32(member[start + n * length : start + (n + 1) * length]) for n in range(planes)]
-    if len(member) - start != planes * length or checksums != entry["checksums"].tolist():
-        raise ShardError(f"{path}: the pixels of image '{image_id}' are not what was written (a checksum differs); {_REWRITE}")
-    if not _says(said, row, entry):
+    offset, member = _member(tar, f"{image_id}.pixels.{codec.suffix}", path)
+    ends = int(entry["offset"]) - offset + np.cumsum([0, *entry["lengths"].tolist()])
+    planes = [member[start:end] for start, end in pairwise(ends.tolist())]
+    try:
+        if len(member) != ends[-1] or [zlib.crc32(plane) for plane in planes] != entry["checksums"].tolist():
+            raise ValueError("a checksum differs")
+        for plane in planes:
+            codec.decode(plane, int(entry["height"]), int(entry["width"]))
+    except ValueError as error:
+        raise ShardError(f"{path}: the pixels of image '{image_id}' are not what was written ({error}); {_REWRITE}") from error
+    if (shards.ids[number], shards.opinions[number]) != (image_id, float(row["opinion"])):
+        raise ShardError(f"{shards.folder}: images.csv, ids.npy and opinions.npy disagree about image '{image_id}'; {BUILD_AGAIN}")
+    if not _says(said, row, entry, shards.layout.codec):
         raise ShardError(f"{path}: {image_id}.json does not say what images.csv and index.npy say; {_REWRITE}")
 
 
-def _says(said: bytes, row: dict[str, str], entry: np.void) -> bool:
+def _says(said: bytes, row: dict[str, str], entry: np.void, codec: str) -> bool:
     try:
         record = json.loads(said)
     except ValueError:
         return False
+    shape = [len(entry["lengths"]), int(entry["height"]), int(entry["width"]), 3]
     expected = {"id": row["id"], "opinion": float(row["opinion"]), "group": row["group"], "corners": entry["corners"].tolist()}
-    same_opinion = expected["opinion"] == float(entry["opinion"])
-    return same_opinion and isinstance(record, dict) and all(record.get(key) == value for key, value in expected.items())
+    expected |= {"codec": codec, "shape": shape}
+    return isinstance(record, dict) and all(record.get(key) == value for key, value in expected.items())
 
 
-def _member(tar: tarfile.TarFile, name: str, path: Path) -> tuple[int, bytes]:
+def _member(tar: tarfile.TarFile, name: str, path: str) -> tuple[int, bytes]:
     """The offset and the bytes of the next member, which must be called `name`."""
     member = tar.next()
     file = tar.extractfile(member) if member is not None and member.name == name else None

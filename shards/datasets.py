@@ -6,15 +6,23 @@ Scores are kept as distributed. What stays together in a split is the group.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from shards.folders import Pictures, missing_message
 from shards.manifest import Label, ShardError
-from shards.tables import number_in, part_in, read_csv
+from shards.tables import Record, read_records
 
 _NOT_IN_A_KEY = re.compile(r"[^\w-]+")  # a WebDataset key ends at the first dot and may not hold a slash
+
+# What a table of one's own, pyiqa's meta csv and Q-Align's JSON lists call the same thing.
+_IMAGE = ("image", "name", "img_name", "image_name", "img_path", "dist_name")
+_SCORE = ("score", "mos", "gt_score", "dmos")
+_GROUP = ("group", "ref_name")
+_PART = ("split", "official_split")
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,7 @@ class Row:
     std: float | None  # of the single ratings, on the scale of the opinion
     group: str
     part: str | None  # train, val or test in the official split; None when there is none
+    where: str = field(default="", compare=False)  # the table and the row in it, for messages
 
 
 @dataclass(frozen=True)
@@ -47,46 +56,91 @@ def read_table(
     label: Label | None = None,
     resize: str = "none",
 ) -> DataSet:
-    """A data set from a csv with the columns image and score (or mos), and optionally std, group and split.
+    """A data set from a table (csv, .xlsx, .json) with the columns image and score, and optionally std, group and split.
 
-    `image` is a path below the folder `images`. An image's id is that path without its suffix. Where both are there,
-    score is taken and mos is not. Without a group column every image is its own group. Without a `label` the opinions
-    are taken as a MOS, higher is better, scale not stated.
-    Raises ShardError naming the file and line of the first bad row.
+    Other names that such columns have in practice, in any case, are understood too. `image` is a path below the folder
+    `images`, and an image's id is that path without its suffix. Without a group column every image is its own group.
+    Without a `label` the opinions are taken as a MOS, higher is better, scale not stated.
+    Raises ShardError naming the file and row of the first bad row.
     """
-    records = read_csv(table, ("image",))
-    header = records[0][1]
-    score = next((name for name in ("score", "mos") if name in header), None)
-    if score is None:
-        raise ShardError(f"{table}: lacks a column score (or mos); it has: {', '.join(header)}")
+    records = read_records(table)
+    image, score = _column(records, _IMAGE), _column(records, _SCORE)
+    if not image:
+        raise ShardError(f"{table}: lacks the column(s) image; it has: {', '.join(records[0].columns)}")
+    if not score:
+        raise ShardError(f"{table}: lacks a column score (or mos); it has: {', '.join(records[0].columns)}")
+    if len(both := [name for name in _SCORE if name in records[0]]) > 1:
+        raise ShardError(f"{table}: has the columns {' and '.join(both)}; keep the one that is the opinion, and rename or delete the other")
+    if score == "dmos" and (label is None or label.higher_is_better):
+        raise ShardError(f"{table}: has a column dmos: add --lower-is-better, or call it score if higher is better")
     if not images.is_dir():
         raise ShardError(f"{images}: there is no such folder; name the one that the image column of {table} is relative to")
-    rows = []
-    for line, record in records:
-        where, picture = f"{table}, line {line}", record["image"]
-        key = image_id(picture, where)
-        opinion = number_in(record[score], f"{where}, column {score}")
-        std = number_in(record["std"], f"{where}, column std") if record.get("std") else None
-        group = record.get("group", picture)
-        if not group:
-            raise ShardError(f"{where}, column group: is empty; write which content '{picture}' shows, its own name if nothing else does")
-        rows.append(Row(key, images / picture, opinion, std, group, part_in(record.get("split"), f"{where}, column split")))
+    group, part, std = _column(records, _GROUP), _column(records, _PART), _column(records, ("std",))
+    pictures, rows = Pictures(images), []
+    for record in records:
+        deviation = record.number(std) if std and record[std] else None
+        content = record[group] if group else record[image]
+        if not content and record[image]:
+            shows = f"write which content '{record[image]}' shows, its own name if nothing else does"
+            raise ShardError(f"{record.where}, column {group}: is empty; {shows}")
+        rows.append(row_of(record, image, score, pictures, std=deviation, group=content, part=record.part(part) if part else None))
     return data_set_of(name or table.resolve().parent.name, label or Label("MOS", None, None, True), resize, rows, table)
 
 
+def row_of(
+    record: Record,
+    image: str,
+    score: str,
+    pictures: Pictures,
+    *,
+    std: float | None = None,
+    group: str | None = None,
+    part: str | None = None,
+) -> Row:
+    """The row of a record whose columns `image` and `score` hold a name and an opinion; without a group it is its own."""
+    name = record[image]
+    key = image_id(name, record.where)
+    return Row(key, pictures.find(name), record.number(score), std, group or name, part, record.where)
+
+
 def data_set_of(name: str, label: Label, resize: str, rows: Iterable[Row], table: Path) -> DataSet:
-    """The rows in order, once it is known that ids are unique and opinions are on the scale. Raises ShardError otherwise."""
+    """The rows in order, once it is known that ids are unique and opinions differ and are on the scale. Raises ShardError otherwise."""
     ordered = tuple(sorted(rows, key=lambda row: row.id))
     for first, second in pairwise(ordered):
         if first.id == second.id:
-            raise ShardError(f"{table}: two rows have the id '{first.id}' ({first.file} and {second.file}); rename one, or take one out")
+            places = f"{first.file}, {first.where}, and {second.file}, {second.where}"
+            raise ShardError(f"{table}: two rows have the id '{first.id}' ({places}); rename one, or take one out")
     for row in ordered:
         if label.low is not None and label.high is not None and not label.low <= row.opinion <= label.high:
             raise ShardError(
-                f"{table}: image '{row.id}' has the opinion {row.opinion:g}, outside the scale of {label.low:g} to {label.high:g}; "
-                f"correct the row, or state the scale that the opinions are on"
+                f"{table}: image '{row.id}' has the opinion {row.opinion:g}, outside the scale of {label.low:g} to {label.high:g} "
+                f"({row.where}); correct the row, or state the scale that the opinions are on"
             )
+    if len(ordered) > 1 and len({row.opinion for row in ordered}) == 1:
+        raise ShardError(
+            f"{table}: all {len(ordered):,} opinions are {ordered[0].opinion:g}, so nothing can be learnt; name the right column score"
+        )
     return DataSet(name, label, resize, ordered, table)
+
+
+def missing_pictures(data_set: DataSet) -> list[Row]:
+    """The rows whose picture is not on the disk."""
+    return [row for row in data_set.rows if not row.file.is_file()]
+
+
+def refuse_missing_pictures(data_set: DataSet) -> None:
+    """Raises ShardError that counts the pictures that are not on the disk and names the first, with its row."""
+    if missing := missing_pictures(data_set):
+        raise ShardError(missing_message([(row.file, row.where) for row in missing], len(data_set.rows)))
+
+
+@contextmanager
+def naming(row: Row) -> Iterator[None]:
+    """A ShardError about the row's picture also says where the table names it."""
+    try:
+        yield
+    except ShardError as error:
+        raise ShardError(f"{error} ({row.where})") from error
 
 
 def image_id(name: str, where: str) -> str:
@@ -96,3 +150,8 @@ def image_id(name: str, where: str) -> str:
     if not key:
         raise ShardError(f"{where}: there is no image name; write one, or take the row out")
     return key
+
+
+def _column(records: Sequence[Record], names: Sequence[str]) -> str | None:
+    """The first of `names` that the table has, or None."""
+    return next((name for name in names if name in records[0]), None)

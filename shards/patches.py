@@ -46,14 +46,15 @@ def _scaled_to_short_side(width: int, height: int, pixels: int) -> tuple[int, in
     return max(pixels, round(width * pixels / short)), max(pixels, round(height * pixels / short))
 
 
-def resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """`pixels` (uint8 [h, w, 3]) at the given size, with Pillow's bilinear filter, as the HyperIQA authors resize.
+def resize(pixels: np.ndarray | Image.Image, width: int, height: int) -> np.ndarray:
+    """`pixels` (uint8 [h, w, 3], or a picture in RGB) at the given size: uint8 [height, width, 3].
 
-    Untouched when the size already fits.
+    With Pillow's bilinear filter, as the HyperIQA authors resize; untouched when the size already fits.
     """
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    if picture.size == (width, height):
+        return np.asarray(pixels)
+    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def patch_boxes(image_id: str, seed: int, width: int, height: int, patch_size: int, count: int) -> np.ndarray:

@@ -19,9 +19,7 @@ from PIL import Image, ImageOps, features
 
 from shards.manifest import ShardError
 
-SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-)  # looked for in a folder
+SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})  # looked for in a folder
 
 _SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
 _ORIENTATION = 0x0112
@@ -53,13 +51,18 @@ def decode_photograph(content: bytes, name: str | Path) -> np.ndarray:
 
     `name` is only used in messages. Raises ShardError when the bytes cannot be decoded to the end.
     """
+    return np.asarray(upright_photograph(content, name))
+
+
+def upright_photograph(content: bytes, name: str | Path) -> Image.Image:
+    """The same as a picture of Pillow's, which Pillow resizes without copying it to an array and back."""
     with _opened(io.BytesIO(content), name) as picture:
         picture.load()
-        upright = ImageOps.exif_transpose(picture)
-        if upright.mode in _DEEP:
-            grey = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=2)
-        return np.asarray(upright.convert("RGB"))
+        ImageOps.exif_transpose(picture, in_place=True)
+        if picture.mode in _DEEP:
+            grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
+            return Image.fromarray(np.repeat(grey[..., None], 3, axis=2))
+        return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 @contextmanager

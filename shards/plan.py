@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,13 +16,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from shards.datasets import DataSet, Row
+from shards.datasets import DataSet, Row, naming, refuse_missing_pictures
 from shards.manifest import FORMAT, Layout, ShardError
 from shards.patches import resized_size
 from shards.photographs import photograph_size
-from shards.splits import all_splits
+from shards.splits import RATIO, all_splits
 
 _LONGEST_SIDE = np.iinfo(np.uint16).max  # the index keeps sizes and corners in 16 bits
+_LARGEST_PLANE = 2**31 - 2**16  # bytes; Linux reads no more at once, and the index keeps lengths in 32 bits
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class Settings:
     seed: int = 0
     layout: str = "auto"  # canvas, patches, or auto: whichever takes fewer bytes
     resize: str | None = None  # None: the data set's own rule
-    shard_bytes: int = 128 << 20  # pixels per shard, about; one image more than fits is never split
+    shard_bytes: int = 128 << 20  # pixels per shard, about, before a codec packs them; one image more than fits is never split
+    rounds: int | None = None  # numbered splits; None: ten where there is no official split
+    ratio: str = RATIO  # of those rounds, in percent: train/val/test, or train/test
+    codec: str = "raw"  # a name of shards.codecs
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,13 @@ class Plan:
             "label": asdict(self.data_set.label),
             "resize": self.resize,
             "layout": self.layout.name,
+            "codec": self.layout.codec,
             "size": self.layout.patch_size,
             "number of patches": self.layout.patches,
             "seed": self.settings.seed,
             "shard size": self.settings.shard_bytes,
+            "number of rounds": self.settings.rounds,
+            "ratio": self.settings.ratio,
         }
 
     def digest(self) -> str:
@@ -105,35 +113,38 @@ def plan_build(data_set: DataSet, settings: Settings) -> Plan:
         )
     rule = settings.resize or data_set.resize
     try:
-        splits = all_splits(data_set.rows, settings.seed)
+        splits = all_splits(data_set.rows, settings.seed, settings.rounds, settings.ratio)
     except ShardError as error:
         raise ShardError(f"{data_set.table}: {error}") from None
+    refuse_missing_pictures(data_set)
     pictures = []
     for row in tqdm(data_set.rows, "picture headers", leave=False, delay=2, unit=" images", dynamic_ncols=True):
-        size = photograph_size(row.file)
+        with naming(row):
+            size = photograph_size(row.file)
         stored = resized_size(*size, rule, settings.patch_size)
-        if max(stored) > _LONGEST_SIDE:
+        if max(stored) > _LONGEST_SIDE or 3 * math.prod(stored) > _LARGEST_PLANE:
             raise ShardError(
                 f"{row.file}: {size[0]}x{size[1]} would be stored at {stored[0]}x{stored[1]}, and a side has at most {_LONGEST_SIDE:,} "
-                f"pixels; choose a smaller --resize, or take its row out of the table"
+                f"pixels, all of them 2 GiB; choose a smaller --resize, or take its row out of the table"
             )
         pictures.append(Picture(row, row.file.stat().st_size, size, stored))
     layout = _choose_layout(pictures, settings)
     tasks = [
         ShardTask(f"shard-{number:06d}.tar", layout, settings.seed, tuple(share))
-        for number, share in enumerate(_shares(pictures, layout, settings.shard_bytes))
+        for number, share in enumerate(dealt(pictures, layout, settings.shard_bytes))
     ]
     return Plan(data_set, settings, rule, layout, tuple(tasks), splits)
 
 
 def _choose_layout(pictures: Sequence[Picture], settings: Settings) -> Layout:
-    choices = [Layout(name, settings.patch_size, settings.patches) for name in ("canvas", "patches")]
+    choices = [Layout(name, settings.patch_size, settings.patches, settings.codec) for name in ("canvas", "patches")]
     if settings.layout != "auto":
         return next(choice for choice in choices if choice.name == settings.layout)
     return min(choices, key=lambda layout: sum(layout.image_bytes(*picture.stored) for picture in pictures))
 
 
-def _shares(pictures: Sequence[Picture], layout: Layout, shard_bytes: int) -> Iterator[list[Picture]]:
+def dealt(pictures: Sequence[Picture], layout: Layout, shard_bytes: int) -> Iterator[list[Picture]]:
+    """The images of each shard in turn."""
     share: list[Picture] = []
     filled = 0
     for picture in pictures:

@@ -1,7 +1,10 @@
 """One shard: the pictures of a task in, a tar file and the record of it out.
 
-A pure function of the task and its pictures, so it can run in any process. The record, in `.build/`, says that the shard is
-complete, and of which images; it is written after the shard, so a shard without one is written again.
+A pure function of the task and its pictures, so it can run in any process, and in several at once. The record, in `.build/`,
+says that the shard is complete, and of which images; it is written after the shard, so a shard without one is written again.
+
+    .build/shard-000000.tar.json     a line of JSON: the digest of the task, the file, its bytes and sha256
+                                     and a line per image: what images.csv and index.npy need to know
 """
 
 from __future__ import annotations
@@ -11,36 +14,74 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shards.manifest import ShardError, file_sha256
+from shards.codecs import CODECS
+from shards.datasets import naming
+from shards.manifest import Layout, ShardError, file_sha256, row_checksum
 from shards.patches import cut, is_enlarged, patch_boxes, resize
-from shards.photographs import decode_photograph
+from shards.photographs import upright_photograph
 from shards.plan import Picture, ShardTask
 from shards.whole_files import whole_file, write_bytes
 
+_AT_ONCE = 16 << 20  # bytes of a member that go to the file in one piece; with the 16 KiB of tarfile itself that takes twice as long
 
-def write_shard(out: Path, task: ShardTask) -> dict[str, Any]:
-    """Writes one shard and its record; returns the record (file, bytes, sha256 and a row per image)."""
-    shard, note, rows = out / task.file, record_path(out, task), []
+
+def write_shard(out: Path, task: ShardTask, report: Callable[[int], None]) -> None:
+    """Writes one shard and its record, unless both are there by now; tells `report` the bytes of the pixels of each image.
+
+    One image is in memory at a time. Another process may write the same shard meanwhile, to the same bytes; once it has
+    finished the folder, it sweeps away what is unfinished: what counts is that the shard is there.
+    """
+    if complete_record(out, task):
+        for _ in task.pictures:
+            report(0)
+        return
+    try:
+        _write_shard(out, task, report)
+    except (OSError, ShardError):
+        if not complete_record(out, task):
+            raise
+
+
+def _write_shard(out: Path, task: ShardTask, report: Callable[[int], None]) -> None:
+    shard, note, codec, rows = out / task.file, record_path(out, task), CODECS[task.layout.codec], []
     note.unlink(missing_ok=True)  # it must never speak of a shard that has been replaced since
-    with explained(shard), whole_file(shard) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    with (
+        explained(shard),
+        whole_file(shard) as file,
+        tarfile.TarFile(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, copybufsize=_AT_ONCE) as tar,
+    ):
         for picture in task.pictures:
-            row, pixels = _image_record(picture, task)
+            row, pixels = image_record(picture, task.layout, task.seed)
             _add(tar, f"{picture.row.id}.json", json.dumps(row, ensure_ascii=False, sort_keys=True).encode())
-            member = npy_bytes(pixels)
-            offset = _add(tar, f"{picture.row.id}.pixels.npy", member) + len(member) - pixels.nbytes
-            place = {"offset": offset, "plane_height": pixels.shape[1], "plane_width": pixels.shape[2]}
-            rows.append(row | place | {"checksums": [zlib.crc32(plane) for plane in pixels]})
-    record = {"task": task.digest(), "file": task.file, "bytes": shard.stat().st_size, "sha256": file_sha256(shard), "rows": rows}
+            head, planes = codec.head(pixels.shape), [codec.encode(plane) for plane in pixels]
+            offset = len(head) + _add(tar, f"{picture.row.id}.pixels.{codec.suffix}", b"".join([head, *planes]))
+            place = {"offset": offset, "lengths": [len(plane) for plane in planes], "checksums": [zlib.crc32(plane) for plane in planes]}
+            rows.append(json.dumps(row | place).encode())
+            report(pixels.nbytes)
+        tar.close()
+        file.flush()
+        about = {"task": task.digest(), "file": task.file, "bytes": file.tell(), "sha256": file_sha256(Path(file.name))}
     with explained(note):
-        write_bytes(note, json.dumps(record).encode())
-    return record
+        write_bytes(note, b"\n".join([json.dumps(about).encode(), *rows]))
+
+
+def index_rows(rows: Sequence[Mapping[str, Any]], shard: int, layout: Layout, plan: str) -> np.ndarray:
+    """The rows of index.npy for the images of shard number `shard`, from its record and the digest of the plan."""
+    index = np.zeros(len(rows), layout.index_dtype())
+    for entry, row in zip(index, rows, strict=True):
+        entry["shard"], entry["offset"] = shard, row["offset"]
+        entry["height"], entry["width"] = row["shape"][1:3]
+        entry["lengths"], entry["checksums"], entry["corners"] = row["lengths"], row["checksums"], row["corners"]
+        entry["row_checksum"] = row_checksum(entry, plan)
+    return index
 
 
 def record_path(out: Path, task: ShardTask) -> Path:
@@ -49,19 +90,20 @@ def record_path(out: Path, task: ShardTask) -> Path:
 
 
 def complete_record(out: Path, task: ShardTask) -> dict[str, Any] | None:
-    """The record of a shard that is already there, whole; None when it must be written."""
-    record, shard = read_json(record_path(out, task)), out / task.file
-    complete = record and record["task"] == task.digest() and shard.is_file() and record["bytes"] == shard.stat().st_size
+    """What the record says of a shard (file, bytes, sha256) that is already there, whole; None when it must be written."""
+    try:
+        with record_path(out, task).open("rb") as note:
+            record: dict[str, Any] = json.loads(note.readline())
+        complete = record["task"] == task.digest() and record["bytes"] == (out / task.file).stat().st_size
+    except (OSError, ValueError, KeyError):
+        return None
     return record if complete else None
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """What a file of ours says; None when it is missing or damaged."""
-    try:
-        said: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    return said
+def record_rows(out: Path, task: ShardTask) -> list[dict[str, Any]]:
+    """What the record says of each image of a complete shard. Raises OSError or ValueError when it is missing or damaged."""
+    with record_path(out, task).open("rb") as note:
+        return [json.loads(line) for line in islice(note, 1, None)]
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
@@ -80,19 +122,22 @@ def explained(path: Path) -> Iterator[None]:
         raise ShardError(f"{path}: cannot be written ({error.strerror}); mend that and run the same command again") from error
 
 
-def _image_record(picture: Picture, task: ShardTask) -> tuple[dict[str, Any], np.ndarray]:
+def image_record(picture: Picture, layout: Layout, seed: int) -> tuple[dict[str, Any], np.ndarray]:
     """What <id>.json says of an image, and its pixels [planes, height, width, 3]."""
-    row, layout, (width, height) = picture.row, task.layout, picture.size
+    row, (width, height) = picture.row, picture.size
     try:
         content = row.file.read_bytes()
     except OSError as error:
         raise ShardError(f"{row.file}: cannot be read ({error.strerror}); put the file back, or take its row out of the table") from error
-    pixels = decode_photograph(content, row.file)
-    if pixels.shape != (height, width, 3):
-        raise ShardError(f"{row.file}: decodes to {pixels.shape[1]}x{pixels.shape[0]}, its header says {width}x{height}; save it anew")
-    canvas = resize(pixels, *picture.stored)
-    corners = patch_boxes(row.id, task.seed, *picture.stored, layout.patch_size, layout.patches)
+    with naming(row):
+        photograph = upright_photograph(content, row.file)
+    if photograph.size != (width, height):
+        found = "{}x{}".format(*photograph.size)
+        raise ShardError(f"{row.file}: decodes to {found}, its header says {width}x{height}; save it anew")
+    canvas = resize(photograph, *picture.stored)
+    corners = patch_boxes(row.id, seed, *picture.stored, layout.patch_size, layout.patches)
     one_by_one = layout.name == "patches"
+    stored = cut(canvas, corners, layout.patch_size) if one_by_one else canvas[None]
     boxes = [[k, 0, 0] if one_by_one else [0, int(y), int(x)] for k, (y, x) in enumerate(corners)]
     record = {
         "id": row.id,
@@ -107,8 +152,10 @@ def _image_record(picture: Picture, task: ShardTask) -> tuple[dict[str, Any], np
         "patch_size": layout.patch_size,
         "boxes": boxes,
         "corners": corners.tolist(),
+        "codec": layout.codec,
+        "shape": stored.shape,
     }
-    return record, cut(canvas, corners, layout.patch_size) if one_by_one else canvas[None]
+    return record, stored
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> int:

@@ -1,40 +1,169 @@
-"""Tables as people have them, read so that every mistake is named by file and line."""
+"""Tables as people have them: csv, Excel, JSON lists, text lists and MATLAB files, read so that every mistake is named by file and row."""
 
 from __future__ import annotations
 
 import csv
+import json
 import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from shards.manifest import PARTS, ShardError
 
 _PART_NAMES = {"training": "train", "validation": "val", "valid": "val", "testing": "test", **{part: part for part in PARTS}}
+_ZIP, _OLE = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # how an .xlsx begins, and an .xls of before 2007
+_EXTRA = "run `pip install dist-train[datasets]`"
 
 
-def read_csv(path: Path, needed: tuple[str, ...] = ()) -> list[tuple[int, dict[str, str]]]:
-    """(line number, record) of every row of a csv file with a header, values without the space around them."""
+class Record:
+    """A row: the text under each column, whatever the case of the column's name, and where the row stands, for messages."""
+
+    def __init__(self, where: str, fields: dict[str, str]) -> None:
+        self.where = where
+        self.columns = list(fields)
+        self._fields = {column.casefold(): text for column, text in fields.items()}
+
+    def __contains__(self, column: str) -> bool:
+        return column.casefold() in self._fields
+
+    def __getitem__(self, column: str) -> str:
+        """The text in a column. Raises ShardError when the row, an entry of a JSON list, lacks it."""
+        if column not in self:
+            raise ShardError(f"{self.where}: lacks '{column}'; it has: {', '.join(self.columns)}")
+        return self._fields[column.casefold()]
+
+    def number(self, column: str) -> float:
+        """The finite number in a column. Raises ShardError that names the row."""
+        return number_in(self[column], f"{self.where}, column {column}")
+
+    def part(self, column: str) -> str | None:
+        """train, val or test, by any of their usual names; None for nothing. Raises ShardError for any other word."""
+        return part_in(self[column], f"{self.where}, column {column}")
+
+
+def read_records(path: Path) -> list[Record]:
+    """The rows of a table of any kind, told by the suffix: .xlsx, .json, and csv for all others."""
+    readers: dict[str, Callable[[Path], list[Record]]] = {".xlsx": read_sheet, ".xls": read_sheet, ".json": read_json}
+    return readers.get(path.suffix.lower(), read_csv)(path)
+
+
+def read_csv(path: Path, needed: Sequence[str] = ()) -> list[Record]:
+    """The rows of a csv file with a header, values without the space around them."""
+    with _explained(path, "a csv file in UTF-8"), path.open("rb") as raw:
+        if raw.read(4) in (_ZIP, _OLE):
+            raise ShardError(f"{path}: is an Excel file whatever its name says; save it as csv in UTF-8, or name it .xlsx if it is one")
+    with _explained(path, "a csv file in UTF-8"), path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark
+        reader = csv.reader(file, skipinitialspace=True)
+        lines = [(f"line {reader.line_num}", [field.strip() for field in fields]) for fields in reader]
+    if lines and len(lines[0][1]) == 1 and (separator := re.search("[;\t]", lines[0][1][0])):
+        raise ShardError(
+            f"{path}: is separated by {'semicolons' if separator[0] == ';' else 'tabs'}, as {lines[0][1][0]!r} shows; "
+            f"save it with commas between the columns and points in the numbers"
+        )
+    return _records(path, lines, needed)
+
+
+def read_sheet(path: Path, needed: Sequence[str] = (), sheet: str | None = None) -> list[Record]:
+    """The rows of a sheet of an Excel file (.xlsx), the first unless named; the header is the first row with all `needed`."""
+    with _explained(path, "an Excel file"), path.open("rb") as raw:
+        begin = raw.read(4)
+    if begin == _OLE:
+        raise ShardError(f"{path}: is an Excel file of the form before 2007 (.xls); save it as .xlsx or as csv in UTF-8")
+    if begin != _ZIP:
+        raise ShardError(f"{path}: is no Excel file whatever its name says; name it .csv if it is text, or download it again")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark
-            reader = csv.reader(file, skipinitialspace=True)
-            lines = [(reader.line_num, [field.strip() for field in fields]) for fields in reader]
-    except OSError as error:
-        raise ShardError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ShardError(f"{path}: is not a csv file in UTF-8 ({error}); save it as one") from error
-    lines = [(line, fields) for line, fields in lines if any(fields)]  # spreadsheets leave rows of nothing at the end
+        from openpyxl import load_workbook
+    except ModuleNotFoundError:
+        raise ShardError(f"{path}: Excel files are read with openpyxl, which is not installed; {_EXTRA}, or save it as csv") from None
+    with _explained(path, "an Excel file"):
+        book = load_workbook(path, read_only=True, data_only=True)
+        names = book.sheetnames
+        cells = [] if sheet and sheet not in names else list(book[sheet or names[0]].iter_rows(values_only=True))
+        book.close()
+    if sheet and sheet not in names:
+        raise ShardError(f"{path}: has no sheet '{sheet}'; it has: {', '.join(names)}")
+    lines = [(f"row {number}", [_cell_text(cell) for cell in row]) for number, row in enumerate(cells, 1)]
+    wanted = {column.casefold() for column in needed}
+    header = next((at for at, (_, fields) in enumerate(lines) if wanted <= {field.casefold() for field in fields}), 0) if needed else 0
+    lines = lines[header:]
+    named = [at for at, field in enumerate(lines[0][1]) if field] if lines else []  # a sheet may begin with empty columns
+    return _records(path, [(where, [fields[at] if at < len(fields) else "" for at in named]) for where, fields in lines], needed)
+
+
+def read_json(path: Path) -> list[Record]:
+    """The entries of a JSON list of objects, such as Q-Align's lists of {"image": ..., "gt_score": ...}."""
+    with _explained(path, "a JSON list in UTF-8"):
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+    if not isinstance(entries, list) or not entries:
+        raise ShardError(f'{path}: is no list of images; write [{{"image": "a.png", "gt_score": 3.5}}, ...]')
+    records = []
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict):
+            raise ShardError(f'{path}, entry {number}: is no object; write {{"image": "a.png", "gt_score": 3.5}}')
+        records.append(Record(f"{path}, entry {number}", {key: _cell_text(value) for key, value in entry.items()}))
+    return records
+
+
+def read_list(path: Path, columns: Sequence[str]) -> list[Record]:
+    """The lines of a text list without a header, its words parted by spaces or commas and named by `columns`."""
+    with _explained(path, "a text file in UTF-8"):
+        text = path.read_text(encoding="utf-8-sig")
+    lines = [(f"line {number}", re.split(r"[,\s]+", line.strip())) for number, line in enumerate(text.splitlines(), 1)]
+    return _records(path, [("", list(columns)), *lines])
+
+
+def read_mat(path: Path, variable: str) -> list[Any]:
+    """The numbers or texts of a vector or cell array in a MATLAB file, in MATLAB's order."""
+    import numpy as np
+    from scipy.io import loadmat, whosmat
+
+    with _explained(path, "a MATLAB file"):
+        held = [name for name, *_ in whosmat(path)]
+        values = loadmat(path, squeeze_me=True, variable_names=[variable])
+    if variable not in values:
+        raise ShardError(f"{path}: has no variable '{variable}'; it has: {', '.join(held)}; take the file as it is distributed")
+    return list(np.atleast_1d(values[variable]).ravel(order="F").tolist())
+
+
+def _records(path: Path, lines: Iterable[tuple[str, list[str]]], needed: Sequence[str] = ()) -> list[Record]:
+    lines = [(where, fields) for where, fields in lines if any(fields)]  # spreadsheets leave rows of nothing at the end
     if len(lines) < 2:
         raise ShardError(f"{path}: has no rows; write a line of column names and a line per image")
     header = lines[0][1]
-    if missing := [column for column in needed if column not in header]:
+    folded = [column.casefold() for column in header]
+    if missing := [column for column in needed if column.casefold() not in folded]:
         raise ShardError(f"{path}: lacks the column(s) {', '.join(missing)}; it has: {', '.join(header)}")
-    if twice := [column for column in header if header.count(column) > 1]:
+    if twice := [column for column in header if folded.count(column.casefold()) > 1]:
         raise ShardError(f"{path}: has two columns called '{twice[0]}'; rename one")
-    for line, fields in lines[1:]:
+    for where, fields in lines[1:]:
         if len(fields) != len(header):
             raise ShardError(
-                f"{path}, line {line}: has {len(fields)} fields for {len(header)} columns; put a field that holds a comma in double quotes"
+                f"{path}, {where}: has {len(fields)} fields for {len(header)} columns; put a field that holds a comma in double quotes"
             )
-    return [(line, dict(zip(header, fields, strict=True))) for line, fields in lines[1:]]
+    return [Record(f"{path}, {where}", dict(zip(header, fields, strict=True))) for where, fields in lines[1:]]
+
+
+def _cell_text(value: object) -> str:
+    """A cell as text: 1600 and 1600.0 are '1600', because Excel keeps every number with a fraction."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return "" if value is None else str(value).strip()
+
+
+@contextmanager
+def _explained(path: Path, form: str) -> Iterator[None]:
+    """Whatever goes wrong while `path` is read becomes a ShardError: it is not there, or it is not of that form."""
+    try:
+        yield
+    except (ShardError, MemoryError):
+        raise
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    except Exception as error:  # each reader fails in its own way, from zipfile.BadZipFile to scipy's MatReadError
+        raise ShardError(f"{path}: is not {form} ({error}); save it as one, or download it again") from error
 
 
 def number_in(text: str, where: str) -> float:
@@ -42,7 +171,8 @@ def number_in(text: str, where: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise ShardError(f"{where}: '{text}' is not a number; write one with a decimal point, or take the row out") from None
+        comma = " and no comma" if "," in text else ""
+        raise ShardError(f"{where}: '{text}' is not a number; write one with a decimal point{comma}, or take the row out") from None
     if not math.isfinite(value):
         raise ShardError(f"{where}: '{text}' is not finite; write a finite number, or take the row out")
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +28,32 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def write_once(path: Path, content: bytes) -> None:
+    """Writes the file `path` unless somebody was first: whatever happens at the same time, one content is there, and stays."""
+    part = part_path(path)
+    try:
+        part.write_bytes(content)
+        sync(part)
+        try:
+            os.link(part, path)  # the one step that a shared file system lets just one machine take
+        except FileExistsError:
+            pass
+        except OSError:
+            if not path.exists():  # a file system without hard links, such as that of a memory stick
+                part.replace(path)
+    except FileNotFoundError:  # swept away, by whoever was first
+        if not path.exists():
+            raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def part_path(path: Path) -> Path:
-    """The temporary name for `path`. Host and process are in it: two writers that meet must not write into one file."""
-    return path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}.part")
+    """A temporary name for `path`, of this one use: two writers that meet must not write into one file.
+
+    It says for people who writes there. That is not enough: two containers may agree in host and process number.
+    """
+    return path.with_name(f".{path.name}.{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(4)}.part")
 
 
 def put_in_place(part: Path, path: Path) -> None:

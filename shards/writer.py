@@ -1,4 +1,11 @@
-"""A plan in, a shard folder out: shard by shard, in one process or several, the manifest last.
+"""A plan in, a shard folder out: every share of the shards by whoever takes it, the folder by whoever finds all of them there.
+
+Any number of builds may work in one folder at once, on machines that share a file system, in any order, and each may be
+killed at any moment. There are no locks that could go stale; it is correct because
+- the bytes of a file follow from the plan and the pictures, so whoever writes a file twice writes the same bytes,
+- a file gets its name when it is whole, and the record of a shard is written when the shard has its name,
+- what is to be decided once, the versions of the decoders, is decided by whoever is first to write it down,
+- only whoever has finished the folder sweeps away unfinished files, and a build that loses one so finds it complete.
 
 A build that was interrupted goes on with the shards that are not there yet, also after a bad picture was replaced or taken
 out of the table.
@@ -6,28 +13,43 @@ out of the table.
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from shards.manifest import FORMAT, IMAGE_COLUMNS, ShardError, Shards, fingerprint_of, manifest_sha256
+from shards.codecs import codec_versions
+from shards.finish import finish
+from shards.manifest import ShardError, Shards
 from shards.photographs import decoder_versions
 from shards.plan import Plan, ShardTask
-from shards.shard_file import complete_record, explained, npy_bytes, read_json, write_shard
-from shards.splits import split_table
-from shards.whole_files import sync, write_bytes
+from shards.progress import Counts, Progress
+from shards.shard_file import complete_record, explained, write_shard
+from shards.whole_files import write_once
 from shards.workers import worker_pool
+
+_PAUSE = 0.2  # seconds between two looks at what the workers have counted
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of `total` shares of the shards, `number` from 1: every `total`-th shard, so that all shares take about as long."""
+
+    number: int = 1
+    total: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.total}"
+
+    def of(self, tasks: Sequence[ShardTask]) -> Sequence[ShardTask]:
+        """The tasks of this share."""
+        return tasks[self.number - 1 :: self.total]
 
 
 def build(plan: Plan, out: Path, workers: int = 1) -> Shards:
@@ -35,47 +57,84 @@ def build(plan: Plan, out: Path, workers: int = 1) -> Shards:
 
     Raises ShardError when `out` holds anything but this build, or when a picture cannot be decoded; what was complete stays.
     """
+    shards = build_share(plan, out, Share(), workers)
+    assert shards is not None, "one share of one is all of them"
+    return shards
+
+
+def build_share(plan: Plan, out: Path, share: Share, workers: int = 1) -> Shards | None:
+    """Writes what is not yet written of a share; finishes and opens the folder when that was the last, else returns None.
+
+    Raises ShardError as `build` does.
+    """
     versions = _enter(out, plan)
-    records = {task.file: record for task in plan.tasks if (record := complete_record(out, task))}
-    waiting = [task for task in plan.tasks if task.file not in records]
-    if waiting and versions != decoder_versions():
+    own = share.of(plan.tasks)
+    waiting = [task for task in own if not complete_record(out, task)]
+    if waiting and versions != _versions(plan):
         raise ShardError(
-            f"{out}: was begun with {_listed(versions)}, and this is {_listed(decoder_versions())}: "
+            f"{out}: was begun with {_listed(versions)}, and this is {_listed(_versions(plan))}: "
             f"the pixels might differ; go on with those versions, choose another --out, or delete that folder"
         )
-    images, to_write = len(plan.pictures), sum(len(task.pictures) for task in waiting)
-    with tqdm(total=images, initial=images - to_write, unit=" images", desc="shards", dynamic_ncols=True) as bar:
-        for task, record in _write_all(out, waiting, workers):
-            records[task.file] = record
-            bar.update(len(task.pictures))
-    _finish(plan, out, [records[task.file] for task in plan.tasks], versions)
+    images, to_write = (sum(len(task.pictures) for task in tasks) for tasks in (own, waiting))
+    with Progress(images, done=images - to_write) as progress:
+        _write_all(out, waiting, workers, progress)
+    if share.total > 1 and missing_shards(plan, out):
+        return None
+    finish(plan, out, versions)
     return Shards(out)
 
 
-def _write_all(out: Path, tasks: Sequence[ShardTask], workers: int) -> Iterator[tuple[ShardTask, dict[str, Any]]]:
-    """Writes the tasks, in this process or in several, yielding each with its record as it is complete.
+def missing_shards(plan: Plan, out: Path) -> int:
+    """How many shards of a plan are not complete."""
+    return sum(complete_record(out, task) is None for task in plan.tasks)
+
+
+def _write_all(out: Path, tasks: Sequence[ShardTask], workers: int, progress: Progress) -> None:
+    """Writes the tasks, in this process or in several.
 
     No worker has a second task in store: after an error what is being written is finished, and nothing new is begun.
     """
     if workers <= 1 or len(tasks) <= 1:
         for task in tasks:
-            yield task, write_shard(out, task)
+            progress.begin(task.file)
+            write_shard(out, task, partial(progress.add, 1))
         return
-    waiting = iter(tasks)
+    counts, waiting = Counts(workers), iter(tasks)
     try:
-        with worker_pool(workers) as pool:
-            running = {pool.submit(write_shard, out, task): task for task in islice(waiting, workers)}
+        with worker_pool(workers, _count_in, counts) as pool:
+            running: dict[Future[None], int] = {}  # each with its place among the counts
+
+            def begin(place: int) -> None:
+                for task in islice(waiting, 1):
+                    progress.begin(task.file)
+                    running[pool.submit(_write_and_count, out, task, place)] = place
+
+            for place in range(workers):
+                begin(place)
             while running:
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                done, _ = wait(running, _PAUSE, FIRST_COMPLETED)
                 for future in done:
-                    task, record = running.pop(future), future.result()
-                    running |= {pool.submit(write_shard, out, following): following for following in islice(waiting, 1)}
-                    yield task, record
+                    place = running.pop(future)
+                    future.result()
+                    begin(place)
+                progress.reach(*counts.total())
     except BrokenProcessPool as error:
         raise ShardError(
             f"{out}: a worker process was killed, perhaps for want of memory; "
             f"run the same command with fewer --workers, it goes on where this one stopped"
         ) from error
+
+
+_counts: Counts  # of a worker process: shared with the one that it works for
+
+
+def _count_in(counts: Counts) -> None:
+    global _counts
+    _counts = counts
+
+
+def _write_and_count(out: Path, task: ShardTask, place: int) -> None:
+    write_shard(out, task, partial(_counts.add, place))
 
 
 def _enter(out: Path, plan: Plan) -> dict[str, str]:
@@ -84,70 +143,40 @@ def _enter(out: Path, plan: Plan) -> dict[str, str]:
     Raises ShardError when `out` holds another build, or files that are no build of ours.
     """
     note = out / ".build" / "plan.json"
-    begun, finished = read_json(note), read_json(out / "manifest.json")
+    strangers = sorted(path.name for path in out.glob("*") if path != note.parent)  # before the note: another build may be at its start
+    begun, finished = _read_json(note), _read_json(out / "manifest.json")
     if finished and finished.get("plan") != plan.digest():
         raise ShardError(f"{out}: holds the shards of another table or of other settings; choose another --out, or delete that folder")
-    strangers = sorted(path.name for path in out.glob("*") if path != note.parent)
     if strangers and not begun and not finished:
         raise ShardError(f"{out}: is not empty ({strangers[0]}) and holds no build of ours; choose a new or empty folder as --out")
-    begun = begun or {"choices": plan.choices(), "versions": finished["versions"] if finished else decoder_versions()}
+    if not begun:
+        try:
+            note.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ShardError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
+        own = {"choices": plan.choices(), "versions": finished["versions"] if finished else _versions(plan)}
+        with explained(note):
+            if note.exists():  # and says nothing
+                note.unlink()
+            write_once(note, json.dumps(own).encode())
+        begun = _read_json(note) or own
     if changed := [name for name, choice in plan.choices().items() if begun["choices"].get(name) != choice]:
         raise ShardError(f"{out}: was begun with another {', '.join(changed)}; choose another --out, or delete that folder")
-    try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ShardError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
-    for leftover in [*out.glob("*.part"), *out.glob("*/*.part")]:
-        leftover.unlink(missing_ok=True)
-    _write(note, json.dumps(begun).encode())
     versions: dict[str, str] = begun["versions"]
     return versions
 
 
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """What a file of ours says; None when it is missing or damaged."""
+    with suppress(OSError, ValueError):
+        said: dict[str, Any] = json.loads(path.read_bytes())
+        return said
+    return None
+
+
+def _versions(plan: Plan) -> dict[str, str]:
+    return decoder_versions() | codec_versions(plan.layout.codec)
+
+
 def _listed(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
-def _finish(plan: Plan, out: Path, records: Sequence[dict[str, Any]], versions: Mapping[str, str]) -> None:
-    """Index, table for people, splits, and last of all the manifest."""
-    (out / "splits").mkdir(exist_ok=True)
-    for surplus in {path.name for path in out.glob("shard-*.tar")} - {record["file"] for record in records}:
-        (out / surplus).unlink()  # of a table that was longer when the build was begun
-    rows = [(number, row) for number, record in enumerate(records) for row in record["rows"]]
-    index = np.zeros(len(rows), plan.layout.index_dtype())
-    for entry, (shard, row) in zip(index, rows, strict=True):
-        entry["shard"], entry["offset"], entry["opinion"] = shard, row["offset"], row["opinion"]
-        entry["height"], entry["width"] = row["plane_height"], row["plane_width"]
-        entry["checksums"], entry["corners"] = row["checksums"], row["corners"]
-    table = io.StringIO()
-    writer = csv.DictWriter(table, IMAGE_COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(row | {"enlarged": int(row["enlarged"])} for _, row in rows)
-    manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "data_set": plan.data_set.name,
-        "label": asdict(plan.data_set.label),
-        "layout": asdict(plan.layout),
-        "resize": {"rule": plan.resize, "filter": "bilinear"},
-        "seed": plan.settings.seed,
-        "images": len(rows),
-        "enlarged": sum(row["enlarged"] for _, row in rows),
-        "index_sha256": _write(out / "index.npy", npy_bytes(index)),
-        "images_sha256": _write(out / "images.csv", table.getvalue().encode()),
-        "splits": {name: _write(out / "splits" / f"{name}.csv", split_table(parts)) for name, parts in plan.splits.items()},
-        "shards": [{"file": r["file"], "bytes": r["bytes"], "sha256": r["sha256"], "images": len(r["rows"])} for r in records],
-        "plan": plan.digest(),
-        "versions": versions,
-    }
-    manifest["fingerprint"] = fingerprint_of(manifest)
-    manifest["sha256"] = manifest_sha256(manifest)
-    for folder in (out / "splits", out):  # a name is on the disk only when its folder is, and the manifest's must come last
-        sync(folder)
-    _write(out / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n")
-
-
-def _write(path: Path, content: bytes) -> str:
-    """Replaces the file `path` at once; returns the SHA-256 of its content."""
-    with explained(path):
-        write_bytes(path, content)
-    return hashlib.sha256(content).hexdigest()

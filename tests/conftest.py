@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import runs
+from photographs import LAYOUTS, make_folder, shards_of
 from PIL import Image
 
 from shards import demo
 from shards.datasets import read_table
-from shards.manifest import Label
+from shards.manifest import Label, Shards
 from shards.plan import Settings, plan_build
 from shards.writer import build
 
@@ -60,6 +63,38 @@ def shards(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data_set = read_table(photographs / "scores.csv", photographs / "images", "tiny", Label("pseudo-opinion", 0.0, 100.0, True))
     build(plan_build(data_set, Settings(patch_size=64, patches=4, shard_bytes=2 << 20)), out)
     return out
+
+
+@pytest.fixture(scope="module")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """A hundred builds sync some two thousand small files; the tests of the commands do it for real."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def cups(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pictures of 96x72 and their table. Not to be changed."""
+    return make_folder(tmp_path_factory.mktemp("cups"))
+
+
+@pytest.fixture(scope="session", params=LAYOUTS)
+def built(request: pytest.FixtureRequest, cups: Path, tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    """Those pictures as shards, two per shard, in either layout. Not to be changed."""
+    return shards_of(cups, tmp_path_factory.mktemp(request.param) / "out", layout=request.param)
+
+
+@pytest.fixture
+def folder(cups: Path, tmp_path: Path) -> Path:
+    """A folder of pictures that a test may change."""
+    return Path(shutil.copytree(cups, tmp_path / "cups"))
+
+
+@pytest.fixture
+def own(folder: Path, tmp_path: Path) -> Shards:
+    """Shards of `folder` that a test may change."""
+    return shards_of(folder, tmp_path / "out")
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from shards.plan import Plan, Settings, plan_build
 from shards.writer import build
 
 NAMES = tuple(f"cup{number:02d}.png" for number in range(12))
+LAYOUTS = ("canvas", "patches")
 
 
 def crop(number: int, width: int = 96, height: int = 72) -> np.ndarray:
@@ -52,10 +53,23 @@ def shards_of(folder: Path, out: Path, workers: int = 1, **settings: object) -> 
     return build(plan_of(folder, **settings), out, workers)
 
 
+def all_patches(shards: Shards) -> list[np.ndarray]:
+    return [shards.read_patches(image, range(shards.layout.patches)) for image in range(len(shards))]
+
+
 def contents(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file below `folder`, by its relative name."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def stamps(out: Path) -> dict[str, int]:
+    """When each shard was written, by its name."""
+    return {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*.tar")}
+
+
+def break_file(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])  # the header is whole, the pixels are not
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

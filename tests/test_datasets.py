@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import re
+import json
+import sys
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from photographs import crop
-from PIL import Image
+from openpyxl import Workbook
 
-from shards.adapters import ADAPTERS, koniq10k
-from shards.datasets import DataSet, Row, image_id, read_table
+from shards.datasets import DataSet, Row, image_id, missing_pictures, read_table
 from shards.manifest import Label, ShardError
-from shards.plan import Settings, plan_build
-from shards.splits import all_splits
-from shards.writer import build
 
 
 def read(folder: Path, text: str, **options: object) -> DataSet:
@@ -40,9 +37,10 @@ def test_without_the_optional_columns_an_image_is_its_own_group(tmp_path: Path) 
     assert (only.std, only.group, only.part) == (None, "b/cup.jpg", None)
 
 
-def test_the_opinion_is_score_or_else_mos(tmp_path: Path) -> None:
+def test_the_opinion_is_score_or_mos_and_never_one_of_two(tmp_path: Path) -> None:
     assert read(tmp_path, "image,mos\na.png,3\n").rows[0].opinion == 3
-    assert read(tmp_path, "image,mos,score\na.png,3,4\n").rows[0].opinion == 4
+    with pytest.raises(ShardError, match=r"scores.csv: has the columns score and mos; keep the one that is the opinion, and rename"):
+        read(tmp_path, "image,mos,score\na.png,3,4\n")
 
 
 def test_a_table_is_named_after_its_folder_and_its_scale_is_not_stated(tmp_path: Path) -> None:
@@ -100,7 +98,7 @@ def test_an_id_is_the_path_without_its_suffix_fit_for_a_webdataset_key(name: str
     [
         ("", "scores.csv: has no rows"),
         ("image,score\n", "scores.csv: has no rows"),
-        ("name,score\na.png,3\n", r"scores.csv: lacks the column\(s\) image; it has: name, score"),
+        ("picture,score\na.png,3\n", r"scores.csv: lacks the column\(s\) image; it has: picture, score"),
         ("image,rating\na.png,3\n", r"scores.csv: lacks a column score \(or mos\); it has: image, rating"),
         ("image,score,score\na.png,3,4\n", "scores.csv: has two columns called 'score'"),
         ("image,score\na.png,3\nb, c.png,4\n", "scores.csv, line 3: has 3 fields for 2 columns.*double quotes"),
@@ -114,7 +112,18 @@ def test_an_id_is_the_path_without_its_suffix_fit_for_a_webdataset_key(name: str
         ("image,score\n,3\n", "scores.csv, line 2: there is no image name"),
         ("image,score,split\na.png,3,holdout\n", "scores.csv, line 2, column split: 'holdout' is no part.*train, val, test"),
         ("image,score,group\na.png,3,cup\nb.png,3,\n", "scores.csv, line 3, column group: is empty.*'b.png'"),
-        ("image,score\na.png,3\nb.png,3\na.png,4\n", "scores.csv: two rows have the id 'a'.*rename one, or take one out"),
+        (
+            "image,score\na.png,3\nb.png,3\na.png,4\n",
+            "scores.csv: two rows have the id 'a'.*csv, line 2, and .*csv, line 4.*rename one, or take",
+        ),
+        ("image,score\na.png,3\nb.png,3\n", "scores.csv: all 2 opinions are 3, so nothing can be learnt; name the right column score"),
+        (
+            "image;score\na.png;3,5\n",
+            "scores.csv: is separated by semicolons, as 'image;score' shows; save it with commas.*points in the numbers",
+        ),
+        ("image\tscore\na.png\t3\n", "scores.csv: is separated by tabs"),
+        ("image,score,SCORE\na.png,3,4\n", "scores.csv: has two columns called 'score'"),
+        ("image,dmos\na.png,3\n", "scores.csv: has a column dmos: add --lower-is-better, or call it score"),
         ("image,score\na.png,3\na.jpg,4\n", "scores.csv: two rows have the id 'a'.*a.png.*a.jpg"),
     ],
     ids=lambda value: repr(value)[:40] if "\n" in value or not value else "",
@@ -148,72 +157,138 @@ def test_a_table_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
         read_table(tmp_path / "scores.csv", tmp_path / "images")
 
 
-# KonIQ-10k, in the very form in which it is distributed
+# tables that people already have
 
-KONIQ = {  # image_name: (MOS, SD, MOS_zscore, set)
-    "10004473376.jpg": (3.533980583, 0.590146, 66.35955556, "training"),
-    "10007357496.jpg": (3.708737864, 0.666722, 74.21764706, "training"),
-    "10007903636.jpg": (3.539215686, 0.623452, 69.79901961, "validation"),
-    "10009096245.jpg": (2.961165049, 0.712345, 54.64553571, "test"),
+
+def write_book(file: Path, *rows: Sequence[object]) -> Path:
+    book = Workbook()
+    for row in rows:
+        book.active.append(list(row))
+    book.save(file)
+    return file
+
+
+def test_an_excel_table_is_read_like_a_csv_with_numbers_as_excel_keeps_them(tmp_path: Path) -> None:
+    table = write_book(tmp_path / "scores.xlsx", ["Image", "MOS", None], [1600.0, 3.25], ["b.png", 4, None], [None, None])
+    assert [(row.id, row.opinion, row.where) for row in read_table(table, tmp_path).rows] == [
+        ("1600", 3.25, f"{table}, row 2"),
+        ("b", 4.0, f"{table}, row 3"),
+    ]
+
+
+def test_the_names_of_columns_may_be_written_in_any_case(tmp_path: Path) -> None:
+    (only,) = read(tmp_path, "Image,MOS,STD,Group,Split\na.png,3,0.5,cup,Train\n").rows
+    assert only == Row("a", tmp_path / "images/a.png", 3.0, 0.5, "cup", "train")
+
+
+PYIQA = {
+    "no reference": "img_name,mos,std,official_split,ratio802_seed123_split_01\n100.bmp,32.5,19.125,train,val\n",
+    "full reference": "ref_name,dist_name,mos,std,official_split\nI01.BMP,100.bmp,32.5,19.125,train\n",
+    "as it was called once": "name,mos,std,official_split\n100.bmp,32.5,19.125,training\n",
 }
 
 
-@pytest.fixture
-def koniq(tmp_path: Path) -> Path:
-    counts = ["c1", "c2", "c3", "c4", "c5", "c_total"]
-    with (tmp_path / "koniq10k_scores_and_distributions.csv").open("w", newline="") as file:
-        writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerow(["image_name", *counts, "MOS", "SD", "MOS_zscore"])
-        writer.writerows([name, 0, 0, 51, 49, 3, 103, mos, sd, zscore] for name, (mos, sd, zscore, _) in KONIQ.items())
-    with (tmp_path / "koniq10k_distributions_sets.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image_name", *counts, "MOS", "SD", "set"])
-        for name, (_, sd, zscore, part) in reversed(KONIQ.items()):
-            writer.writerow([name, 0, 0, 0.495, 0.476, 0.029, 103, zscore + 1, sd, part])
-    (tmp_path / "1024x768").mkdir()
-    photograph = Image.fromarray(crop(0, 512, 384)).resize((1024, 768))
-    for name in KONIQ:
-        photograph.save(tmp_path / "1024x768" / name)
-    return tmp_path
+@pytest.mark.parametrize("kind", PYIQA)
+def test_a_meta_csv_of_pyiqa_is_read_as_it_is(tmp_path: Path, kind: str) -> None:
+    group = "I01.BMP" if kind == "full reference" else "100.bmp"
+    assert read(tmp_path, PYIQA[kind]).rows == (Row("100", tmp_path / "images/100.bmp", 32.5, 19.125, group, "train"),)
 
 
-def test_koniq_is_read_as_it_is_distributed(koniq: Path) -> None:
-    data_set = ADAPTERS["koniq10k"](koniq)
-    assert [row.id for row in data_set.rows] == [name[:-4] for name in KONIQ]
-    assert [row.opinion for row in data_set.rows] == [zscore for _, _, zscore, _ in KONIQ.values()]
-    assert [row.file for row in data_set.rows] == [koniq / "1024x768" / name for name in KONIQ]
-    assert str(data_set.label) == "MOS_zscore (0 to 100, higher is better)"
+@pytest.mark.parametrize("image", ["image", "img_path"])
+def test_a_list_of_q_align_is_read_as_it_is(tmp_path: Path, image: str) -> None:
+    table = tmp_path / "test_spaq.json"
+    table.write_text(json.dumps([{image: "spaq/1.jpg", "gt_score": 56.5}, {image: "spaq/2.jpg", "gt_score": 60, "id": "2"}]))
+    assert [(row.id, row.opinion, row.where) for row in read_table(table, tmp_path).rows] == [
+        ("spaq_1", 56.5, f"{table}, entry 1"),
+        ("spaq_2", 60.0, f"{table}, entry 2"),
+    ]
 
 
-def test_koniq_keeps_its_official_split(koniq: Path) -> None:
-    splits = all_splits(koniq10k(koniq).rows, seed=0)
-    assert list(splits) == ["official"]
-    assert list(splits["official"].values()) == ["train", "train", "val", "test"]
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[{", r"list.json: is not a JSON list in UTF-8 \(.*save it as one"),
+        ("{}", r"list.json: is no list of images; write \["),
+        ("[]", r"list.json: is no list of images; write \["),
+        ('["a.png"]', r"list.json, entry 1: is no object; write"),
+        ('[{"image": "a", "gt_score": 3}, {"image": "b"}]', r"list.json, entry 2: lacks 'gt_score'; it has: image"),
+        ('[{"image": "a", "gt_score": null}]', r"list.json, entry 1, column gt_score: '' is not a number"),
+        ('[{"image": "a", "conversations": []}]', r"list.json: lacks a column score \(or mos\); it has: image, conversations"),
+    ],
+)
+def test_a_bad_json_list_is_named_by_file_and_entry(tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "list.json").write_text(text)
+    with pytest.raises(ShardError, match=complaint):
+        read_table(tmp_path / "list.json", tmp_path)
 
 
-def test_koniq_states_no_std_because_its_sd_is_on_another_scale_than_its_opinion(koniq: Path) -> None:
-    assert {row.std for row in koniq10k(koniq).rows} == {None}
+def test_an_excel_file_that_is_called_csv_is_recognised(tmp_path: Path) -> None:
+    write_book(tmp_path / "scores.xlsx", ["image", "score"], ["a.png", 3]).rename(tmp_path / "scores.csv")
+    with pytest.raises(ShardError, match=r"scores.csv: is an Excel file whatever its name says; save it as csv in UTF-8, or name it .xlsx"):
+        read_table(tmp_path / "scores.csv", tmp_path)
 
 
-def test_koniq_is_stored_at_512x384(koniq: Path, tmp_path: Path) -> None:
-    shards = build(plan_build(koniq10k(koniq), Settings(patches=2)), tmp_path / "out")
-    assert {(row["width"], row["height"], row["enlarged"]) for row in shards.image_rows()} == {("512", "384", "0")}
-    assert shards.read_patches(0, [0, 1]).shape == (2, 224, 224, 3)
+def test_a_csv_file_that_is_called_xlsx_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "scores.xlsx").write_text("image,score\na.png,3\n")
+    with pytest.raises(ShardError, match=r"scores.xlsx: is no Excel file whatever its name says; name it .csv if it is text"):
+        read_table(tmp_path / "scores.xlsx", tmp_path)
 
 
-def test_koniq_is_also_read_from_its_512x384_copy(koniq: Path) -> None:
-    (koniq / "1024x768").rename(koniq / "512x384")
-    assert koniq10k(koniq).rows[0].file == koniq / "512x384" / "10004473376.jpg"
+@pytest.mark.parametrize("name", ["scores.xlsx", "scores.xls"])
+def test_an_excel_file_of_before_2007_is_recognised(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(bytes.fromhex("d0cf11e0a1b11ae1") + bytes(504))
+    with pytest.raises(ShardError, match=rf"{name}: is an Excel file of the form before 2007 \(.xls\); save it as .xlsx or as csv"):
+        read_table(tmp_path / name, tmp_path)
 
 
-def test_koniq_with_an_opinion_that_no_split_knows_is_refused(koniq: Path) -> None:
-    sets = koniq / "koniq10k_distributions_sets.csv"
-    sets.write_text("".join(line for line in sets.read_text().splitlines(keepends=True) if "10007357496" not in line))
-    with pytest.raises(ShardError, match=r"koniq10k_scores_and_distributions.csv, line 3: '10007357496.jpg' has no row in koniq10k_dist"):
-        koniq10k(koniq)
+def test_a_damaged_excel_file_is_refused(tmp_path: Path) -> None:
+    table = write_book(tmp_path / "scores.xlsx", ["image", "score"], ["a.png", 3])
+    table.write_bytes(table.read_bytes()[:2000])
+    with pytest.raises(ShardError, match=r"scores.xlsx: is not an Excel file \(.*download it again"):
+        read_table(table, tmp_path)
 
 
-def test_a_koniq_folder_without_pictures_is_named(koniq: Path) -> None:
-    (koniq / "1024x768").rename(koniq / "elsewhere")
-    with pytest.raises(ShardError, match=rf"{re.escape(str(koniq))}: expected the pictures of KonIQ-10k in 1024x768/ or 512x384/"):
-        koniq10k(koniq)
+def test_a_decimal_comma_in_an_excel_cell_is_named_by_its_row(tmp_path: Path) -> None:
+    table = write_book(tmp_path / "scores.xlsx", ["image", "score"], ["a.png", 3], ["b.png", "3,5"])
+    with pytest.raises(
+        ShardError, match=r"scores.xlsx, row 3, column score: '3,5' is not a number; write one with a decimal point and no comma"
+    ):
+        read_table(table, tmp_path)
+
+
+def test_without_openpyxl_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = write_book(tmp_path / "scores.xlsx", ["image", "score"], ["a.png", 3])
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(ShardError, match=r"scores.xlsx: .*openpyxl, which is not installed; run `pip install dist-train\[datasets\]`"):
+        read_table(table, tmp_path)
+
+
+# names in the table and names on the disk
+
+
+@pytest.mark.parametrize(
+    ("written", "on_disk"),
+    [
+        ("I01_01_1.bmp", "i01_01_1.BMP"),
+        (unicodedata.normalize("NFC", "café/é.png"), unicodedata.normalize("NFD", "café/é.png")),
+        (unicodedata.normalize("NFD", "é.png"), unicodedata.normalize("NFC", "é.png")),
+        ("照片/тест.png", "照片/ТЕСТ.png"),
+        ("sub\\cup.png", "sub/cup.png"),
+        ("./sub/cup.png", "Sub/cup.png"),
+    ],
+)
+def test_a_picture_is_found_although_the_disk_writes_its_name_otherwise(tmp_path: Path, written: str, on_disk: str) -> None:
+    file = tmp_path / "images" / on_disk
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    (only,) = read(tmp_path, f"image,score\n{written},3\n").rows
+    assert only.file.read_bytes() == b"x" and not missing_pictures(read(tmp_path, f"image,score\n{written},3\n"))
+
+
+def test_of_two_files_the_one_that_is_written_as_in_the_table_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for name in ("cup.png", "CUP.png"):
+        (tmp_path / "images" / name).touch()
+    data_set = read(tmp_path, "image,score\ncup.png,3\n./CUP.png,4\nCup.png,5\n")
+    assert {row.id: row.file.name for row in data_set.rows} == {"CUP": "CUP.png", "Cup": "Cup.png", "cup": "cup.png"}
+    assert [row.id for row in missing_pictures(data_set)] == ["Cup"]  # which of the two is meant is not for us to say

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from shards import demo
-from shards.adapters import demo as read_demo
+from shards.adapters import ADAPTERS
 from shards.manifest import ShardError
 from shards.splits import all_splits
 
@@ -165,7 +165,7 @@ def test_no_photograph_is_on_two_sides_of_the_split(whole: Path) -> None:
 
 
 def test_a_build_reads_it_with_its_own_split(whole: Path) -> None:
-    data_set = read_demo(whole)
+    data_set = ADAPTERS["demo"].read(whole, ADAPTERS["demo"].labels[0].name)
     assert len(data_set.rows) == 714 and "pseudo-opinion" in data_set.label.name
     assert set(all_splits(data_set.rows, seed=0)) == {"official"}
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import time
+import tracemalloc
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from dist_train.order import FLIP, SHUFFLE, Batch, Order, bits, permutation
+from dist_train.order import FLIP, SHUFFLE, Batch, Order, bits, images_at
 
 quickly = settings(max_examples=50, deadline=None)
 
@@ -80,7 +83,6 @@ def test_the_shares_of_any_world_lie_between_each_other_in_the_global_batch(orde
 @given(orders(), st.permutations(range(6)))
 def test_a_batch_does_not_depend_on_what_was_asked_before(order: Order, history: list[int]) -> None:
     in_order = [order.batch(step) for step in range(6)]
-    permutation.cache_clear()
     for step in history:
         again = order.batch(step)
         for name in ("images", "patches", "flips"):
@@ -112,10 +114,10 @@ def test_a_set_smaller_than_the_batch_fills_it_with_further_passes_that_show_fur
 def test_no_version_and_no_machine_changes_the_order() -> None:
     order = Order(seed=0, num_images=10, stored_patches=4, patches_per_image=2, passes=2, global_batch=6)
     batch = order.batch(1)
-    assert batch.images.tolist() == [8, 2, 7, 9, 5, 4]
+    assert batch.images.tolist() == [7, 0, 9, 8, 4, 2]
     assert batch.patches.tolist() == [[0, 1], [0, 1], [0, 1], [0, 1], [2, 3], [2, 3]]
     assert batch.flips.tolist() == [[True, True], [False, True], [True, True], [False, False], [False, False], [False, True]]
-    assert order.batch(1000).images.tolist() == [8, 0, 4, 6, 7, 5]
+    assert order.batch(1000).images.tolist() == [3, 7, 5, 9, 4, 0]
 
 
 def test_bits_are_splitmix64() -> None:
@@ -146,7 +148,62 @@ def test_another_seed_use_or_stream_draws_other_bits(other: tuple[int, int, int]
 
 
 def test_every_pass_has_an_order_of_its_own() -> None:
-    assert len({tuple(permutation(0, number, 20).tolist()) for number in range(50)}) == 50
+    assert len({tuple(images_at(np.arange(20), 0, number, 20).tolist()) for number in range(50)}) == 50
+
+
+@quickly
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**40), st.integers(2, 10**12), st.integers(0, 10**12))
+def test_a_place_leads_to_the_image_that_the_formula_says(seed: int, number: int, length: int, place: int) -> None:
+    high = math.isqrt(length - 1) + 1
+    bases = (high, math.ceil(Fraction(length, high)))
+
+    def turned(value: int) -> int:  # in Python's own integers
+        digits = list(divmod(value, bases[1]))
+        for turn in range(12):
+            drawn = int(bits(seed, SHUFFLE, digits[1 - turn % 2], 12 * number + turn)) >> 32
+            digits[turn % 2] = (digits[turn % 2] + drawn * bases[turn % 2] // 2**32) % bases[turn % 2]
+        return digits[0] * bases[1] + digits[1]
+
+    image = turned(place % length)
+    while image >= length:
+        image = turned(image)
+    assert images_at(np.array([place % length]), seed, number, length).tolist() == [image]
+
+
+@quickly
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**40), st.integers(1, 3000))
+def test_a_pass_of_any_length_is_a_permutation(seed: int, number: int, length: int) -> None:
+    assert np.array_equal(np.sort(images_at(np.arange(length), seed, number, length)), np.arange(length))
+
+
+@quickly
+@given(st.integers(1, 10**12), st.lists(st.integers(0, 10**12), min_size=1, max_size=20))
+def test_an_image_depends_on_its_place_alone_and_not_on_what_else_is_asked(length: int, asked: list[int]) -> None:
+    places = np.array(asked) % length
+    images = images_at(places, 1, 2, length)
+    assert ((images >= 0) & (images < length)).all()
+    assert [int(images_at(places[k : k + 1], 1, 2, length)[0]) for k in range(len(places))] == images.tolist()
+
+
+@pytest.mark.parametrize("length", [2, 3, 5, 12])
+def test_every_pair_of_images_is_equally_often_first_and_second_and_first_in_passes_that_follow(length: int) -> None:
+    first, second = np.array([images_at(np.arange(2), 3, number, length) for number in range(3000)]).T
+    neighbours = np.bincount(first * length + second, minlength=length**2).reshape(length, length)
+    assert not neighbours.diagonal().any()
+    assert stats.chisquare(neighbours[~np.eye(length, dtype=bool)]).pvalue > 1e-4
+    for follower in (first, second):  # of the next pass, at the same place and at another
+        assert stats.chisquare(np.bincount(first[:-1] * length + follower[1:], minlength=length**2)).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("length", [10_007, 1 << 17, 10**7])
+def test_neither_neighbours_nor_passes_nor_seeds_are_correlated(length: int) -> None:
+    places = np.arange(10_000)
+    a, next_pass, next_seed = (images_at(places, *which, length) for which in ((0, 0), (0, 1), (1, 0)))
+    pairs = [(a, places), (a[1:], a[:-1]), (a[100:], a[:-100]), (a, next_pass), (a, next_seed)]
+    assert all(abs(np.corrcoef(one, other)[0, 1]) < 0.045 for one, other in pairs)  # four and a half standard deviations
+    counts = np.histogram(a, 100, (0, length))[0]  # 100 in each; all of them when the pass has hardly more
+    assert length < 20_000 or stats.chisquare(counts).pvalue > 1e-4
+    assert abs(int((np.diff(a) > 0).sum()) - 5000) < 150  # rises as often as it falls: 29 is a standard deviation
 
 
 def test_half_of_the_patches_are_mirrored_and_not_always_the_same() -> None:
@@ -159,9 +216,14 @@ def test_half_of_the_patches_are_mirrored_and_not_always_the_same() -> None:
         assert 0.35 < (of_one[:, 0] == of_one[:, 1]).mean() < 0.65  # each patch has a coin of its own
 
 
-def test_a_million_images_keep_no_step_waiting() -> None:
-    order = Order(seed=0, num_images=1_000_000, stored_patches=25, patches_per_image=1, passes=25, global_batch=96)
+def test_a_billion_images_keep_no_step_waiting_and_fill_no_memory() -> None:
+    order = Order(seed=0, num_images=10**9, stored_patches=25, patches_per_image=1, passes=25, global_batch=96)
+    turn = order.num_images // order.global_batch
+    tracemalloc.start()
     began = time.perf_counter()
-    for step in range(10_300, 10_600):  # from the first pass into the second
+    for step in range(turn - 150, turn + 150):  # from the first pass into the second
         order.batch(step)
-    assert time.perf_counter() - began < 10  # about 0.5 s on one core; half a minute if every step shuffled anew
+    took, (_, peak) = time.perf_counter() - began, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert took < 10  # under 0.2 s on an idle core; two minutes for one shuffle of so many
+    assert peak < 2**20

@@ -339,7 +339,7 @@ def test_a_plain_webdataset_pipeline_reads_our_shards(shards: Path) -> None:
     opened = Shards(shards)
     urls = [str(shards / record["file"]) for record in opened.files]
     samples = list(wds.WebDataset(urls, shardshuffle=False).decode())
-    assert [sample["__key__"] for sample in samples] == opened.ids
+    assert [sample["__key__"] for sample in samples] == list(opened.ids)
     for number in (0, 17, 59):
         sample = samples[number]
         size = sample["json"]["patch_size"]

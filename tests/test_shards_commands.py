@@ -58,8 +58,13 @@ def test_build_show_and_check_print_what_they_did_and_exit_0(cups: Path, tmp_pat
         timeout=LIMIT,
         check=True,
     )
-    first, *about = built.stdout.splitlines()
-    assert first == f"cups: 12 images -> 6 shards in {out}, layout canvas, 2 worker(s)"
+    first, *told = built.stdout.splitlines()
+    warned, about = told[:2], told[2:]
+    assert first == f"cups: 12 images -> 6 shards in {out}, layout canvas, 2 workers"
+    assert warned == [
+        "every image is taken as its own content: no two of them share a group",
+        "official: an SRCC over fewer than 50 images is rough (val 2, test 2)",
+    ]
     assert about == [
         "data set        cups",
         f"fingerprint     {Shards(out).fingerprint}",
@@ -67,10 +72,10 @@ def test_build_show_and_check_print_what_they_did_and_exit_0(cups: Path, tmp_pat
         "images          12, 0 of them enlarged",
         "opinions        1.00 to 3.75, mean 2.38, std 0.86",
         "patches         8 per image of 32x32, layout canvas, resize none",
-        "shards          6 files, 0.3 MiB",
+        "shards          6 files, 0.3 MiB, codec raw",
         "split official  train 8, val 2, test 2",
     ]
-    assert re.search(r"shards: 100%.* 12/12 .* images/s\]", built.stderr)
+    assert re.search(r"shards: 100%.* 12/12 .* images/s, [0-9.]+ MB/s, shard-000005.tar\]", built.stderr)
     shown, checked = (
         subprocess.run(command(verb, out), capture_output=True, text=True, timeout=LIMIT, check=True).stdout.splitlines()
         for verb in ("show", "check")
@@ -129,7 +134,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "opinion off the scale": (nothing, ["--range", "1", "3"], r"scores.csv: image 'cup09' has the opinion 3.25, outside .*correct the row"),
     "range the wrong way round": (nothing, ["--range", "5", "1"], r"--range 5 1: write the two ends of the scale, the lower one first"),
     "one id twice": (columns(image=[*NAMES[:11], NAMES[3]]), [], r"scores.csv: two rows have the id 'cup03'.*take one out"),
-    "no such picture": (remove, [], r"images/cup05.png: there is no such file; check the table's names"),
+    "no such picture": (remove, [], r"images/cup05.png: there is no such file \(.*scores.csv, line 7\), 1 of 12 .*check the table's names"),
     "not a picture": (
         spoil("images/cup05.png", b"text"),
         [],

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +15,22 @@ from hypothesis import strategies as st
 
 from shards.datasets import Row
 from shards.manifest import PARTS, ShardError
-from shards.splits import RATIO, ROUNDS, VALIDATION_SHARE, all_splits, official_split, round_split, split_table
+from shards.splits import (
+    RATIO,
+    ROUNDS,
+    VALIDATION_SHARE,
+    all_splits,
+    numbered_rounds,
+    round_split,
+    shares_of,
+    split_table,
+    stated_split,
+    what_to_know,
+)
 
 SEEDS = st.integers(0, 1000)
 ROUND_NUMBERS = st.integers(1, ROUNDS)
+RATIOS = st.sampled_from([RATIO, "80/20", "60/20/20", "50/50", "8/1/91"])
 
 
 def row(number: int, group: str, part: str | None = None) -> Row:
@@ -39,32 +55,76 @@ def sides_of(rows: list[Row], parts: dict[str, str]) -> dict[str, set[str]]:
 # rounds
 
 
-@given(TABLES, ROUND_NUMBERS, SEEDS)
-def test_every_image_has_one_part_and_every_part_has_images(rows: list[Row], number: int, seed: int) -> None:
-    parts = round_split(rows, number, seed)
+@given(TABLES, ROUND_NUMBERS, SEEDS, RATIOS)
+def test_every_image_has_one_part_and_every_part_has_images(rows: list[Row], number: int, seed: int, ratio: str) -> None:
+    parts = round_split(rows, number, seed, ratio)
     assert parts.keys() == {each.id for each in rows}
     assert set(parts.values()) == set(PARTS)
 
 
-@given(TABLES, ROUND_NUMBERS, SEEDS)
-def test_no_content_is_on_two_sides(rows: list[Row], number: int, seed: int) -> None:
-    assert all(len(sides) == 1 for sides in sides_of(rows, round_split(rows, number, seed)).values())
+@given(TABLES, SEEDS, RATIOS)
+def test_no_content_is_on_two_sides(rows: list[Row], seed: int, ratio: str) -> None:
+    for parts in numbered_rounds(rows, seed, 2, ratio).values():
+        assert all(len(sides) == 1 for sides in sides_of(rows, parts).values())
 
 
-@given(TABLES, ROUND_NUMBERS, SEEDS)
-def test_the_parts_are_as_large_as_the_ratio_says_to_within_one_content(rows: list[Row], number: int, seed: int) -> None:
-    counts = Counter(round_split(rows, number, seed).values())
+@given(TABLES, ROUND_NUMBERS, SEEDS, st.sampled_from([RATIO, "80/20", "60/20/20"]))
+def test_the_parts_are_as_large_as_the_ratio_says_to_within_one_content(rows: list[Row], number: int, seed: int, ratio: str) -> None:
+    counts = Counter(round_split(rows, number, seed, ratio).values())
     largest = max(Counter(each.group for each in rows).values())
-    for part, percent in zip(PARTS, RATIO, strict=True):
+    for part, share in shares_of(ratio).items():
         slack = 2 * largest if part == "train" else largest  # train is what the other two leave
-        assert abs(counts[part] - len(rows) * percent / 100) <= slack
+        assert abs(counts[part] - len(rows) * share) <= slack
 
 
-@given(TABLES, ROUND_NUMBERS, SEEDS, st.randoms())
-def test_the_order_of_the_rows_does_not_matter(rows: list[Row], number: int, seed: int, random: object) -> None:
-    shuffled = rows.copy()
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
-    assert round_split(shuffled, number, seed) == round_split(rows, number, seed)
+@given(TABLES, SEEDS, st.randoms())
+def test_neither_the_order_of_the_rows_nor_the_place_of_the_files_matters(rows: list[Row], seed: int, random: object) -> None:
+    moved = [replace(each, file=Path("/elsewhere") / each.file, opinion=2.0) for each in rows]
+    random.shuffle(moved)  # type: ignore[attr-defined]
+    assert all_splits(moved, seed, 2, "80/20") == all_splits(rows, seed, 2, "80/20")
+
+
+def test_the_rounds_are_the_same_for_any_hash_seed_of_python() -> None:
+    code = (
+        "from pathlib import Path; from shards.datasets import Row; from shards.splits import numbered_rounds, split_table\n"
+        "rows = [Row(f'{n:03d}', Path(), 0.0, None, f'content{n % 40}', None) for n in range(200)]\n"
+        "print(*(split_table(parts) for parts in numbered_rounds(rows, 0, 3, '80/20').values()))"
+    )
+    tables = {
+        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout
+        for seed in ("0", "1", "2")
+    }
+    assert len(tables) == 1 and len(tables.pop()) > 6 * 200
+
+
+@given(st.integers(10, 60), st.text(min_size=1, max_size=8), ROUND_NUMBERS, SEEDS)
+def test_one_more_image_moves_at_most_three_others(images: int, added: str, number: int, seed: int) -> None:
+    rows = rows_of([1] * images)
+    before, after = (round_split(table, number, seed) for table in (rows, [*rows, row(images, f"new {added}")]))
+    assert sum(before[name] != after[name] for name in before) <= 3
+
+
+@given(TABLES, SEEDS)
+def test_80_20_tests_on_the_same_images_as_70_10_20_and_cuts_val_out_of_train(rows: list[Row], seed: int) -> None:
+    with_val, without = numbered_rounds(rows, seed, 1, "80/20").values()
+    assert with_val == round_split(rows, 1, seed, "70/10/20")
+    assert without == {name: "train" if part == "val" else part for name, part in with_val.items()}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "names"),
+    [("80/20", ["round-01", "round-01-no-val", "round-02", "round-02-no-val"]), ("70/10/20", ["round-01", "round-02"])],
+)
+def test_a_table_without_val_says_so_in_its_name(ratio: str, names: list[str]) -> None:
+    splits = all_splits(rows_of([1] * 20), 0, 2, ratio)
+    assert list(splits) == names
+    assert all(("val" in parts.values()) != name.endswith("-no-val") for name, parts in splits.items())
+
+
+@pytest.mark.parametrize("ratio", ["80", "80/30", "70/10/10/10", "80:20", "100/0", "70/0/30", "-10/110", "a/b", "80/20.0", ""])
+def test_a_ratio_that_is_none_is_refused(ratio: str) -> None:
+    with pytest.raises(ShardError, match=r"ratio '.*': write .* such as 80/20, or .* 70/10/20, each at least 1 and together 100"):
+        shares_of(ratio)
 
 
 def test_one_large_content_leaves_no_part_empty() -> None:
@@ -102,6 +162,13 @@ def test_two_contents_cannot_be_split_in_three() -> None:
 # official splits
 
 
+def test_rounds_are_made_beside_an_official_split_when_they_are_asked_for() -> None:
+    rows = [row(number, f"content{number}", ("train", "val", "test")[number % 3]) for number in range(30)]
+    assert list(all_splits(rows, 0)) == ["official"]
+    assert list(all_splits(rows, 0, 2)) == ["official", "round-01", "round-02"]
+    assert all_splits(rows, 0, 2)["round-02"] == round_split(rows, 2, 0)
+
+
 def test_a_stated_split_is_taken_as_it_stands() -> None:
     rows = [row(number, f"content{number}", part) for number, part in enumerate(["train", "train", "val", "test"])]
     splits = all_splits(rows, seed=0)
@@ -112,7 +179,10 @@ def test_a_stated_split_is_taken_as_it_stands() -> None:
 def test_a_missing_val_is_cut_out_of_train_by_content_and_test_is_left_alone(train: list[int], test: list[int], seed: int) -> None:
     rows = rows_of([*train, *test])
     stated = [row(n, each.group, "train" if n < sum(train) else "test") for n, each in enumerate(rows)]
-    parts = official_split(stated, seed)
+    splits = stated_split("official", stated, seed)
+    assert splits.pop("official-no-val") == {each.id: each.part for each in stated}
+    parts = splits.pop("official")
+    assert not splits
     assert {each.id for each in stated if each.part == "test"} == {name for name, part in parts.items() if part == "test"}
     assert all(len(sides) == 1 for sides in sides_of(stated, parts).values())
     counts = Counter(parts.values())
@@ -139,6 +209,35 @@ def test_a_content_on_two_sides_is_refused_by_its_name() -> None:
     rows = [row(0, "lighthouse", "train"), row(1, "harbour", "val"), row(2, "lighthouse", "test")]
     with pytest.raises(ShardError, match=r"content 'lighthouse' is in 'train' and, with image 'image0002', in 'test'.*in one part"):
         all_splits(rows, seed=0)
+
+
+# what a person is told
+
+
+def test_it_is_said_from_where_val_was_cut_and_how_many_contents_and_images_a_part_has() -> None:
+    rows = rows_of([5] * 100)
+    assert what_to_know(rows, all_splits(rows, 0, 2, "80/20")) == [
+        "500 images of 100 contents, and every content is on one side of a split",
+        "round-01, round-02: contents train 70, val 10, test 20",
+        "round-01, round-02: 50 of 400 training images were cut out as val; the same with '-no-val' in its name keeps them in train",
+    ]
+
+
+def test_it_is_said_that_without_groups_every_image_is_its_own_content_and_that_small_parts_are_rough() -> None:
+    rows = rows_of([1] * 490)
+    assert what_to_know(rows, all_splits(rows, 0, 1)) == [
+        "every image is taken as its own content: no two of them share a group",
+        "round-01: an SRCC over fewer than 50 images is rough (val 49)",
+    ]
+
+
+def test_a_split_without_val_that_stands_alone_is_told_of_too() -> None:
+    rows = rows_of([1] * 100)
+    splits = {"mine-no-val": all_splits(rows, 0, 1, "80/20")["round-01-no-val"]}
+    assert what_to_know(rows, splits)[1:] == ["mine-no-val: an SRCC over fewer than 50 images is rough (test 20)"]
+
+
+# tables
 
 
 def test_a_split_table_is_sorted_by_id() -> None:

@@ -1,0 +1,171 @@
+"""The builder against the sum of its parts on one core, and two workers against one.
+
+    .venv/bin/python benchmarks/build_speed.py [--pictures 300] [--rows 1200] [--rounds 5] [--folder FOLDER]
+
+The pictures are JPEG files of 1024x768, as those of KonIQ-10k are, made from the photographs of the built-in demo and
+stored at 512x384; the rows are hard links to them. The parts are what a shard cannot be had without, done with Pillow,
+hashlib and zlib alone: read and decode, resize, write (synced and renamed, shard by shard), and the checksums (SHA-256 of
+the picture and of the shard, CRC-32 of the pixels). All run in turn, round by round, on the same files, and the ratios are
+medians over the rounds. Times are wall times; on a busy machine the time of the core itself, in which nothing counts that
+others do, tells more about the builder and its parts.
+
+Measured on 2026-11-22, 2 cores (AMD EPYC), shared with other work all the time (load 4 to 7), 1,200 rows, 4 rounds, core time:
+5.8 ms/image for the parts, 6.2 for the builder with one worker (0.95 of the parts; 0.95 to 0.97 in other runs), 6.7 with two,
+which is 1.82 times one worker's speed once each has a core of its own. The wall times of that day (0.81 and 0.90) say how
+busy the machine was: two processes that only counted were no faster than one. Still to be run on two idle cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import os
+import shutil
+import statistics
+import tempfile
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from shards.datasets import read_table
+from shards.plan import Plan, Settings, plan_build
+from shards.writer import build
+
+SHARD_BYTES = 16 << 20  # smaller than usual: with some thousand images all workers should have shards to the end
+PARTS = ("decode", "resize", "write", "checksum")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=300, help="different files")
+    parser.add_argument("--rows", type=int, default=1200, help="images of the set, hard links to those files")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        plan = plan_of(make_set(folder, options.pictures, options.rows))
+        rounds = [one_round(plan, folder) for _ in range(options.rounds)]
+    report(rounds, options.rows)
+
+
+def make_set(folder: Path, pictures: int, rows: int) -> Path:
+    """A score table over `rows` JPEG files of 1024x768, of which `pictures` differ; returns the table's folder."""
+    from shards.demo import CONTENTS, cut_content  # brings SciPy, and a worker imports what stands at the top of this file
+
+    images = folder / "images"
+    images.mkdir(parents=True)
+    contents = [cut_content(name) for name in CONTENTS]
+    with (folder / "scores.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "score"])
+        for number in range(rows):
+            picture = images / f"{number:06d}.jpg"
+            if number < pictures:
+                write_picture(picture, contents[number % len(contents)], number // len(contents))
+            else:
+                picture.hardlink_to(images / f"{number % pictures:06d}.jpg")
+            table.writerow([picture.name, 1 + number % 97 / 97])
+    return folder
+
+
+def write_picture(path: Path, content: np.ndarray, variant: int) -> None:
+    """Another piece of the photograph for every variant, enlarged to 1024x768."""
+    width = 512 - 8 * (variant % 16)
+    height = width * 3 // 4
+    left, top = 8 * (variant % 16) * (variant % 3) // 2, (384 - height) * (variant % 2)
+    piece = Image.fromarray(content[top : top + height, left : left + width])
+    piece.resize((1024, 768), Image.Resampling.LANCZOS).save(path, quality=92)
+
+
+def plan_of(folder: Path) -> Plan:
+    return plan_build(
+        read_table(folder / "scores.csv", folder / "images", "speed"), Settings(resize="exact:512x384", shard_bytes=SHARD_BYTES)
+    )
+
+
+def one_round(plan: Plan, folder: Path) -> dict[str, float]:
+    """Seconds of each part, of the builder in this process, and of the builder with two workers; of the core where it says so."""
+    start = core_seconds()
+    seconds = parts_of(plan, folder / "parts")
+    seconds["parts, core"] = core_seconds() - start
+    for workers in (1, 2):
+        start, start_core = time.perf_counter(), core_seconds()
+        build(plan, folder / "out", workers)
+        seconds[f"builder, {workers}"] = time.perf_counter() - start
+        seconds[f"builder, {workers}, core"] = core_seconds() - start_core
+        shutil.rmtree(folder / "out")
+    return seconds
+
+
+def core_seconds() -> float:
+    """Time that cores have spent on this process and on the workers that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def parts_of(plan: Plan, out: Path) -> dict[str, float]:
+    """Seconds that each part takes for all images of the plan, one after the other."""
+    seconds = dict.fromkeys(PARTS, 0.0)
+    out.mkdir()
+
+    def clock(part: str, since: float) -> float:
+        now = time.perf_counter()
+        seconds[part] += now - since
+        return now
+
+    for task in plan.tasks:
+        start = time.perf_counter()
+        with (out / ".part").open("wb") as file:
+            start = clock("write", start)
+            for picture in task.pictures:
+                content = picture.row.file.read_bytes()
+                decoded = Image.open(io.BytesIO(content)).convert("RGB")
+                start = clock("decode", start)
+                pixels = np.asarray(decoded.resize(picture.stored, Image.Resampling.BILINEAR))
+                start = clock("resize", start)
+                hashlib.sha256(content).hexdigest()
+                zlib.crc32(pixels)
+                start = clock("checksum", start)
+                file.write(pixels)
+                start = clock("write", start)
+            file.flush()
+            os.fsync(file.fileno())
+        (out / ".part").replace(out / task.file)
+        start = clock("write", start)
+        with (out / task.file).open("rb") as file:
+            digest = hashlib.sha256()
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+        clock("checksum", start)
+    shutil.rmtree(out)
+    return seconds
+
+
+def report(rounds: list[dict[str, float]], rows: int) -> None:
+    """Prints the medians over the rounds, and the ratios that matter."""
+    print(f"{rows:,} images, {len(rounds)} rounds, medians")
+    for part in rounds[0]:
+        seconds = statistics.median(each[part] for each in rounds)
+        print(f"  {part:<16} {1000 * seconds / rows:7.2f} ms/image {rows / seconds:9.1f} images/s")
+    against_parts = [sum(each[part] for part in PARTS) / each["builder, 1"] for each in rounds]
+    core_against_parts = [each["parts, core"] / each["builder, 1, core"] for each in rounds]
+    against_one = [each["builder, 1"] / each["builder, 2"] for each in rounds]
+    core_against_one = [2 * each["builder, 1, core"] / each["builder, 2, core"] for each in rounds]  # had both a core of their own
+    for name, ratios, goal in (
+        ("builder / sum of its parts", against_parts, 0.9),
+        ("builder / sum of its parts, core time", core_against_parts, 0.9),
+        ("2 workers / 1 worker", against_one, 1.8),
+        ("2 workers / 1 worker, core time", core_against_one, 1.8),
+    ):
+        each = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(f"  {name:<37} {statistics.median(ratios):.2f}  (goal {goal}; rounds: {each})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The public data sets as they are distributed: one small adapter each, all ending in the same rows.
+
+An adapter says where the pictures are, which column is the opinion, its range and direction, what must stay together
+in a split (the group), the official split, and the resize rule.
+"""
+
+from __future__ import annotations
+
+from shards.adapters.adapter import Adapter, Found
+from shards.adapters.authentic import AUTHENTIC
+from shards.adapters.synthetic import SYNTHETIC
+from shards.datasets import read_table
+from shards.folders import Root
+from shards.manifest import Label
+
+__all__ = ["ADAPTERS", "Adapter", "adapters_as_text"]
+
+
+def _demo(root: Root, _: str) -> Found:
+    """Its table is a user's own table, with group and split columns."""
+    table = root.part("scores.csv")
+    return table, list(read_table(table, root.part("images")).rows)
+
+
+_DEMO = Adapter(
+    "demo",
+    "the built-in demo",
+    _demo,
+    (Label("pseudo-opinion (computed, not human)", 0.0, 100.0, True),),
+    images=714,
+    contents=12,
+    on_disk="scores.csv, images/",
+    protocol="its own train/val/test",
+    ask="python -m shards demo",
+)
+
+ADAPTERS: dict[str, Adapter] = {adapter.name: adapter for adapter in (*AUTHENTIC, *SYNTHETIC, _DEMO)}
+
+
+def adapters_as_text() -> str:
+    """Every public data set that is known, in columns for a terminal, what it expects and whom to ask below each."""
+    rows = [("--dataset", "title", "images", "contents", "protocol")]
+    rows += [(one.name, one.title, f"{one.images:,}", f"{one.contents or one.images:,}", one.protocol) for one in ADAPTERS.values()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, title, images, contents, protocol in rows:
+        lines.append(
+            f"{name:{widths[0]}}  {title:{widths[1]}}  {images:>{widths[2]}}  {contents:>{widths[3]}}  {protocol}",
+        )
+        if one := ADAPTERS.get(name):
+            indent = "\n    "
+            lines[-1] += f"{indent}--label  {f'{indent}     or  '.join(map(str, one.labels))}"
+            lines[-1] += f"{indent}--root   {one.on_disk}{indent}ask      {one.ask}"
+    return "\n".join([*lines, "", "any other: --table scores.csv --images DIR; also .xlsx, pyiqa's meta csv and Q-Align's .json lists"])

@@ -1,0 +1,195 @@
+"""Photographs as people took them: every image is its own content, and what went wrong went wrong in the camera."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+from shards.adapters.adapter import Adapter, Found
+from shards.datasets import Row, image_id, row_of
+from shards.folders import Pictures, Root
+from shards.manifest import Label, ShardError
+from shards.tables import number_in, read_csv, read_mat, read_sheet
+
+
+def _koniq10k(root: Root, label: str) -> Found:
+    """SD is of the ratings from 1 to 5, in both tables, so it belongs to the label MOS alone."""
+    scores, sets = root.part("koniq10k_scores_and_distributions.csv"), root.part("koniq10k_distributions_sets.csv")
+    pictures = Pictures(root.part("1024x768", "512x384"))
+    sets_of = {record["image_name"]: record for record in read_csv(sets, ("image_name", "set"))}
+    rows = []
+    for record in read_csv(scores, ("image_name", "SD", label)):
+        official = sets_of.get(record["image_name"])
+        if official is None:
+            name = record["image_name"]
+            raise ShardError(f"{record.where}: '{name}' has no row in {sets.name}, which holds the official split; unpack both files again")
+        std = record.number("SD") if label == "MOS" else None
+        rows.append(row_of(record, "image_name", label, pictures, std=std, part=official.part("set")))
+    return scores, rows
+
+
+def _livec(root: Root, _: str) -> Found:
+    """Three vectors in one order; the seven pictures in trainingImages/ taught the raters, and every protocol drops them."""
+    names_file, scores_file, stds_file = (root.part(f"Data/All{what}_release.mat") for what in ("Images", "MOS", "StdDev"))
+    pictures = Pictures(root.part("Images"))
+    names, scores = read_mat(names_file, "AllImages_release"), read_mat(scores_file, "AllMOS_release")
+    stds = read_mat(stds_file, "AllStdDev_release")
+    if not len(names) == len(scores) == len(stds):
+        raise ShardError(
+            f"{names_file}: names {len(names)} images, but there are {len(scores)} scores and {len(stds)} deviations beside it"
+        )
+    rows = []
+    for number, (name, score, std) in enumerate(zip(names, scores, stds, strict=True), 1):
+        if not name.startswith("t"):  # t1.bmp to t7.bmp
+            where = f"{names_file}, entry {number}"
+            opinion, deviation = number_in(score, f"{scores_file}, entry {number}"), number_in(std, f"{stds_file}, entry {number}")
+            rows.append(Row(image_id(name, where), pictures.find(name), opinion, deviation, name, None, where))
+    return names_file, rows
+
+
+def _spaq(root: Root, _: str) -> Found:
+    table, pictures = root.part("Annotations/MOS and Image attribute scores.xlsx"), Pictures(root.part("TestImage"))
+    return table, [row_of(record, "Image name", "MOS", pictures) for record in read_sheet(table, ("Image name", "MOS"))]
+
+
+def _bid(root: Root, _: str) -> Found:
+    """Columns by place: the number of the image, then its grade."""
+    table = root.part("DatabaseGrades.xlsx", "DatabaseGrades.xls")
+    pictures = Pictures(root.part("ImageDatabase", "images", "DatabaseImage0001.JPG"))
+    if pictures.folder.is_file():  # the pictures lie beside the table
+        pictures = Pictures(pictures.folder.parent)
+    rows = []
+    for record in read_sheet(table):
+        if len(record.columns) < 2:
+            raise ShardError(f"{table}: has one column; expected the number of the image and its grade in the first two")
+        number, grade = record.columns[:2]
+        name = f"DatabaseImage{int(record.number(number)):04d}.JPG"
+        rows.append(Row(image_id(name, record.where), pictures.find(name), record.number(grade), None, name, None, record.where))
+    return table, rows
+
+
+def _flive(root: Root, _: str) -> Found:
+    return _flive_rows(root, "labels_image.csv")
+
+
+def _flive_patches(root: Root, _: str) -> Found:
+    """A patch is of the content, and on the side, of the picture that it was cut from."""
+    return _flive_rows(root, "labels_patch.csv")
+
+
+def _flive_rows(root: Root, labels: str) -> Found:
+    table, test_table = root.part(labels), root.part("labels640.csv")
+    tested = {_flive_content(record["name_image"]) for record in read_csv(test_table, ("name_image",))}
+    pictures, patches = Pictures(table.parent), Pictures(table.parent / "patches")
+    rows = []
+    for record in read_csv(table, ("name", "mos")):
+        content = _flive_content(record["name"])
+        folder = patches if patches.find(record["name"]).is_file() else pictures
+        part = "test" if content in tested else "train"
+        rows.append(row_of(record, "name", "mos", folder, group=content, part=part))
+    return table, rows
+
+
+def _flive_content(name: str) -> str:
+    """voc_emotic_ava/AVA__1.jpg and the patch voc_emotic_ava/AVA__1_patch_2.jpg show the content AVA__1."""
+    return PurePosixPath(name).stem.split("_patch_")[0]
+
+
+def _uhd_iqa(root: Root, _: str) -> Found:
+    table = root.part("uhd-iqa-metadata.csv")
+    folders = {part: Pictures(root.part(part)) for part in ("training", "validation", "test")}
+    rows = []
+    for record in read_csv(table, ("image_name", "quality_mos", "set")):
+        pictures = folders.get(record["set"])
+        if pictures is None:
+            raise ShardError(f"{record.where}, column set: '{record['set']}' is none of {', '.join(folders)}; download the table again")
+        rows.append(row_of(record, "image_name", "quality_mos", pictures, part=record.part("set")))
+    return table, rows
+
+
+AUTHENTIC = (
+    Adapter(
+        "koniq10k",
+        "KonIQ-10k",
+        _koniq10k,
+        (Label("MOS_zscore", 0.0, 100.0, True), Label("MOS", 1.0, 5.0, True)),
+        images=10_073,
+        contents=None,
+        on_disk="koniq10k_scores_and_distributions.csv, koniq10k_distributions_sets.csv, 1024x768/ or 512x384/",
+        protocol="official train/val/test",
+        ask="https://database.mmsp-kn.de/koniq-10k-database.html",
+        resize="exact:512x384",  # all photographs are 4:3
+        paper_resize="exact:384x512",
+    ),
+    Adapter(
+        "livec",
+        "LIVE in the Wild",
+        _livec,
+        (Label("MOS", 0.0, 100.0, True),),
+        images=1_162,
+        contents=None,
+        on_disk="Data/AllImages_release.mat, Data/AllMOS_release.mat, Data/AllStdDev_release.mat, Images/",
+        protocol="80/20 x 10",
+        ask="https://live.ece.utexas.edu/research/ChallengeDB/",
+    ),
+    Adapter(
+        "spaq",
+        "SPAQ",
+        _spaq,
+        (Label("MOS", 0.0, 100.0, True),),
+        images=11_125,
+        contents=None,
+        on_disk="Annotations/MOS and Image attribute scores.xlsx, TestImage/",
+        protocol="80/20 x 10",
+        ask="https://github.com/h4nwei/SPAQ",
+        resize="short:512",
+        paper_resize="short:512",
+    ),
+    Adapter(
+        "bid",
+        "BID",
+        _bid,
+        (Label("grade", 0.0, 5.0, True),),
+        images=586,
+        contents=None,
+        on_disk="DatabaseGrades.xlsx, DatabaseImage0001.JPG ... (or those in ImageDatabase/)",
+        protocol="80/20 x 10",
+        ask="http://www02.smt.ufrj.br/~eduardo/ImageDatabase.htm",
+        resize="short:512",
+        paper_resize="exact:512x512",
+    ),
+    Adapter(
+        "flive",
+        "FLIVE (PaQ-2-PiQ), images",
+        _flive,
+        (Label("MOS", 0.0, 100.0, True),),
+        images=39_810,
+        contents=None,
+        on_disk="labels_image.csv, labels640.csv, and the folders that labels_image.csv names",
+        protocol="official train/test; val is cut out of train",
+        ask="https://github.com/niu-haoran/FLIVE_Database",
+    ),
+    Adapter(
+        "flive_patches",
+        "FLIVE (PaQ-2-PiQ), patches",
+        _flive_patches,
+        (Label("MOS", 0.0, 100.0, True),),
+        images=119_430,
+        contents=39_810,
+        on_disk="labels_patch.csv, labels640.csv, and the folders that labels_patch.csv names, or those in patches/",
+        protocol="official train/test; val is cut out of train",
+        ask="https://github.com/niu-haoran/FLIVE_Database",
+    ),
+    Adapter(
+        "uhd_iqa",
+        "UHD-IQA",
+        _uhd_iqa,
+        (Label("quality_mos", 0.0, 1.0, True),),
+        images=6_073,
+        contents=None,
+        on_disk="uhd-iqa-metadata.csv, training/, validation/, test/",
+        protocol="official train/val/test",
+        ask="https://database.mmsp-kn.de/uhd-iqa-benchmark-database.html",
+        resize="short:512",
+        paper_resize="short:512",
+    ),
+)

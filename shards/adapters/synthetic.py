@@ -1,0 +1,180 @@
+"""Pictures that somebody distorted, restored or generated: all versions of a reference, or of a prompt, stay together in a split."""
+
+from __future__ import annotations
+
+import math
+from pathlib import PurePosixPath
+
+from shards.adapters.adapter import Adapter, Found
+from shards.datasets import Row, image_id, row_of
+from shards.folders import Pictures, Root
+from shards.manifest import Label, ShardError
+from shards.tables import number_in, read_csv, read_list, read_mat, read_sheet
+
+_LIVE_FOLDERS = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}  # in the order of the vectors
+_CSIQ_TYPES = {"noise": "AWGN", "jpeg": "JPEG", "jpeg 2000": "jpeg2000", "blur": "BLUR", "fnoise": "fnoise", "contrast": "contrast"}
+
+
+def _live(root: Root, _: str) -> Found:
+    """Vectors over img1.bmp, img2.bmp ... of five folders; where orgs is 1 the picture is a reference, which nobody rated as distorted."""
+    table, references_file = root.part("dmos_realigned.mat"), root.part("refnames_all.mat")
+    pictures = Pictures(root.part("jp2k").parent)
+    scores, originals = read_mat(table, "dmos_new"), read_mat(table, "orgs")
+    references = read_mat(references_file, "refnames_all")
+    names = [f"{folder}/img{number}.bmp" for folder, count in _LIVE_FOLDERS.items() for number in range(1, count + 1)]
+    if not len(names) == len(scores) == len(originals) == len(references):
+        raise ShardError(
+            f"{table}: expected {len(names)} entries in dmos_new and orgs, and in refnames_all of {references_file.name}; "
+            f"found {len(scores)}, {len(originals)} and {len(references)}; take the files of release 2"
+        )
+    rows = []
+    for number, (name, score, original, reference) in enumerate(zip(names, scores, originals, references, strict=True), 1):
+        if original != 1:
+            where = f"{table}, entry {number}"
+            rows.append(Row(image_id(name, where), pictures.find(name), number_in(score, where), None, str(reference), None, where))
+    return table, rows
+
+
+def _csiq(root: Root, _: str) -> Found:
+    """The Excel sheet, or the text list "1600.AWGN.1.png 0.062"; a picture lies in the folder of its distortion, or all in one."""
+    table, pictures = root.part("csiq.DMOS.xlsx", "csiq_label.txt"), Pictures(root.part("dst_imgs", "dst_imgs_all"))
+    if table.suffix == ".xlsx":
+        records = read_sheet(table, ("image", "dst_type", "dst_lev", "dmos_std", "dmos"), "all_by_image")
+    else:
+        records = read_list(table, ("name", "dmos"))
+    rows = []
+    for record in records:
+        if "name" in record:
+            name, std = record["name"], None
+        elif (distortion := _CSIQ_TYPES.get(record["dst_type"])) is None:
+            raise ShardError(f"{record.where}, column dst_type: '{record['dst_type']}' is none of {', '.join(_CSIQ_TYPES)}")
+        else:
+            name, std = f"{record['image']}.{distortion}.{record['dst_lev']}.png", record.number("dmos_std")
+        if name.count(".") != 3:
+            raise ShardError(f"{record.where}: '{name}' is not called reference.distortion.level.png; download the list again")
+        reference, distortion, *_rest = name.split(".")
+        alone, in_folder = pictures.find(name), pictures.find(f"{distortion.lower()}/{name}")
+        file = alone if alone.is_file() else in_folder
+        rows.append(Row(image_id(name, record.where), file, record.number("dmos"), std, reference, None, record.where))
+    return table, rows
+
+
+def _tid2013(root: Root, _: str) -> Found:
+    """Two lists in one order; names are iRR_DD_L.bmp, RR the reference, and the disk writes some in capitals."""
+    table, stds_file = root.part("mos_with_names.txt"), root.part("mos_std.txt")
+    pictures = Pictures(root.part("distorted_images"))
+    records, stds = read_list(table, ("mos", "name")), read_list(stds_file, ("std",))
+    if len(records) != len(stds):
+        raise ShardError(f"{table}: has {len(records)} lines, but {stds_file.name} has {len(stds)}; download both again")
+    rows = []
+    for record, std in zip(records, stds, strict=True):
+        reference = record["name"].split("_")[0].lower()
+        rows.append(row_of(record, "name", "mos", pictures, std=std.number("std"), group=reference))
+    return table, rows
+
+
+def _kadid10k(root: Root, _: str) -> Found:
+    """The column called dmos rises with quality, and var is a variance."""
+    table, pictures = root.part("dmos.csv"), Pictures(root.part("images"))
+    rows = []
+    for record in read_csv(table, ("dist_img", "ref_img", "dmos", "var")):
+        variance = record.number("var")
+        if variance < 0:
+            raise ShardError(f"{record.where}, column var: {variance:g} is no variance; download the table again")
+        rows.append(row_of(record, "dist_img", "dmos", pictures, std=math.sqrt(variance), group=record["ref_img"]))
+    return table, rows
+
+
+def _pipal(root: Root, _: str) -> Found:
+    """A list per reference; the pictures come in several archives, whose folders lie side by side or are merged into one."""
+    table, first = root.part("Train_Label"), root.part("Train_Dist", "Distortion_1", "Dist_Imgs")
+    folders = [Pictures(path) for path in sorted(first.parent.iterdir()) if path.is_dir() and "dist" in path.name.lower()]
+    rows = []
+    for file in sorted(table.glob("*.txt")):
+        for record in read_list(file, ("name", "elo")):
+            name = record["name"]
+            pictures = next((folder for folder in folders if folder.find(name).is_file()), folders[0])
+            rows.append(row_of(record, "name", "elo", pictures, group=PurePosixPath(name).stem.split("_")[0]))
+    if not rows:
+        raise ShardError(f"{table}: expected a list A0000.txt ... per reference in it, found none; unpack the labels again")
+    return table, rows
+
+
+def _agiqa3k(root: Root, _: str) -> Found:
+    """mos_align says how well a picture shows its prompt, not how good it is, and is left aside."""
+    table = root.part("data.csv")
+    pictures = Pictures(
+        next((path for path in sorted(table.parent.iterdir()) if path.is_dir() and "agiqa" in path.name.lower()), table.parent)
+    )
+    records = read_csv(table, ("name", "prompt", "mos_quality", "std_quality"))
+    return table, [row_of(r, "name", "mos_quality", pictures, std=r.number("std_quality"), group=r["prompt"]) for r in records]
+
+
+SYNTHETIC = (
+    Adapter(
+        "live",
+        "LIVE (release 2)",
+        _live,
+        (Label("DMOS", -2.65, 111.78, False),),  # realigned: as seen, rounded outwards, since the scale itself has no ends
+        images=779,
+        contents=29,
+        on_disk="dmos_realigned.mat, refnames_all.mat, jp2k/, jpeg/, wn/, gblur/, fastfading/",
+        protocol="80/20 x 10 by reference",
+        ask="https://live.ece.utexas.edu/research/quality/subjective.htm",
+    ),
+    Adapter(
+        "csiq",
+        "CSIQ",
+        _csiq,
+        (Label("DMOS", 0.0, 1.0, False),),
+        images=866,
+        contents=30,
+        on_disk="csiq.DMOS.xlsx or csiq_label.txt, dst_imgs/",
+        protocol="80/20 x 10 by reference",
+        ask="https://s2.smu.edu/~eclarson/csiq.html",
+    ),
+    Adapter(
+        "tid2013",
+        "TID2013",
+        _tid2013,
+        (Label("MOS", 0.0, 9.0, True),),
+        images=3_000,
+        contents=25,
+        on_disk="mos_with_names.txt, mos_std.txt, distorted_images/",
+        protocol="80/20 x 10 by reference",
+        ask="https://www.ponomarenko.info/tid2013.htm",
+    ),
+    Adapter(
+        "kadid10k",
+        "KADID-10k",
+        _kadid10k,
+        (Label("DMOS", 1.0, 5.0, True),),
+        images=10_125,
+        contents=81,
+        on_disk="dmos.csv, images/",
+        protocol="80/20 x 10 by reference",
+        ask="https://database.mmsp-kn.de/kadid-10k-database.html",
+    ),
+    Adapter(
+        "pipal",
+        "PIPAL, training part",
+        _pipal,
+        (Label("Elo", 916.6, 1836.1, True),),  # as seen, rounded outwards: such ratings have no ends
+        images=23_200,
+        contents=200,
+        on_disk="Train_Label/A0000.txt ..., and Distortion_1/ ... Distortion_4/, Train_Dist/ or Dist_Imgs/",
+        protocol="80/20 x 10 by reference",
+        ask="https://github.com/HaomingCai/PIPAL-dataset",
+    ),
+    Adapter(
+        "agiqa3k",
+        "AGIQA-3K",
+        _agiqa3k,
+        (Label("mos_quality", 0.0, 5.0, True),),
+        images=2_982,
+        contents=300,
+        on_disk="data.csv, and the pictures beside it or in AGIQA-3K/",
+        protocol="80/20 x 10 by prompt",
+        ask="https://github.com/lcysyzxdxc/AGIQA-3k-Database",
+    ),
+)

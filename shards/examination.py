@@ -1,0 +1,116 @@
+"""One look at every picture of a data set: can it be decoded, how large is it, of what kind, and what does it look like.
+
+Each file is opened once, in a pool of processes. What is kept is about a kilobyte per picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from shards.datasets import DataSet
+from shards.duplicates import Look, look_of
+from shards.manifest import ShardError
+from shards.photographs import SUFFIXES, decode_photograph, photograph_size
+from shards.workers import worker_pool
+
+_ORIENTATION = 0x0112
+_KINDS = {"1": "grey", "L": "grey", "LA": "grey", "I;16": "grey", "I;16B": "grey", "I;16L": "grey", "I;16N": "grey"} | {
+    "P": "palette",
+    "PA": "palette",
+    "CMYK": "CMYK",
+}
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """What is known of one picture file."""
+
+    missing: bool = False
+    problem: str = ""  # why a build would refuse it
+    size: tuple[int, int] | None = None  # width and height once upright
+    traits: frozenset[str] = frozenset()  # turned, grey, palette, CMYK, 16 bits, transparent, animated
+    sha256: str = ""  # empty when only the header was read
+    look: Look | None = None
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A data set and what was seen of it. `pictures` has one entry per row."""
+
+    data_set: DataSet
+    pictures: tuple[PictureFile, ...]
+    unlisted: tuple[Path, ...]  # pictures in the same folders that no row names
+    headers_only: bool
+
+    def name(self, file: Path) -> str:
+        """The file as a person would call it: from the table's folder on, when it lies below that."""
+        folder = self.data_set.table.parent
+        return str(file.relative_to(folder) if file.is_relative_to(folder) else file)
+
+
+def examine(data_set: DataSet, workers: int = 1, headers_only: bool = False) -> Examination:
+    """Looks at every picture, in `workers` processes. With `headers_only` nothing is decoded, and duplicates cannot be found."""
+    files = [row.file for row in data_set.rows]
+    pictures = tqdm(_seen(files, workers, headers_only), "pictures", len(files), unit=" images", dynamic_ncols=True)
+    return Examination(data_set, tuple(pictures), tuple(_unlisted(files)), headers_only)
+
+
+def picture_at(file: Path, headers_only: bool = False) -> PictureFile:
+    """What there is to know of one file. Never raises for a bad one."""
+    if not file.is_file():
+        return PictureFile(missing=True)
+    try:
+        size = photograph_size(file)
+        if headers_only:
+            return PictureFile(size=size, traits=_traits(file))
+        content = file.read_bytes()
+        pixels = decode_photograph(content, file)
+    except (ShardError, OSError) as error:
+        return PictureFile(problem=str(error).removeprefix(f"{file}: ").split("; ")[0])
+    if pixels.shape[1::-1] != size:
+        return PictureFile(problem=f"decodes to {pixels.shape[1]}x{pixels.shape[0]}, its header says {size[0]}x{size[1]}")
+    return PictureFile(False, "", size, _traits(io.BytesIO(content)), hashlib.sha256(content).hexdigest(), look_of(pixels))
+
+
+def _traits(source: Path | io.BytesIO) -> frozenset[str]:
+    """In what a picture that can be opened is unlike an ordinary one."""
+    with Image.open(source) as picture:
+        found = {_KINDS.get(picture.mode, "")}
+        if Image.Image.getexif(picture).get(_ORIENTATION, 1) in range(2, 9):
+            found.add("turned")
+        if picture.mode.startswith("I;16") or any(";16" in str(tile) for tile in picture.tile):  # Pillow opens 16-bit colour as 8-bit
+            found.add("16 bits")
+        if picture.has_transparency_data:
+            found.add("transparent")
+        if getattr(picture, "is_animated", False):
+            found.add("animated")
+    return frozenset(found - {""})
+
+
+def _seen(files: Sequence[Path], workers: int, headers_only: bool) -> Iterator[PictureFile]:
+    look = partial(picture_at, headers_only=headers_only)
+    with ExitStack() as stack:
+        if workers <= 1 or len(files) <= 1:
+            yield from map(look, files)
+            return
+        pool = stack.enter_context(worker_pool(workers))
+        try:
+            yield from pool.map(look, files, chunksize=min(16, -(-len(files) // workers)))
+        except BrokenProcessPool as error:
+            raise ShardError("a worker process was killed, perhaps for want of memory; run the same with fewer --workers") from error
+
+
+def _unlisted(files: Sequence[Path]) -> list[Path]:
+    listed = set(files)
+    beside = (file for folder in {file.parent for file in files} if folder.is_dir() for file in folder.iterdir())
+    return sorted(file for file in beside if file.suffix.lower() in SUFFIXES and file not in listed)

@@ -1,0 +1,83 @@
+"""What a doctor says: found, expected, what to do, and in the end whether it is safe to build.
+
+A finding is an error when the build would refuse the folder or no number made from its shards could be trusted, a warning when a
+person should look first, a note when there is something to know.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+
+from shards.manifest import ShardError
+
+SEVERITIES = ("error", "warning", "note")
+PLACES = 1000  # that a finding names at most
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know of a data set. `where` names the files, pairs or groups, the first thousand of them."""
+
+    severity: str  # error, warning or note
+    found: str
+    expected: str
+    to_do: str
+    where: tuple[str, ...] = ()
+
+
+def refused(error: ShardError) -> Finding:
+    """What to say when the data set could not even be read."""
+    found, _, to_do = str(error).partition("; ")
+    return Finding("error", found, "a table and pictures that can be read", to_do or "mend that and run the doctor again")
+
+
+def places(where: Iterable[object]) -> tuple[str, ...]:
+    """What goes into `where`."""
+    return tuple(str(place) for place in islice(where, PLACES))
+
+
+def is_safe(findings: Iterable[Finding]) -> bool:
+    """Whether to build."""
+    return all(finding.severity != "error" for finding in findings)
+
+
+def verdict(name: str, findings: Sequence[Finding]) -> str:
+    """One line: safe or not, and how many findings of each severity."""
+    numbers = Counter(finding.severity for finding in findings)
+    told = ", ".join(f"{numbers[each]} {each}{'s' * (numbers[each] != 1)}" for each in SEVERITIES if numbers[each]) or "nothing found"
+    return f"{name}: {'safe' if is_safe(findings) else 'not safe'} to build ({told})"
+
+
+def as_text(name: str, findings: Sequence[Finding]) -> str:
+    """The findings for a person, the gravest first, and the verdict in the last line."""
+    lines = []
+    for severity in SEVERITIES:
+        some = [finding for finding in findings if finding.severity == severity]
+        lines += [f"{severity}s ({len(some)})"] if some else []
+        for finding in some:
+            where = _listed(finding.where)
+            told = (("found", finding.found + (f": {where}" if where else "")), ("expected", finding.expected), ("to do", finding.to_do))
+            lines += [
+                textwrap.fill(
+                    text, 120, initial_indent=f"  {title:<10}", subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False
+                )
+                for title, text in told
+            ]
+            lines.append("")
+    return "\n".join([*lines, verdict(name, findings)])
+
+
+def as_json(name: str, findings: Sequence[Finding]) -> str:
+    """The same for a program."""
+    said = {"data_set": name, "safe": is_safe(findings), "verdict": verdict(name, findings), "findings": [asdict(f) for f in findings]}
+    return json.dumps(said, indent=2, ensure_ascii=False)
+
+
+def _listed(where: Sequence[str]) -> str:
+    more = f" and {len(where) - 3:,} more, which --json lists" if len(where) > 3 else ""
+    return ", ".join(where[:3]) + more

@@ -1,0 +1,152 @@
+"""All shards are there: what makes a folder of them is written here, the manifest last.
+
+The records of the shards are read one after the other, and the files that hold a row per image are written as they come.
+Several processes may finish one folder at once: they write the same bytes, and the first one to be done sweeps away what
+the others have begun.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from shards.manifest import FORMAT, IMAGE_COLUMNS, ShardError, file_sha256, fingerprint_of, manifest_sha256, part_number
+from shards.plan import Plan, ShardTask
+from shards.shard_file import complete_record, explained, index_rows, record_path, record_rows
+from shards.splits import split_table
+from shards.whole_files import sync, whole_file, write_bytes
+
+
+def finish(plan: Plan, out: Path, versions: Mapping[str, str]) -> None:
+    """Writes the index, the table for people and the splits, last of all the manifest, and leaves nothing else behind.
+
+    Raises ShardError when a shard is not complete, or a file cannot be written.
+    """
+    try:
+        _write_folder(plan, out, versions)
+    except ShardError as error:
+        if not _swept_away(error.__cause__):  # else another process has just finished this very folder
+            raise
+    files = {task.file for task in plan.tasks}
+    for surplus in {path.name for path in out.glob("shard-*.tar")} - files:  # of a table that was longer when the build was begun
+        (out / surplus).unlink(missing_ok=True)
+        (out / ".build" / f"{surplus}.json").unlink(missing_ok=True)
+    for unfinished in [*out.glob(".*.part"), *out.glob("*/.*.part")]:  # of processes that were killed, or came too late
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_folder(plan: Plan, out: Path, versions: Mapping[str, str]) -> None:
+    (out / "splits").mkdir(exist_ok=True)
+    digest = plan.digest()
+    shards, enlarged = _write_images(plan, out, digest)
+    _write_parts(plan, out)
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "data_set": plan.data_set.name,
+        "label": asdict(plan.data_set.label),
+        "layout": asdict(plan.layout),
+        "resize": {"rule": plan.resize, "filter": "bilinear"},
+        "seed": plan.settings.seed,
+        "images": sum(shard["images"] for shard in shards),
+        "enlarged": enlarged,
+        "index_sha256": file_sha256(out / "index.npy"),
+        "ids_sha256": file_sha256(out / "ids.npy"),
+        "opinions_sha256": file_sha256(out / "opinions.npy"),
+        "parts_sha256": file_sha256(out / "parts.npy"),
+        "images_sha256": file_sha256(out / "images.csv"),
+        "splits": {name: _write(out / "splits" / f"{name}.csv", split_table(parts)) for name, parts in plan.splits.items()},
+        "shards": shards,
+        "plan": digest,
+        "versions": versions,
+    }
+    manifest["fingerprint"] = fingerprint_of(manifest)
+    manifest["sha256"] = manifest_sha256(manifest)
+    for folder in (out / "splits", out):  # a name is on the disk only when its folder is, and the manifest's must come last
+        sync(folder)
+    _write(out / "manifest.json", json.dumps(manifest, indent=2, ensure_ascii=False).encode() + b"\n")
+
+
+def _write_images(plan: Plan, out: Path, digest: str) -> tuple[list[dict[str, Any]], int]:
+    """Writes what holds a row per image; returns what the manifest says of each shard, and how many images were enlarged."""
+    images = sum(len(task.pictures) for task in plan.tasks)
+    id_type = np.dtype(f"S{max(len(picture.row.id.encode()) for task in plan.tasks for picture in task.pictures)}")
+    shards, enlarged = [], 0
+    with (
+        _array_file(out / "index.npy", plan.layout.index_dtype(), (images,)) as index,
+        _array_file(out / "ids.npy", id_type, (images,)) as ids,
+        _array_file(out / "opinions.npy", np.dtype("<f8"), (images,)) as opinions,
+        _text_file(out / "images.csv") as text,
+    ):
+        table = csv.DictWriter(text, IMAGE_COLUMNS, extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+        for number, task in enumerate(plan.tasks):
+            record, rows = _record(out, task)
+            index.write(index_rows(rows, number, plan.layout, digest).tobytes())
+            ids.write(np.array([row["id"].encode() for row in rows], id_type).tobytes())
+            opinions.write(np.array([row["opinion"] for row in rows], "<f8").tobytes())
+            table.writerows(row | {"enlarged": int(row["enlarged"])} for row in rows)
+            shards.append({"file": task.file, "bytes": record["bytes"], "sha256": record["sha256"], "images": len(rows)})
+            enlarged += sum(row["enlarged"] for row in rows)
+    return shards, enlarged
+
+
+def _record(out: Path, task: ShardTask) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The record of a shard and its rows, one per picture."""
+    try:
+        record, rows = complete_record(out, task), record_rows(out, task)
+    except (OSError, ValueError):
+        record, rows = None, []
+    if not record or len(rows) != len(task.pictures):
+        raise ShardError(
+            f"{out / task.file}: is no longer what its record says, or the record was changed; "
+            f"delete {record_path(out, task)} and run the same command again"
+        )
+    return record, rows
+
+
+def _write_parts(plan: Plan, out: Path) -> None:
+    images = sum(len(task.pictures) for task in plan.tasks)
+    with _array_file(out / "parts.npy", np.dtype("u1"), (len(plan.splits), images)) as file:
+        for _, part_of in sorted(plan.splits.items()):
+            for task in plan.tasks:
+                file.write(bytes(part_number(part_of.get(picture.row.id)) for picture in task.pictures))
+
+
+@contextmanager
+def _array_file(path: Path, dtype: np.dtype, shape: Sequence[int]) -> Iterator[BinaryIO]:
+    """A .npy file whose elements are written one after the other."""
+    with explained(path), whole_file(path) as file:
+        head = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(file, head)
+        yield file
+
+
+@contextmanager
+def _text_file(path: Path) -> Iterator[io.TextIOWrapper]:
+    """A text file in UTF-8 whose lines end as they are written."""
+    with explained(path), whole_file(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        yield text
+        text.detach()  # flushed, and left open: it gets its name first
+
+
+def _write(path: Path, content: bytes) -> str:
+    """Replaces the file `path` at once; returns the SHA-256 of its content."""
+    with explained(path):
+        write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _swept_away(error: BaseException | None) -> bool:
+    """Whether an unfinished file vanished under us; on a shared file system its handle is then stale."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ESTALE)

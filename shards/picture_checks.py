@@ -1,0 +1,214 @@
+"""What the pictures of a data set tell: missing, damaged, of odd kinds and sizes, and twice there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from shards.datasets import Row
+from shards.duplicates import near_pairs, same_files
+from shards.examination import Examination, PictureFile
+from shards.findings import PLACES, Finding, places
+from shards.patches import is_enlarged, resized_size
+from shards.table_checks import known_as
+
+_LONGEST = 3.0  # times the short side; a patch shows little of such a picture, and an exact resize bends it
+_TRAITS = {
+    "turned": ("note", "are turned upright by their EXIF orientation", "nothing, if the raters saw them upright; else remove the tag"),
+    "grey": ("note", "are grey", "nothing: they get three equal channels"),
+    "palette": ("note", "have a palette", "nothing: they become RGB"),
+    "16 bits": ("note", "have 16 bits per channel", "nothing: the upper 8 are kept"),
+    "CMYK": ("warning", "are CMYK, whose colours depend on a profile that is left aside", "save them as RGB, as the raters saw them"),
+    "transparent": ("warning", "have transparency, and what lies under it will be seen", "save them on the raters' background"),
+    "animated": ("warning", "are animated, and the first picture alone is taken", "save as a still what the raters saw"),
+}
+
+
+def picture_findings(examination: Examination, patch_size: int, rule: str) -> Iterator[Finding]:
+    """All that there is to say of the pictures, stored by the resize rule and cut into patches of that size."""
+    checks = (_files, _unlisted, _kinds, _exact_duplicates, _near_duplicates)
+    yield from chain.from_iterable(check(examination) for check in checks)
+    yield from _sizes(examination, patch_size, rule)
+
+
+def _files(examination: Examination) -> Iterator[Finding]:
+    pairs = list(zip(examination.data_set.rows, examination.pictures, strict=True))
+    table = examination.data_set.table.name
+    if missing := [examination.name(row.file) for row, picture in pairs if picture.missing]:
+        yield Finding(
+            "error",
+            f"{len(missing):,} of {len(pairs):,} files are not there",
+            f"a file for every row of {table}",
+            "point --images or --root at the pictures" if len(missing) == len(pairs) else "put them back, or take out their rows",
+            places(missing),
+        )
+    if broken := [f"{examination.name(row.file)} ({picture.problem})" for row, picture in pairs if picture.problem]:
+        yield Finding(
+            "error",
+            f"{len(broken):,} of {len(pairs):,} pictures cannot be decoded",
+            "pictures that decode to their last byte",
+            "download or save them anew, or take out their rows",
+            places(broken),
+        )
+    if examination.headers_only:
+        yield Finding(
+            "note",
+            "only the headers were read: nothing is known of damaged pictures and of duplicates",
+            "every picture decoded",
+            "run the doctor without --quick before you trust its verdict",
+        )
+
+
+def _unlisted(examination: Examination) -> Iterator[Finding]:
+    data_set, known = examination.data_set, known_as(examination.data_set)
+    if examination.unlisted:
+        complete = known is not None and known.images == len(data_set.rows)
+        yield Finding(
+            "note" if complete else "warning",
+            f"{len(examination.unlisted):,} picture(s) without a row in {data_set.table.name}",
+            "a row for every picture, but for references and the like",
+            "nothing, if they have no opinions; else add their rows",
+            places(map(examination.name, examination.unlisted)),
+        )
+
+
+def _kinds(examination: Examination) -> Iterator[Finding]:
+    for trait, (severity, found, to_do) in _TRAITS.items():
+        if of_kind := [examination.name(row.file) for row, seen in _seen(examination) if trait in seen.traits]:
+            yield Finding(
+                severity,
+                f"{len(of_kind):,} of {len(examination.pictures):,} pictures {found}",
+                "8-bit RGB pictures, upright",
+                to_do,
+                places(of_kind),
+            )
+
+
+def _sizes(examination: Examination, patch_size: int, rule: str) -> Iterator[Finding]:
+    small, long, bent = [], [], []
+    for row, picture in _seen(examination):
+        width, height = picture.size or (1, 1)
+        stored = resized_size(width, height, rule, patch_size)
+        told = f"{examination.name(row.file)} ({width}x{height})"
+        if is_enlarged(width, height, *stored):
+            small.append(told)
+        if max(width, height) >= _LONGEST * min(width, height):
+            long.append(told)
+        if not 0.9 < stored[0] * height / (stored[1] * width) < 1.1:
+            bent.append(told)
+    if small:
+        yield Finding(
+            "warning",
+            f"{len(small):,} of {len(examination.pictures):,} pictures are smaller than they are stored and will be enlarged",
+            f"at least {patch_size} pixels a side, and the size of the resize rule '{rule}'",
+            "choose a smaller --size or --resize, or accept that those are blurred by the resizing; images.csv marks them",
+            places(small),
+        )
+    if long:
+        yield Finding(
+            "warning",
+            f"{len(long):,} of {len(examination.pictures):,} pictures are {_LONGEST:g} times as long as wide, or more",
+            "photographs of the usual shapes",
+            "see that they are photographs: patches show little of each, and more --patches show more",
+            places(long),
+        )
+    if bent:
+        yield Finding(
+            "warning",
+            f"{len(bent):,} of {len(examination.pictures):,} pictures are squeezed by more than a tenth",
+            f"pictures of the shape that the resize rule '{rule}' gives",
+            "choose --resize short:PIXELS, which keeps the shape, unless a paper's numbers are to be met",
+            places(bent),
+        )
+
+
+def _exact_duplicates(examination: Examination) -> Iterator[Finding]:
+    rows = examination.data_set.rows
+    leaks: list[list[Row]] = []
+    apart: list[list[Row]] = []
+    together: list[list[Row]] = []
+    for numbers in same_files([picture.sha256 for picture in examination.pictures]):
+        same = [rows[number] for number in numbers]
+        (leaks if len({row.part for row in same}) > 1 else apart if len({row.group for row in same}) > 1 else together).append(same)
+    most = sum(map(len, apart)) > len(rows) / 2
+    for severity, found, to_do, copies in (
+        ("error", "are on two sides of the official split", "take one of each out", leaks),
+        ("error" if most else "warning", "are taken as different contents", "take one of each out, or give them one group", apart),
+        ("note", "are of one content", "see that their opinions are not of other images", together),
+    ):
+        if copies:
+            yield Finding(
+                severity,
+                f"{sum(map(len, copies)):,} files that are {len(copies):,} picture(s), the same to the byte, {found}",
+                "a picture once",
+                to_do,
+                places(_copies_told(same, examination) for same in copies),
+            )
+
+
+def _copies_told(same: Sequence[Row], examination: Examination) -> str:
+    told = " = ".join(f"{examination.name(row.file)} ({', '.join(filter(None, (row.part, f'{row.opinion:g}')))})" for row in same[:3])
+    return told + f" and {len(same) - 3} more" * (len(same) > 3)
+
+
+def _near_duplicates(examination: Examination) -> Iterator[Finding]:
+    rows = examination.data_set.rows
+    number_of = {group: number for number, group in enumerate(dict.fromkeys(row.group for row in rows))}
+    alike = alike_across([examination], [number_of[row.group] for row in rows])  # within a group they are alike by design
+    if alike and alike.pictures > len(rows) / 2:
+        yield Finding(
+            "error",
+            f"{alike.pictures:,} of {len(rows):,} pictures look like one of another group",
+            "one group for all versions of a content: every split would test contents that it has trained on",
+            "add a column group with the name of the reference",
+            alike.examples,
+        )
+    elif alike:
+        yield Finding(
+            "warning",
+            f"{alike.pairs:,} pair(s) of pictures of different groups look alike"
+            + (f", {alike.across:,} on two sides of the official split" if alike.across else ""),
+            "a content in one group, and so on one side of every split",
+            "look at them; give one group to those that show the same content, or take one out",
+            alike.examples,
+        )
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Pictures that look alike and should not: how many pairs, how many pictures, how many pairs across parts."""
+
+    pairs: int
+    pictures: int
+    across: int
+    examples: tuple[str, ...]
+
+
+def alike_across(examinations: Sequence[Examination], sides: Sequence[int]) -> Alike | None:
+    """What looks alike on different `sides` and is not the same file; None when nothing does. Pairs across parts come first."""
+    rows = [row for each in examinations for row in each.data_set.rows]
+    names = [each.name(row.file) for each in examinations for row in each.data_set.rows]
+    files = [file for each in examinations for file in identities(each)]
+    seen: set[int] = set()
+    numbers: Counter[bool] = Counter()
+    examples: dict[bool, list[str]] = {True: [], False: []}
+    for block in near_pairs([picture.look for each in examinations for picture in each.pictures], sides):
+        for first, second in block.tolist():
+            if files[first] != files[second]:
+                across = rows[first].part != rows[second].part
+                numbers[across] += 1
+                seen |= {first, second}
+                if len(examples[across]) < PLACES:
+                    examples[across].append(f"{names[first]} ~ {names[second]}")
+    return Alike(numbers.total(), len(seen), numbers[True], places(examples[True] + examples[False])) if seen else None
+
+
+def identities(examination: Examination) -> list[str]:
+    """What tells a file from others: its SHA-256, or its path when only headers were read."""
+    return [picture.sha256 or str(row.file.resolve()) for row, picture in zip(examination.data_set.rows, examination.pictures, strict=True)]
+
+
+def _seen(examination: Examination) -> Iterator[tuple[Row, PictureFile]]:
+    return ((row, picture) for row, picture in zip(examination.data_set.rows, examination.pictures, strict=True) if picture.size)

@@ -1,0 +1,230 @@
+"""Split tables that are added to a finished shard folder, or come from and go to other programs. No pixel is touched.
+
+    plain   id,part                          id may also be the file name of the picture, and part may be called split
+    pyiqa   img_name,mos,std,official_split,ratio802_seed123_split_01 ...      a column per split, train | val | test
+
+The second is the meta csv of pyiqa, which takes every column with 'split' in its name and finds image and opinion by their
+place (IQA-PyTorch, docs/Dataset_Preparation.md and pyiqa/data/base_iqa_dataset.py). Its pickles are never opened.
+A table that is there already is never overwritten.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import hashlib
+import io
+import re
+from bisect import bisect
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from shards.datasets import Row, image_id
+from shards.manifest import PARTS, ShardError, Shards, file_sha256
+from shards.shard_file import explained
+from shards.splits import WITHOUT_VALIDATION, split_table, stated_split
+from shards.tables import Record, read_records
+from shards.whole_files import write_bytes
+
+FEWEST = 3  # images in val or test: a rank correlation of two is always 1 or -1
+FORMS = ("pyiqa", "plain")
+
+_IMAGE_COLUMNS = ("id", "image", "name", "img_name", "image_name", "img_path", "dist_name", "dist_img")
+_PART_COLUMNS = ("part", "split")
+_PYIQA_ROUND = re.compile(r"ratio(?P<train>\d)(?P<val>\d)(?P<test>\d)_seed\d+_split_?\d+")
+_NAME = re.compile(r"[\w-][\w.-]*")  # of a table: its file lies in the folder splits, and nowhere else
+_NEIGHBOURS = 500  # ids before and after an unknown one in which the closest is looked for: ten million are not compared
+
+
+def rows_of(shards: Shards) -> list[Row]:
+    """The images of a shard folder, as the splits see them: the file is a bare name, and no part is stated."""
+    return [
+        Row(row["id"], Path(row["source"]), float(row["opinion"]), float(row["std"]) if row["std"] else None, row["group"], None)
+        for row in shards.image_rows()
+    ]
+
+
+def add_splits(shards: Shards, splits: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Writes the tables that are not there yet; returns their names.
+
+    Raises ShardError, and writes nothing, when one of them is there already and says otherwise.
+    """
+    folder = shards.path("splits")
+    new: dict[Path, bytes] = {}
+    for name, parts in splits.items():
+        if not _NAME.fullmatch(name):
+            raise ShardError(f"'{name}' cannot be the name of a split: use letters, digits, '-', '_' and '.' in --name")
+        path, table = folder / f"{name}.csv", split_table(parts)
+        known = file_sha256(path) if path.exists() else shards.built_splits.get(name)
+        if not path.exists():
+            new[path] = table
+        if known is not None and known != hashlib.sha256(table).hexdigest():
+            raise ShardError(f"{path}: is there already and says otherwise; no table is overwritten: choose another name with --name")
+    for path, table in new.items():
+        with explained(path):
+            path.parent.mkdir(exist_ok=True)
+            write_bytes(path, table)
+    return [path.stem for path in new]
+
+
+def read_splits(file: Path, rows: Sequence[Row], seed: int, name: str | None = None) -> dict[str, dict[str, str]]:
+    """The splits that a plain table or pyiqa's states about the images `rows`, by name; `name` chooses one, or names the only one.
+
+    Where a split has no val, one is cut out of train, and `<name>-no-val` is the split as stated. Under a name that ends so it is
+    only taken as stated.
+    Raises ShardError naming the file, and the row where there is one, for anything that is not one whole split of these images.
+    """
+    _refuse_pickle(file)
+    records = read_records(file)
+    record_of = _record_of_each_image(file, records, rows)
+    splits: dict[str, dict[str, str]] = {}
+    for split, column in _columns(file, records[0].columns, name).items():
+        stated = []
+        for row in rows:
+            record = record_of[row.id]
+            if (part := record.part(column)) is None:
+                raise ShardError(f"{record.where}, column {column}: is empty; write train, val or test for every image")
+            stated.append(replace(row, part=part, where=record.where))
+        try:
+            splits |= _completed(split, stated, seed)
+        except ShardError as error:
+            raise ShardError(f"{file}, column {column}: {error}") from None
+    return splits
+
+
+def export_splits(shards: Shards, file: Path, name: str | None = None, form: str = "pyiqa") -> list[str]:
+    """Writes the split `name`, or all, to the new file `file` in one of FORMS; returns the names.
+
+    Raises ShardError when `file` is there already, and when it is to hold several splits and the form takes one.
+    """
+    names, rows = [name] if name else shards.split_names(), rows_of(shards)
+    if file.exists():
+        raise ShardError(f"{file}: is there already; export to another file")
+    if form == "plain" and len(names) > 1:
+        raise ShardError(f"--form plain holds one split; choose it with --name: {', '.join(names)}")
+    splits = {name: _parts_of(shards, rows, name) for name in names}
+    with explained(file):
+        write_bytes(file, pyiqa_table(rows, splits) if form == "pyiqa" else split_table(splits[names[0]]))
+    return names
+
+
+def pyiqa_table(rows: Sequence[Row], splits: Mapping[str, Mapping[str, str]]) -> bytes:
+    """The images with a column per split, as pyiqa reads it; images that a split leaves out have an empty field.
+
+    pyiqa looks for pictures by img_name, a bare file name here. The last column, id, is for reading the table back.
+    """
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["img_name", "mos", "std", *map(_column_of, splits), "id"])
+    for row in rows:
+        std = "" if row.std is None else row.std
+        writer.writerow([row.file.name, row.opinion, std, *(parts.get(row.id, "") for parts in splits.values()), row.id])
+    return table.getvalue().encode()
+
+
+def _parts_of(shards: Shards, rows: Sequence[Row], name: str) -> dict[str, str]:
+    _, numbers = shards.split(name)
+    return {rows[number].id: part for part in PARTS for number in numbers[part]}
+
+
+def _column_of(split: str) -> str:
+    return split if _PYIQA_ROUND.fullmatch(split) else f"{split}_split"
+
+
+def _split_of(column: str) -> str:
+    return column if _PYIQA_ROUND.fullmatch(column) else column.removesuffix("_split")
+
+
+def _refuse_pickle(file: Path) -> None:
+    try:
+        with file.open("rb") as content:
+            pickled = content.read(1) == b"\x80"  # no text in UTF-8 begins so, and every pickle since protocol 2 does
+    except OSError as error:
+        raise ShardError(f"{file}: cannot be read ({error.strerror}); check the path") from error
+    if pickled or file.suffix in (".pkl", ".pickle"):
+        raise ShardError(
+            f"{file}: is a pickle, and reading one can run any program that is hidden in it; import pyiqa's meta csv of the data set, "
+            f"which has the same splits as columns (official_split, ratio802_seed123_split_01 ...)"
+        )
+
+
+def _columns(file: Path, header: Sequence[str], name: str | None) -> dict[str, str]:
+    """The column of each split that is wanted."""
+    column_of: dict[str, str] = {}
+    for column in header:
+        if column in _PART_COLUMNS or "split" in column:
+            split = file.stem if column in _PART_COLUMNS else _split_of(column)
+            if split in column_of:
+                raise ShardError(f"{file}: the columns {column_of[split]} and {column} both state the split '{split}'; take one out")
+            column_of[split] = column
+    if not column_of:
+        raise ShardError(f"{file}: lacks a column part, or one with 'split' in its name; it has: {', '.join(header)}")
+    if name is None:
+        return column_of
+    if len(column_of) > 1 and name not in column_of:
+        raise ShardError(f"{file}: holds no split '{name}' but {', '.join(column_of)}; name one of them, or leave out --name for all")
+    return {name: column_of.get(name) or next(iter(column_of.values()))}
+
+
+def _record_of_each_image(file: Path, records: Sequence[Record], rows: Sequence[Row]) -> dict[str, Record]:
+    """The record of every image, by id. Raises ShardError for images that are unknown, stand there twice, or are missing."""
+    column = next((column for column in _IMAGE_COLUMNS if column in records[0]), None)
+    if column is None:
+        raise ShardError(f"{file}: lacks a column with the images, such as id or image; it has: {', '.join(records[0].columns)}")
+    ids, id_of = {row.id for row in rows}, _ids_by_name(rows)
+    record_of: dict[str, Record] = {}
+    unknown: list[Record] = []
+    for record in records:
+        name = record[column]
+        image = name if name in ids else id_of.get(name.casefold()) or id_of.get(image_id(name, record.where).casefold())
+        if image is None:
+            unknown.append(record)
+        elif image in record_of:
+            raise ShardError(f"{record.where}: image '{image}' stands there a second time, first in {record_of[image].where}; take one out")
+        else:
+            record_of[image] = record
+    if unknown:
+        others = f" (and so do {len(unknown) - 1:,} more rows)" if len(unknown) > 1 else ""
+        raise ShardError(
+            f"{unknown[0].where}, column {column}: '{unknown[0][column]}' names no image of the shards, or several{others}; "
+            f"correct the name{_closest(unknown[0][column], rows)}, or take the row out"
+        )
+    if missing := [row.id for row in rows if row.id not in record_of]:
+        raise ShardError(f"{file}: {len(missing):,} of {len(rows):,} images have no row, the first is '{missing[0]}'; add them")
+    return record_of
+
+
+def _ids_by_name(rows: Sequence[Row]) -> dict[str, str | None]:
+    """The id of every image by its id and file name in small letters; None for what names several images."""
+    id_of: dict[str, str | None] = {}
+    for row in rows:
+        for name in {row.id.casefold(), row.file.name.casefold()}:
+            id_of[name] = row.id if id_of.get(name, row.id) == row.id else None
+    return id_of
+
+
+def _closest(stated: str, rows: Sequence[Row]) -> str:
+    ordered = sorted(row.id for row in rows)
+    place = bisect(ordered, stated)
+    found = difflib.get_close_matches(stated, ordered[max(0, place - _NEIGHBOURS) : place + _NEIGHBOURS], 1)
+    return f" (did you mean '{found[0]}'?)" if found else ""
+
+
+def _completed(name: str, stated: Sequence[Row], seed: int) -> dict[str, dict[str, str]]:
+    """A stated split by its name, with its twin where it has no val. Raises ShardError when no honest figure can come of it."""
+    if all(row.part != "test" for row in stated) and (said := _PYIQA_ROUND.fullmatch(name)) and said["val"] == "0":
+        # pyiqa's own tables call the 20 % that they keep back val, though the column's name says that it is the test part
+        stated = [replace(row, part="test") if row.part == "val" else row for row in stated]
+    splits = stated_split(name.removesuffix(WITHOUT_VALIDATION), stated, seed)
+    if name.endswith(WITHOUT_VALIDATION):
+        if name not in splits:
+            raise ShardError(f"has images in val, and '{name}' is the name of a split without; choose another with --name")
+        splits = {name: splits[name]}
+    for parts in splits.values():
+        counts = Counter(parts.values())
+        for part in ("val", "test"):
+            if 0 < counts[part] < FEWEST:
+                raise ShardError(f"'{part}' would have {counts[part]} image(s), and an SRCC needs at least {FEWEST}; put more into it")
+    return splits

@@ -1,0 +1,656 @@
+"""The promises of `python -m shards doctor`: a clean folder is clean, and every trap is found, named and explained."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import public_sets
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from shards import demo
+from shards.__main__ import main
+from shards.adapters import ADAPTERS
+from shards.datasets import DataSet, Row, read_table
+from shards.doctor import compare
+from shards.duplicates import THUMBNAIL, Look, look_of, near_pairs, same_files
+from shards.examination import examine, picture_at
+from shards.manifest import Label
+from shards.picture_checks import picture_findings
+from shards.table_checks import table_findings
+
+SIZE = 48  # of a patch
+Spoil = Callable[[Path], None]
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 pieces of photographs that do not overlap, 25 from each, and a table: 150 to train, 75 to validate, 75 to test."""
+    folder = tmp_path_factory.mktemp("clean")
+    (folder / "images").mkdir()
+    rows = []
+    for number, content in enumerate(sorted(set(demo.CONTENTS) - {"snow_right", "ruin_arch"})):
+        for piece in range(25):
+            y, x = 76 * (piece // 5), 102 * (piece % 5)
+            name = f"{content}{piece}.png"
+            Image.fromarray(demo.cut_content(content)[y : y + 76, x : x + 102]).save(folder / "images" / name, compress_level=1)
+            rows.append(
+                [name, 1 + (number * 25 + piece) * 7 % 300 / 75, 0.6, f"{content}{piece}", ("train", "train", "val", "test")[piece % 4]]
+            )
+    with (folder / "scores.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["image", "score", "std", "group", "split"], *rows])
+    return folder
+
+
+def arguments(folder: Path, *more: object) -> list[str]:
+    source = ["doctor", "--table", folder / "scores.csv", "--images", folder / "images", "--range", 1, 5, "--size", SIZE, "--workers", 1]
+    return [str(argument) for argument in [*source, *more]]
+
+
+def read(folder: Path) -> DataSet:
+    return read_table(folder / "scores.csv", folder / "images", "pieces", Label("MOS", 1.0, 5.0, True))
+
+
+# a clean folder
+
+
+def test_a_clean_folder_is_safe_and_nothing_is_found(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(clean)) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{clean.name}: safe to build (nothing found)\n"
+    assert "300/300" in told.err and "images/s" in told.err
+
+
+def test_any_number_of_workers_finds_the_same(clean: Path) -> None:
+    few = replace(read(clean), rows=read(clean).rows[:40])
+    assert examine(few, workers=2) == examine(few, workers=1)
+
+
+def test_quick_reads_headers_and_says_what_it_does_not_know(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(clean, "--quick", "--json")) == 0
+    (only,) = json.loads(capsys.readouterr().out)["findings"]
+    assert (only["severity"], only["found"][:25]) == ("note", "only the headers were read"[:25])
+
+
+# what is wrong with pictures: each done to the clean folder, and found alone
+
+
+def save(name: str, change: Callable[[Image.Image], Image.Image], as_name: str | None = None, **options: object) -> Spoil:
+    """Replaces a picture, or writes a new file under another picture's name, whatever its suffix says."""
+
+    def spoil(folder: Path) -> None:
+        file = folder / "images" / name
+        with Image.open(file) as picture:
+            changed = change(picture.convert("RGB"))
+        form = {".jpg": "JPEG", ".gif": "GIF", ".tif": "TIFF"}.get(Path(as_name or name).suffix, "PNG")
+        changed.save(file, form, **options)
+
+    return spoil
+
+
+def cut_short(folder: Path) -> None:
+    file = folder / "images" / "coffee0.png"
+    file.write_bytes(file.read_bytes()[:-3000])
+
+
+def copy(source: str, target: str) -> Spoil:
+    return lambda folder: shutil.copy(folder / "images" / source, folder / "images" / target) and None
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def see_through(picture: Image.Image) -> Image.Image:
+    picture.putalpha(picture.convert("L"))
+    return picture
+
+
+def remove(*names: str) -> Spoil:
+    def spoil(folder: Path) -> None:
+        for name in names:
+            (folder / "images" / name).unlink()
+
+    return spoil
+
+
+def like(name: str, other: str, change: Callable[[Image.Image], Image.Image]) -> Spoil:
+    """Puts a changed copy of the picture `other` in place of `name`."""
+
+    def spoil(folder: Path) -> None:
+        with Image.open(folder / "images" / other) as picture:
+            change(picture.convert("RGB")).save(folder / "images" / name)
+
+    return spoil
+
+
+def blurred_and_half_as_large(picture: Image.Image) -> Image.Image:
+    return Image.fromarray(demo.distort(np.asarray(picture), "jpeg", 4)).resize((80, 60))
+
+
+PICTURES: dict[str, tuple[Spoil, str, str]] = {
+    "a missing file": (remove("coffee0.png"), "error", "1 of 300 files are not there"),
+    "a zero-byte file": (
+        lambda folder: (folder / "images/coffee0.png").write_bytes(b"") and None,
+        "error",
+        "1 of 300 pictures cannot be decoded",
+    ),
+    "a file that ends early": (cut_short, "error", "1 of 300 pictures cannot be decoded"),
+    "no picture": (
+        lambda folder: (folder / "images/coffee0.png").write_text("<html>") and None,
+        "error",
+        "1 of 300 pictures cannot be decoded",
+    ),
+    "a file of no row": (
+        lambda folder: Image.fromarray(demo.cut_content("snow_right")[:76, :102]).save(folder / "images/extra.JPG"),
+        "warning",
+        "1 picture(s) without a row in scores.csv",
+    ),
+    "EXIF orientation": (
+        save("coffee0.png", lambda picture: picture, "a.jpg", exif=turned(), quality=95),
+        "note",
+        "1 of 300 pictures are turned upright",
+    ),
+    "grey": (save("coffee0.png", lambda picture: picture.convert("L")), "note", "1 of 300 pictures are grey"),
+    "palette": (save("coffee0.png", lambda picture: picture.quantize(64)), "note", "1 of 300 pictures have a palette"),
+    "CMYK": (save("coffee0.png", lambda picture: picture.convert("CMYK"), "a.jpg"), "warning", "1 of 300 pictures are CMYK"),
+    "transparency": (save("coffee0.png", see_through), "warning", "1 of 300 pictures have transparency"),
+    "smaller than a patch": (
+        save("coffee0.png", lambda picture: picture.resize((60, 45))),
+        "warning",
+        "1 of 300 pictures are smaller than",
+    ),
+    "a panorama": (save("coffee0.png", lambda picture: picture.resize((240, 76))), "warning", "1 of 300 pictures are 3 times as long"),
+    "a copy on another side": (
+        copy("coffee0.png", "coffee2.png"),
+        "error",
+        "2 files that are 1 picture(s), the same to the byte, are on two sides",
+    ),
+    "a copy on the same side": (
+        copy("coffee0.png", "coffee1.png"),
+        "warning",
+        "2 files that are 1 picture(s), the same to the byte, are taken as different",
+    ),
+    "a near copy on another side": (
+        like("coffee2.png", "coffee0.png", blurred_and_half_as_large),
+        "warning",
+        "1 pair(s) of pictures of different groups look alike, 1 on two sides of the official split",
+    ),
+    "a near copy on the same side": (
+        like("coffee1.png", "coffee0.png", blurred_and_half_as_large),
+        "warning",
+        "1 pair(s) of pictures of different groups look alike",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def spoilt(clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Spoil], Path]:
+    def make(spoil: Spoil) -> Path:
+        folder = tmp_path_factory.mktemp("spoilt")
+        shutil.copytree(clean, folder, dirs_exist_ok=True)
+        spoil(folder)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("trap", PICTURES)
+def test_a_trap_in_the_pictures_is_found_and_nothing_else(
+    spoilt: Callable[[Spoil], Path], capsys: pytest.CaptureFixture[str], trap: str
+) -> None:
+    spoil, severity, begins = PICTURES[trap]
+    status = main(arguments(spoilt(spoil), "--json"))
+    said = json.loads(capsys.readouterr().out)
+    (finding,) = said["findings"]
+    assert finding["severity"] == severity and finding["found"].startswith(begins)
+    assert finding["expected"] and finding["to_do"]
+    assert any(place.startswith(("images/coffee", "images/extra")) for place in finding["where"])
+    assert (status, said["safe"]) == ((1, False) if severity == "error" else (0, True))
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def sixteen_bit_colour(pixels: np.ndarray) -> bytes:
+    """A PNG file that Pillow reads but cannot write."""
+    height, width = pixels.shape[:2]
+    lines = b"".join(b"\0" + line.tobytes() for line in (pixels.astype(">u2") * 257))
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+
+
+def test_sixteen_bits_and_animation_are_told(tmp_path: Path) -> None:
+    pixels = demo.cut_content("coffee")
+    first = Image.fromarray(pixels)
+    Image.fromarray(pixels[..., 1].astype(np.uint16) * 257).save(tmp_path / "grey.png")
+    (tmp_path / "colour.png").write_bytes(sixteen_bit_colour(pixels))
+    first.save(tmp_path / "moving.gif", save_all=True, append_images=[first.transpose(Image.Transpose.ROTATE_180)])
+    assert picture_at(tmp_path / "grey.png").traits == {"grey", "16 bits"}
+    assert picture_at(tmp_path / "colour.png").traits == {"16 bits"}
+    assert picture_at(tmp_path / "moving.gif").traits == {"palette", "animated"}
+
+
+def test_a_folder_of_mostly_copies_is_an_error(clean: Path, spoilt: Callable[[Spoil], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    def spoil(folder: Path) -> None:
+        rows = (folder / "scores.csv").read_text().splitlines()
+        (folder / "scores.csv").write_text("\n".join(row.rsplit(",", 1)[0] for row in rows) + "\n")  # no split
+        for row in rows[2:202]:
+            copy(rows[1].split(",")[0], row.split(",")[0])(folder)
+
+    assert main(arguments(spoilt(spoil), "--json")) == 1
+    (finding,) = [each for each in json.loads(capsys.readouterr().out)["findings"] if "byte" in each["found"]]
+    assert finding["severity"] == "error"
+    assert finding["found"] == "201 files that are 1 picture(s), the same to the byte, are taken as different contents"
+
+
+def test_a_copy_within_a_content_is_noted(clean: Path, spoilt: Callable[[Spoil], Path]) -> None:
+    data_set = read(spoilt(copy("coffee0.png", "coffee1.png")))
+    rows = tuple(replace(row, group="coffee") if row.id in ("coffee0", "coffee1") else row for row in data_set.rows)
+    (finding,) = picture_findings(examine(replace(data_set, rows=rows)), SIZE, "none")
+    assert finding.severity == "note"
+    assert finding.where == ("images/coffee0.png (train, 4) = images/coffee1.png (train, 4.09333)",)
+
+
+def test_a_rule_that_squeezes_is_told(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(clean, "--resize", "exact:64x64", "--quick")) == 0
+    assert "300 of 300 pictures are squeezed by more than a tenth" in capsys.readouterr().out
+
+
+def test_versions_without_a_group_are_an_error(photographs: Path) -> None:
+    data_set = read_table(photographs / "scores.csv", photographs / "images")
+    assert not any("look" in finding.found for finding in picture_findings(examine(data_set), SIZE, "none"))
+    apart = tuple(replace(row, group=row.id, part=None) for row in data_set.rows)
+    (finding,) = [each for each in picture_findings(examine(replace(data_set, rows=apart)), SIZE, "none") if "look" in each.found]
+    assert (finding.severity, finding.found) == ("error", "60 of 60 pictures look like one of another group")
+
+
+# what is wrong with tables
+
+
+MOS = Label("MOS", 1.0, 5.0, True)
+
+
+def synthetic(change: Callable[[Row], Row] = lambda row: row, label: Label = MOS) -> DataSet:
+    """30 contents x 4 distortions x 5 levels, named and rated as in KADID-10k; no pictures."""
+    rows = []
+    for content in range(1, 31):
+        for distortion in range(1, 5):
+            for level in range(1, 6):
+                file = f"I{content:02}_{distortion:02}_{level:02}.png"
+                opinion = round(5.3 - 0.8 * level - 0.004 * content - 0.03 * distortion, 3)
+                rows.append(change(Row(file[:-4], Path(file), opinion, 0.6, f"I{content:02}", None)))
+    return DataSet("mine", label, "none", tuple(rows), Path("scores.csv"))
+
+
+def authentic(change: Callable[[int, Row], Row]) -> DataSet:
+    """300 photographs with an official split, 100 a part."""
+    rows = (Row(f"{n:03}", Path(f"{n:03}.jpg"), 1 + n * 7 % 300 / 75, 0.6, f"{n}", ("train", "val", "test")[n % 3]) for n in range(300))
+    return DataSet("mine", Label("MOS", 1.0, 5.0, True), "none", tuple(change(n, row) for n, row in enumerate(rows)), Path("scores.csv"))
+
+
+def test_clean_tables_are_clean() -> None:
+    assert not [*table_findings(synthetic())]
+    assert not [*table_findings(authentic(lambda _, row: row))]
+    whole_numbers = synthetic(lambda row: replace(row, opinion=float(round(row.opinion)), std=None))
+    assert not [*table_findings(whole_numbers)]
+
+
+TABLES: dict[str, tuple[DataSet, str, str]] = {
+    "a MOS taken as a DMOS": (
+        synthetic(label=Label("DMOS", 1.0, 5.0, False)),
+        "error",
+        "in 100% of 120 distortion series the strongest level has the better opinion",
+    ),
+    "a DMOS taken as a MOS": (
+        synthetic(lambda row: replace(row, opinion=6 - row.opinion)),
+        "error",
+        "in 100% of 120 distortion series the strongest level has the better opinion",
+    ),
+    "named dmos, higher better, as the levels show": (
+        synthetic(label=Label("dmos", 1.0, 5.0, True)),
+        "note",
+        "the label dmos (1 to 5, higher",
+    ),
+    "named dmos, higher better, and nobody knows": (
+        replace(authentic(lambda _, row: row), label=Label("dmos", 1.0, 5.0, True)),
+        "warning",
+        "the label dmos (1 to 5, higher",
+    ),
+    "a scale not stated": (synthetic(label=Label("MOS", None, None, True)), "note", "the scale is not stated"),
+    "the scale of another label": (
+        synthetic(lambda row: replace(row, std=None), label=Label("MOS", 0.0, 100.0, True)),
+        "warning",
+        "opinions from 1.06 to 4.466",
+    ),
+    "reference rows": (
+        authentic(lambda n, row: replace(row, opinion=5.0, std=None) if n % 5 == 0 else row),
+        "warning",
+        "60 images share the opinion 5, an end of the scale",
+    ),
+    "two labels mixed": (
+        replace(
+            authentic(lambda n, row: replace(row, std=None, opinion=row.opinion * (20 if row.part == "test" else 1))),
+            label=Label("MOS", 0, 100, True),
+        ),
+        "error",
+        "nine of ten opinions lie between",
+    ),
+    "a variance": (synthetic(lambda row: replace(row, std=9 * (row.std or 0))), "warning", "600 of 600 values of std are larger than"),
+    "a std of another scale": (
+        replace(authentic(lambda _, row: replace(row, opinion=20 * row.opinion - 5)), label=Label("MOS_zscore", 0.0, 100.0, True)),
+        "warning",
+        "the median of std is 0.6 on a scale of 0 to 100",
+    ),
+    "split by image": (
+        synthetic(lambda row: replace(row, part=("train", "val", "test")[int(row.id[-1]) % 3])),
+        "error",
+        "30 content(s) are on two sides of the official split",
+    ),
+    "no groups": (
+        synthetic(lambda row: replace(row, group=row.id)),
+        "error",
+        "30 content(s), by the file names, have distorted versions in sev",
+    ),
+    "copied opinions": (
+        synthetic(lambda row: replace(row, opinion=round(row.opinion - 0.03, 3)) if "_01_" in row.id else row),
+        "error",
+        "for 30 of 30 contents the opinions of 02 are exactly those of 01",
+    ),
+    "a small part": (
+        authentic(lambda n, row: replace(row, part="train") if row.part == "test" and n > 120 else row),
+        "warning",
+        "test has 40 image(s) in the split official",
+    ),
+    "a tiny part": (
+        authentic(lambda n, row: replace(row, part="train") if row.part == "test" and n > 3 else row),
+        "error",
+        "test has 1 image(s) in the split official",
+    ),
+    "a split half stated": (
+        authentic(lambda n, row: replace(row, part=None) if n == 7 else row),
+        "error",
+        "image '007' has no part in the split",
+    ),
+}
+
+
+@pytest.mark.parametrize("trap", TABLES)
+def test_a_trap_in_the_table_is_found_and_nothing_else(trap: str) -> None:
+    data_set, severity, begins = TABLES[trap]
+    (finding,) = table_findings(data_set)
+    assert finding.severity == severity
+    assert finding.found.startswith(begins)
+    assert finding.expected and finding.to_do
+
+
+# the public data sets, and the lists of them that are known to be wrong
+
+
+def whole(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> DataSet:
+    """The small folder of that set, as if it were all that was published."""
+    data_set = ADAPTERS[name].read(public_sets.make(name, root), ADAPTERS[name].labels[0].name)
+    contents = len({row.group for row in data_set.rows})
+    monkeypatch.setitem(ADAPTERS, name, replace(ADAPTERS[name], images=len(data_set.rows), contents=contents))
+    return data_set
+
+
+def graver(data_set: DataSet) -> list[str]:
+    """Errors and warnings, but for the size of the parts: the folders of the tests are small."""
+    return [each.found for each in table_findings(data_set) if each.severity != "note" and " in the split " not in each.found]
+
+
+@pytest.mark.parametrize("name", sorted(ADAPTERS))
+def test_a_public_data_set_as_it_is_distributed_is_clean_when_complete(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not graver(whole(name, tmp_path, monkeypatch))
+
+
+@pytest.mark.parametrize("name", sorted(ADAPTERS))
+def test_a_public_data_set_that_is_incomplete_is_an_error(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_set = whole(name, tmp_path, monkeypatch)
+    some = replace(data_set, rows=data_set.rows[1:])
+    assert f"{len(some.rows):,} images" in graver(some)
+
+
+def test_contents_that_are_not_those_published_are_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_set = whole("kadid10k", tmp_path, monkeypatch)
+    monkeypatch.setitem(ADAPTERS, "kadid10k", replace(ADAPTERS["kadid10k"], contents=81))
+    assert graver(data_set) == [f"{len({row.group for row in data_set.rows})} contents"]
+
+
+def test_the_references_among_the_pictures_are_only_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted = picture_findings(examine(whole("kadid10k", tmp_path, monkeypatch), headers_only=True), 16, "none")
+    assert [each.severity for each in noted if "without a row in dmos.csv" in each.found] == ["note"]
+
+
+def test_what_is_known_of_a_set_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    koniq, flive = (whole(name, tmp_path / name, monkeypatch) for name in ("koniq10k", "flive"))
+    assert any(each.found == "the label MOS_zscore" and "MOS_zscore, MOS" in each.expected for each in table_findings(koniq))
+    assert any("AVA, VOC and EMOTIC" in each.found for each in table_findings(flive))
+    kadid = whole("kadid10k", tmp_path / "kadid", monkeypatch)
+    assert any(each.found.startswith("the label DMOS") and each.severity == "note" for each in table_findings(kadid))
+
+
+def q_align(folder: Path, name: str, opinions: dict[str, float]) -> DataSet:
+    """A list as Q-Align distributes it, read as a table of that name."""
+    (folder / "images").mkdir()
+    table = folder / f"{name}.json"
+    table.write_text(json.dumps([{"image": image, "gt_score": opinion} for image, opinion in opinions.items()]))
+    return read_table(table, folder / "images", label=Label("DMOS", None, None, False))
+
+
+def test_the_reference_rows_of_q_aligns_live_list_are_an_error(tmp_path: Path) -> None:
+    opinions = {f"live/wn/img{n}.bmp": 0.0 if n < 203 else 20 + n / 20 for n in range(982)}
+    findings = [*table_findings(q_align(tmp_path, "live", opinions))]
+    (count,) = [each for each in findings if each.found == "982 images"]
+    assert count.severity == "error" and "orgs = 1" in count.to_do
+    assert any(each.found.startswith("203 images share the opinion 0") for each in findings)
+
+
+def test_the_copied_rows_of_q_aligns_csiq_list_are_an_error(tmp_path: Path) -> None:
+    """Its 750 rows: five distortions of five levels, contrast with the opinions of awgn."""
+    kinds = {"AWGN": 0, "contrast": 0, "JPEG": 1, "jpeg2000": 2, "fnoise": 3}
+    opinions = {
+        f"csiq/dst_imgs/{kind.lower()}/{content}.{kind}.{level}.png": round(0.15 * level + 0.001 * content + 0.01 * number, 3)
+        for content in range(1600, 1630)
+        for kind, number in kinds.items()
+        for level in range(1, 6)
+    }
+    opinions = {name: opinion - 1.6 for name, opinion in opinions.items()}
+    findings = [*table_findings(q_align(tmp_path, "csiq", opinions))]
+    (count,) = [each for each in findings if each.found == "750 images"]
+    assert count.severity == "error" and "contrast" in count.to_do
+    assert any(each.found == "for 30 of 30 contents the opinions of contrast are exactly those of awgn" for each in findings)
+
+
+def test_the_training_images_of_q_aligns_livec_list_are_an_error(tmp_path: Path) -> None:
+    findings = table_findings(q_align(tmp_path, "livec", {f"livec/{n}.bmp": 4 + n / 15 for n in range(1169)}))
+    (count,) = [each for each in findings if each.found == "1,169 images"]
+    assert count.severity == "error" and "training images" in count.to_do
+
+
+def test_a_list_of_a_known_set_with_the_wrong_direction_is_an_error(tmp_path: Path) -> None:
+    data_set = q_align(tmp_path, "csiq", {f"{n}.png": n / 900 for n in range(866)})
+    wrong = replace(data_set, label=Label("MOS", None, None, True))
+    (finding,) = [each for each in table_findings(wrong) if each.severity == "error"]
+    assert finding.found.startswith("the label is MOS") and "lower is better" in finding.expected
+
+
+def test_a_list_of_a_known_set_on_another_scale_is_an_error(tmp_path: Path) -> None:
+    data_set = q_align(tmp_path, "csiq", {f"{n}.png": n / 9 for n in range(866)})
+    (finding,) = [each for each in table_findings(data_set) if each.severity == "error"]
+    assert finding.found.startswith("opinions from 0 to 96.1") and "0 to 1" in finding.expected
+
+
+# two data sets
+
+
+def test_pictures_in_two_lists_are_counted(clean: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As in Q-Align's lists of KADID-10k, where train and test share 1,844 images."""
+    with (clean / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name, some in (("train", rows[:200]), ("test", rows[180:])):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"image": row["image"], "gt_score": float(row["score"])} for row in some]))
+    options = ["--table", tmp_path / "train.json", "--images", clean / "images", "--range", 1, 5, "--workers", 1, "--size", SIZE, "--json"]
+    for quick in ([], ["--quick"]):
+        against = ["--against", f"{tmp_path}/test.json={clean}/images"]
+        assert main(["doctor", *map(str, options), *quick, *against]) == 1
+        errors = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["severity"] == "error"]
+        assert [each["found"].split(" pictures")[0] for each in errors] == ["20 of 200"]
+        assert len(errors[0]["where"]) == 20
+
+
+def test_two_labels_of_the_same_pictures_are_told_apart_and_a_copy_is_seen(clean: Path, spoilt: Callable[[Spoil], Path]) -> None:
+    ours = read(clean)
+    theirs = read(spoilt(like("coffee0.png", "coffee0.png", blurred_and_half_as_large)))
+    shaken = tuple(replace(row, opinion=row.opinion + 0.1 * (number % 3)) for number, row in enumerate(theirs.rows))
+    same, labels, alike = compare(examine(ours), examine(replace(theirs, name="theirs", rows=shaken)))
+    assert same.found == "299 of 300 pictures of pieces are in theirs too" and same.severity == "error"
+    assert re.search(r"have an SRCC of 0\.99", labels.found) and labels.severity == "warning"
+    assert alike.found == "1 pair(s) of pictures look alike across pieces and theirs" and alike.severity == "warning"
+
+
+def test_data_sets_that_share_nothing_are_not_spoken_of(clean: Path, photographs: Path) -> None:
+    some = [
+        replace(read(clean), rows=tuple(row for row in read(clean).rows if row.id.startswith(content))) for content in ("china", "city")
+    ]
+    assert not compare(examine(some[0]), examine(some[1]))
+
+
+# the command
+
+
+def test_a_folder_that_cannot_be_read_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--dataset", "koniq10k", "--root", str(tmp_path), "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert (said["data_set"], said["safe"]) == ("koniq10k", False)
+    (finding,) = said["findings"]
+    assert finding["severity"] == "error" and str(tmp_path) in finding["found"]
+
+
+def test_opinions_that_are_all_the_same_are_a_finding(spoilt: Callable[[Spoil], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    def flatten(folder: Path) -> None:
+        text = re.sub(r"(?m)^([^,]+\.png),[^,]+,", r"\1,3,", (folder / "scores.csv").read_text())
+        (folder / "scores.csv").write_text(text)
+
+    assert main(arguments(spoilt(flatten), "--json")) == 1
+    (finding,) = json.loads(capsys.readouterr().out)["findings"]
+    assert finding["severity"] == "error" and "all 300 opinions are 3" in finding["found"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--table", "scores.csv"],
+        ["--dataset", "koniq10k"],
+        ["--dataset", "koniq10k", "--root", ".", "--range", "1", "5"],
+        ["--table", "scores.csv", "--images", ".", "--against", "nothing"],
+        ["--table", "scores.csv", "--images", ".", "--against", "nothing=."],
+        ["--table", "scores.csv", "--images", ".", "--resize", "paper"],
+        ["--table", "scores.csv", "--images", ".", "--resize", "half"],
+        ["--table", "scores.csv", "--images", ".", "--size", "0"],
+        ["--dataset", "nothing", "--root", "."],
+    ],
+    ids=" ".join,
+)
+def test_options_that_make_no_sense_exit_2(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = main(["doctor", *options])
+    except SystemExit as left:
+        status = int(left.code or 0)
+    told = capsys.readouterr()
+    assert (status, told.out) == (2, "")
+    assert "error: " in told.err
+
+
+def test_the_report_is_grouped_by_severity_and_ends_with_the_verdict(spoilt: Callable[[Spoil], Path]) -> None:
+    def spoil(folder: Path) -> None:
+        remove("coffee0.png", "coffee1.png", "coffee2.png", "coffee3.png")(folder)
+        save("china0.png", lambda picture: picture.convert("L"))(folder)
+        save("china1.png", lambda picture: picture.resize((240, 76)))(folder)
+
+    folder = spoilt(spoil)
+    command = [sys.executable, "-m", "shards", *arguments(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stdout.splitlines() == [
+        "errors (1)",
+        "  found     4 of 300 files are not there: images/coffee0.png, images/coffee1.png, images/coffee2.png and 1 more, which",
+        "            --json lists",
+        "  expected  a file for every row of scores.csv",
+        "  to do     put them back, or take out their rows",
+        "",
+        "warnings (1)",
+        "  found     1 of 300 pictures are 3 times as long as wide, or more: images/china1.png (240x76)",
+        "  expected  photographs of the usual shapes",
+        "  to do     see that they are photographs: patches show little of each, and more --patches show more",
+        "",
+        "notes (1)",
+        "  found     1 of 300 pictures are grey: images/china0.png",
+        "  expected  8-bit RGB pictures, upright",
+        "  to do     nothing: they get three equal channels",
+        "",
+        f"{folder.name}: not safe to build (1 error, 1 warning, 1 note)",
+    ]
+
+
+# who looks like whom
+
+
+def test_every_distortion_looks_like_its_original_and_no_content_like_another() -> None:
+    originals = [look_of(demo.cut_content(content)) for content in demo.CONTENTS]
+    assert not [*near_pairs(originals, range(len(originals)))]
+    for content, original in list(zip(demo.CONTENTS, originals, strict=True))[:5]:
+        for distortion in demo.DISTORTIONS:
+            changed = look_of(demo.distort(demo.cut_content(content), distortion, 5))
+            assert [pairs.tolist() for pairs in near_pairs([original, changed], [0, 1])] == [[[0, 1]]], (content, distortion)
+
+
+def test_a_flat_picture_looks_like_nothing() -> None:
+    assert look_of(np.full((80, 80, 3), 255, np.uint8)) is None
+    assert not [*near_pairs([None, None], [0, 1])]
+
+
+def test_pictures_of_one_side_are_not_compared() -> None:
+    look = look_of(demo.cut_content("coffee"))
+    assert not [*near_pairs([look, look, look], [4, 4, 4])]
+    assert np.concatenate([*near_pairs([look, None, look, look], [4, 4, 5, 4])]).tolist() == [[0, 2], [2, 3]]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2**10 - 1), st.integers(0, 2)), max_size=150),
+)
+def test_near_pairs_are_those_that_comparing_one_by_one_finds(pictures: list[tuple[int, int, int]]) -> None:
+    thumbnails = [np.random.default_rng(number).integers(0, 256, THUMBNAIL**2, np.uint8).tobytes() for number in range(4)]
+    looks = [Look(bits << 54 | bits, thumbnails[which]) for which, bits, _ in pictures]
+    sides = [side for *_, side in pictures]
+    found = [tuple(pair) for block in near_pairs(looks, sides) for pair in block.tolist()]
+    expected = {
+        (one, other)
+        for one in range(len(looks))
+        for other in range(one + 1, len(looks))
+        if (looks[one].hash ^ looks[other].hash).bit_count() <= 8
+        and looks[one].thumbnail == looks[other].thumbnail
+        and sides[one] != sides[other]
+    }
+    assert len(found) == len(set(found)) and set(found) == expected
+
+
+def test_same_files_are_sets_of_numbers() -> None:
+    assert same_files(["a", "b", "a", "", "", "c", "b", "a"]) == [[0, 2, 7], [1, 6]]

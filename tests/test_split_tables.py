@@ -1,0 +1,206 @@
+"""The promises of split tables from elsewhere: what goes out comes back the same, and no mistake in a table goes unnamed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shards.datasets import Row
+from shards.manifest import PARTS, ShardError
+from shards.split_tables import pyiqa_table, read_splits
+from shards.splits import numbered_rounds, split_table
+
+ROWS = [Row(f"cup{number:02d}", Path(f"cup{number:02d}.PNG"), number / 7, None, f"content{number // 2}", None) for number in range(40)]
+ID = st.from_regex(r"[\w-]+", fullmatch=True).filter(lambda name: name.isprintable())  # what datasets.image_id lets through
+PARTS_OF_12 = st.permutations([*PARTS] * 3 + ["train"] * 3)
+
+
+def file_with(folder: Path, content: bytes | str, name: str = "mine.csv") -> Path:
+    file = folder / name
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return file
+
+
+def table(parts: list[str], first: str = "id", second: str = "part", names: list[str] | None = None) -> str:
+    """A plain table of ROWS, each content's two images in the same part."""
+    rows = zip(names or [row.id for row in ROWS], [part for part in parts for _ in range(2)], strict=True)
+    return "\n".join([f"{first},{second}", *(f"{name},{part}" for name, part in rows)]) + "\n"
+
+
+GOOD = ["train"] * 12 + ["val"] * 4 + ["test"] * 4
+STATED = dict(line.split(",") for line in table(GOOD).splitlines()[1:])
+
+
+# round trips
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(st.lists(ID, min_size=12, max_size=12, unique=True), st.lists(PARTS_OF_12, min_size=1, max_size=3), st.data())
+def test_what_is_exported_and_imported_again_is_the_same(
+    tmp_path: Path, ids: list[str], parts: list[list[str]], data: st.DataObject
+) -> None:
+    files = data.draw(st.lists(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=8), min_size=12, max_size=12))
+    opinions = data.draw(st.lists(st.floats(-10, 10), min_size=12, max_size=12))
+    rows = [Row(name, Path(file), opinion, None, name, None) for name, file, opinion in zip(ids, files, opinions, strict=True)]
+    splits = {f"mine-{number}": dict(zip(ids, each, strict=True)) for number, each in enumerate(parts)}
+    splits["official-no-val"] = {name: "train" if part == "val" else part for name, part in splits["mine-0"].items()}
+    assert read_splits(file_with(tmp_path, pyiqa_table(rows, splits)), rows, 0) == splits
+    for name, each in splits.items():
+        assert read_splits(file_with(tmp_path, split_table(each), f"{name}.csv"), rows, 0) == {name: each}
+
+
+@pytest.mark.parametrize("name", ["official", "round-01", "mine_split", "split", "ratio802_seed123_split_01", "ratio721_seed123_split01"])
+def test_every_name_survives_an_export(tmp_path: Path, name: str) -> None:
+    assert read_splits(file_with(tmp_path, pyiqa_table(ROWS, {name: STATED})), ROWS, 0) == {name: STATED}
+
+
+def test_an_exported_table_is_what_pyiqa_reads() -> None:
+    rows = list(csv.DictReader(io.StringIO(pyiqa_table(ROWS, {"official": STATED, "ratio802_seed123_split_01": STATED}).decode())))
+    assert list(rows[0]) == ["img_name", "mos", "std", "official_split", "ratio802_seed123_split_01", "id"]
+    assert [row["img_name"] for row in rows] == [row.file.name for row in ROWS]
+    assert [float(row["mos"]) for row in rows] == [row.opinion for row in ROWS]
+    assert {row["official_split"] for row in rows} == set(PARTS)
+
+
+# what people have
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        table(GOOD),
+        table(GOOD, "image", "split", [row.file.name for row in ROWS]),
+        table(GOOD, "img_name", "part", [row.id.upper() + ".png" for row in ROWS]),
+        table(["training"] * 12 + ["Validation"] * 4 + ["testing"] * 4),
+        "\ufeff" + table(GOOD).replace("\n", "\r\n"),
+        "\n".join(reversed(table(GOOD).splitlines()[1:])).join(["id,part\n", "\n"]),
+    ],
+    ids=["id,part", "image,split", "names in another case", "other words for the parts", "saved by a spreadsheet", "another order"],
+)
+def test_a_plain_table_is_taken_under_the_name_of_its_file(tmp_path: Path, content: str) -> None:
+    assert read_splits(file_with(tmp_path, content), ROWS, 0) == {"mine": STATED}
+
+
+def test_an_image_that_a_split_leaves_out_has_an_empty_field() -> None:
+    rows = list(csv.DictReader(io.StringIO(pyiqa_table(ROWS, {"mine": {"cup01": "train"}}).decode())))
+    assert [row["mine_split"] for row in rows[:3]] == ["", "train", ""]
+
+
+def test_images_are_told_apart_by_their_path_where_their_file_names_are_the_same(tmp_path: Path) -> None:
+    rows = [Row(f"{folder}_{n}", Path(f"{n}.bmp"), 0.0, None, f"{folder}{n}", None) for folder in ("jp2k", "wn") for n in range(9)]
+    lines = [f"{row.id.replace('_', '/')}.bmp,{PARTS[n % 3]}" for n, row in enumerate(rows)]
+    (parts,) = read_splits(file_with(tmp_path, "\n".join(["image,split", *lines])), rows, 0).values()
+    assert parts == {row.id: PARTS[n % 3] for n, row in enumerate(rows)}
+
+
+def test_all_splits_of_pyiqas_table_are_taken_or_the_one_that_is_named(tmp_path: Path) -> None:
+    lines = [f"ref.png,{row.file.name},{row.opinion},0.1,{STATED[row.id]},{STATED[row.id]}" for row in ROWS]
+    file = file_with(tmp_path, "\n".join(["ref_name,dist_name,dmos,std,official_split,ILGnet_split", *lines]))
+    assert read_splits(file, ROWS, 0) == {"official": STATED, "ILGnet": STATED}
+    assert read_splits(file, ROWS, 0, "ILGnet") == {"ILGnet": STATED}
+    with pytest.raises(ShardError, match=r"mine.csv: holds no split 'mine' but official, ILGnet; name one of them"):
+        read_splits(file, ROWS, 0, "mine")
+
+
+def test_one_split_is_taken_under_another_name(tmp_path: Path) -> None:
+    assert read_splits(file_with(tmp_path, table(GOOD)), ROWS, 0, "yours") == {"yours": STATED}
+
+
+def test_the_val_of_pyiqas_8_0_2_splits_is_the_test_part_that_their_name_speaks_of(tmp_path: Path) -> None:
+    stated = ["train"] * 16 + ["val"] * 4
+    with_val, without = (read_splits(file_with(tmp_path, table(stated, "img_name", "ratio802_seed123_split_01")), ROWS, 0)).items()
+    assert without == ("ratio802_seed123_split_01-no-val", {row.id: "test" if n >= 32 else "train" for n, row in enumerate(ROWS)})
+    assert with_val[0] == "ratio802_seed123_split_01"
+    assert {name for name, part in with_val[1].items() if part == "test"} == {row.id for row in ROWS[32:]}
+    assert sum(part == "val" for part in with_val[1].values()) == 4
+
+
+def test_a_split_without_val_gets_one_cut_out_of_train_by_content_and_is_kept_as_it_stands_too(tmp_path: Path) -> None:
+    file = file_with(tmp_path, table(["train"] * 16 + ["test"] * 4))
+    splits = read_splits(file, ROWS, 0)
+    assert list(splits) == ["mine", "mine-no-val"]
+    assert {splits["mine"][row.id] for row in ROWS[:32]} == {"train", "val"}
+    assert all(splits["mine"][first.id] == splits["mine"][second.id] for first, second in zip(ROWS[::2], ROWS[1::2], strict=True))
+    assert read_splits(file, ROWS, 0, "mine-no-val") == {"mine-no-val": splits["mine-no-val"]}
+    assert read_splits(file, ROWS, 1)["mine"] != splits["mine"]
+
+
+# mistakes, each named by file and row
+
+
+def spoilt(line: int, text: str) -> str:
+    lines = table(GOOD).splitlines()
+    lines[line - 1] = text
+    return "\n".join(lines)
+
+
+MISTAKES: dict[str, tuple[str | bytes, str]] = {
+    "unknown id": (spoilt(5, "cupp03,train"), r"mine.csv, line 5, column id: 'cupp03' names no image.*did you mean 'cup03'\?\), or take"),
+    "several unknown ids": (table(GOOD, names=[f"x{n}" for n in range(40)]), r"line 2, column id: 'x0' names .*\(and so do 39 more rows\)"),
+    "an id twice": (spoilt(5, "cup00,train"), r"mine.csv, line 5: image 'cup00' stands there a second time, .*line 2; take one out"),
+    "an unknown word": (spoilt(5, "cup03,holdout"), r"mine.csv, line 5, column part: 'holdout' is no part of a split; write train, val"),
+    "a number for a part": (spoilt(5, "cup03,0"), r"mine.csv, line 5, column part: '0' is no part of a split; write train, val"),
+    "no part": (spoilt(5, "cup03,"), r"mine.csv, line 5, column part: is empty; write train, val or test"),
+    "missing ids": ("\n".join(table(GOOD).splitlines()[:-3]), r"mine.csv: 3 of 40 images have no row, the first is 'cup37'; add them"),
+    "a content on two sides": (
+        spoilt(26, "cup24,train"),
+        r"mine.csv, column part: content 'content12' is in 'train' and, with image 'cup25', in 'val'.*in one part \(.*mine.csv, line 27\)",
+    ),
+    "no test": (table(["train"] * 16 + ["val"] * 4), r"mine.csv, column part: the split column has no image in 'test'"),
+    "two test images": (table(["train"] * 17 + ["val"] * 2 + ["test"]), r"column part: 'test' would have 2 image.* at least 3; put more"),
+    "two val images": (table(["train"] * 17 + ["val"] + ["test"] * 2), r"column part: 'val' would have 2 image.* at least 3; put more"),
+    "a val too small to be cut": (table(["train"] * 2 + ["test"] * 18), r"column part: 'val' would have 2 image"),
+    "no column of images": (table(GOOD, first="photograph"), r"mine.csv: lacks a column with the images, .*; it has: photograph, part"),
+    "no column of parts": (table(GOOD, second="fold"), r"mine.csv: lacks a column part, or one with 'split' in its name; it has: id, fold"),
+    "one split in two columns": (
+        "\n".join(["id,part,split", *(f"{row.id},{part},{part}" for row, part in zip(ROWS, STATED.values(), strict=True))]),
+        r"mine.csv: the columns part and split both state the split 'mine'; take one out",
+    ),
+    "an empty file": ("", r"mine.csv: has no rows"),
+    "an Excel file": (b"PK\x03\x04" + bytes(30), r"mine.csv: is an Excel file"),
+    "Latin-1": (table(GOOD).replace("cup00", "caf\xe9").encode("latin-1"), r"mine.csv: is not a csv file in UTF-8"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_a_table_with_a_mistake_is_refused_by_file_and_row(tmp_path: Path, kind: str) -> None:
+    content, complaint = MISTAKES[kind]
+    with pytest.raises(ShardError, match=complaint):
+        read_splits(file_with(tmp_path, content), ROWS, 0)
+
+
+def test_a_split_with_val_does_not_get_a_name_that_says_it_has_none(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"has images in val, and 'mine-no-val' is the name of a split without; choose another"):
+        read_splits(file_with(tmp_path, table(GOOD)), ROWS, 0, "mine-no-val")
+
+
+class Opened:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return open, ("opened", "w")  # what a pickle may do to whoever reads it
+
+
+@pytest.mark.parametrize(("name", "protocol"), [("koniq10k_official.pkl", 0), ("koniq10k_official.pkl", 4), ("splits.csv", 2)])
+def test_a_pickle_is_never_opened_and_the_message_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, protocol: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = file_with(tmp_path, pickle.dumps({1: {"train": [0], "val": [], "test": Opened()}}, protocol), name)
+    with pytest.raises(ShardError, match=rf"{name}: is a pickle, .*; import pyiqa's meta csv .*official_split"):
+        read_splits(file, ROWS, 0)
+    assert not (tmp_path / "opened").exists()
+
+
+def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"nothing.csv: cannot be read \(No such file.*check the path"):
+        read_splits(tmp_path / "nothing.csv", ROWS, 0)
+
+
+def test_numbered_rounds_survive_too(tmp_path: Path) -> None:
+    splits = numbered_rounds(ROWS, 3, 10, "80/20")
+    assert read_splits(file_with(tmp_path, pyiqa_table(ROWS, splits)), ROWS, 99) == splits
