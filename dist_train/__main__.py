@@ -1,4 +1,4 @@
-"""python -m dist_train train | plan | folder | fetch | predict | report: started alone, by torchrun or by accelerate."""
+"""python -m dist_train train | plan | folder | fetch | predict | compare | report: started alone, by torchrun or by accelerate."""
 
 from __future__ import annotations
 
@@ -96,6 +96,12 @@ def _predict(options: argparse.Namespace) -> None:
         raise ConfigError(f"{failed} picture{'s' * (failed > 1)} could not be scored, as said above; all others were")
 
 
+def _compare(options: argparse.Namespace) -> None:
+    from dist_train.compare import compare
+
+    print(compare([options.first, *options.others]))
+
+
 def _report(options: argparse.Namespace) -> None:
     from dist_train.report import draw_report, final_table
     from dist_train.run_folder import read_status
@@ -141,6 +147,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--batch-images", type=int, default=4, help="pictures scored together (default: 4)")
     command.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
     command.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU when there is one)")
+
+    command = commands.add_parser("compare", help="say whether runs are better than the first, on the same test images")
+    command.set_defaults(run=_compare)
+    command.add_argument("first", metavar="SIDE", help="a run folder, or a pattern in quotes such as 'runs/a-*': the median over its runs")
+    command.add_argument("others", metavar="SIDE", nargs="+", help="what is compared with the first")
 
     command = commands.add_parser("report", help="print the figures of a run and draw its picture again")
     command.set_defaults(run=_report)
