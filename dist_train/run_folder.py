@@ -17,7 +17,17 @@ FINISHED = ("finished", "stopped early")
 
 # What may change between two sessions of one run. The result stays the same up to rounding, but for what `plan` lists as not
 # reproducible: BatchNorm and dropout see other micro-batches.
-FREE = ("run.folder", "run.device", "run.processes", "data.shards", "data.workers", "train.micro_batch", "save.", "log.")
+FREE = (
+    "run.folder",
+    "run.device",
+    "run.processes",
+    "data.shards",
+    "data.workers",
+    "train.micro_batch",
+    "model.gradient_checkpointing",
+    "save.",
+    "log.",
+)
 
 
 def enter_run_folder(plan: Plan) -> bool:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dist_train import ranks
+from dist_train.backbone import synchronise_batch_norm
 from dist_train.checkpoint import Checkpoint, load_checkpoint, newest_complete_checkpoint, save_checkpoint
 from dist_train.config import Config
 from dist_train.errors import ConfigError
@@ -92,9 +93,14 @@ def open_training(plan: Plan, accelerator: Accelerator) -> Training:
     torch.manual_seed(config.run.seed)
     model = build_model(config, plan.shards.layout.patch_size, plan.output_scale)
     if checkpoint is None:
-        ranks.first_does(lambda: load_pretrained(model.backbone, config.model.backbone, config.model.pretrained))  # DDP hands them on
+        patch_size = plan.shards.layout.patch_size
+        ranks.first_does(
+            lambda: load_pretrained(model.backbone, config.model.backbone, config.model.pretrained, patch_size)
+        )  # DDP hands them on
     else:
         model.load_state_dict(checkpoint.model)
+    if config.model.batch_norm == "sync":
+        synchronise_batch_norm(model.backbone, accelerator.device, ranks.world())
     model.to(memory_format=torch.channels_last).train()
     wrapped, optimizer = accelerator.prepare(model, build_adam(model, config.optim))
     progress = Progress(EarlyStop(config.stop.patience))
