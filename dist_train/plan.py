@@ -211,6 +211,11 @@ def irreproducible(config: Config, world: int) -> list[str]:
             "BatchNorm, if the backbone has it, normalises over one micro-batch: another number of processes, or another "
             "train.micro_batch, gives other numbers (model.batch_norm=frozen gives the same on any)"
         )
+    if config.model.batch_norm == "sync":
+        reasons.append(
+            "BatchNorm, if the backbone has it, normalises over the micro-batches of all processes together: where each takes its whole "
+            "share at once, another number of processes gives the same up to rounding; another train.micro_batch gives other numbers"
+        )
     if config.run.precision != "no":
         reasons.append(f"run.precision={config.run.precision} rounds differently on different hardware")
     if config.run.device != "cpu":
