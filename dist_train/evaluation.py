@@ -22,7 +22,7 @@ from dist_train.config import Config
 from dist_train.data import EvaluationVisits, PatchReader, patch_batches
 from dist_train.metrics import per_image, two_level_panel
 from dist_train.whole_files import write_text
-from shards.manifest import ShardError, Shards
+from shards.manifest import Label, ShardError, Shards
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,17 @@ class Scores:
 
     def panel(self) -> dict[str, float]:
         return two_level_panel(self.images, self.patches, self.opinions)
+
+    def final_panel(self, shards: Shards, spoken: Label) -> dict[str, Any]:
+        """The panel and the number of images.
+
+        `spoken` is the label that the model was trained on, and so speaks. On a set whose label runs the other way, its scores
+        are turned, so that more is better on both sides or on neither and correlations keep the sign of quality. Where the
+        labels are not the same, errors in units of the label mean nothing, and are nan.
+        """
+        patches = self.patches if spoken.higher_is_better == shards.label.higher_is_better else -self.patches
+        panel = two_level_panel(self.images, patches, self.opinions) | {"images": len(self.images)}
+        return panel if spoken == shards.label else panel | {"rmse": np.nan}
 
     def write_csv(self, path: Path, shards: Shards) -> None:
         """image, opinion, score, spread: a row per image, in the order of the shard folder."""

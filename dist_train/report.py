@@ -30,6 +30,15 @@ def final_table(status: Mapping[str, Any]) -> str:
     return "\n".join(told)
 
 
+def cross_table(panels: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row per data set that one model was tested on, from the final panel of each: the table of generalisation."""
+    width = max(len(name) for name in ("data set", *panels))
+    lines = [f"{'data set':<{width}}{'images':>10}{'SRCC':>10}{'PLCC':>10}"]
+    for name, panel in panels.items():
+        lines.append(f"{name:<{width}}{panel['images']:>10,}{_figure(panel['srcc']):>10}{_figure(panel['plcc']):>10}")
+    return "\n".join(lines)
+
+
 def draw_report(folder: Path) -> Path:
     """Draws report.png into the run folder: loss, SRCC at both levels, spread, and score against opinion.
 
