@@ -17,7 +17,16 @@ FINISHED = ("finished", "stopped early")
 
 # What may change between two sessions of one run, besides where the shards lie. The result stays the same up to rounding, but
 # for what `plan` lists as not reproducible: BatchNorm sees other micro-batches.
-FREE = ("run.folder", "run.device", "run.processes", "data.workers", "train.micro_batch", "save.", "log.")
+FREE = (
+    "run.folder",
+    "run.device",
+    "run.processes",
+    "data.workers",
+    "train.micro_batch",
+    "model.gradient_checkpointing",
+    "save.",
+    "log.",
+)
 
 
 def enter_run_folder(plan: Plan) -> bool:

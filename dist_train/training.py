@@ -31,14 +31,15 @@ from dist_train.chances import draw_chances
 from dist_train.config import Config
 from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batches
 from dist_train.errors import ConfigError, TrainingError
-from dist_train.evaluation import Scores, panel_of, score_part, write_scores
+from dist_train.evaluation import Scores, final_panel_of, panel_of, score_part, write_scores
 from dist_train.gradient import Targets, accumulate_gradient
 from dist_train.history import forget_hyper_gradient, forget_moments
-from dist_train.journal import finite_or_none
+from dist_train.journal import finite_or_none, read_records
 from dist_train.launch import refuse_another_world
 from dist_train.model import HyperIQA
 from dist_train.model_folder import WEIGHTS, Cutting, save_model
 from dist_train.optim import set_rates
+from dist_train.overfitting import train_and_val
 from dist_train.plan import Plan, describe_plan, make_plan
 from dist_train.report import draw_report, final_table
 from dist_train.run_folder import about_data, enter_run_folder, record_failure, write_status
@@ -231,6 +232,7 @@ def _finish(training: Training) -> None:
     early = progress.epochs_judged < config.train.epochs
     reason = f"{config.stop.patience} epochs without a better {chooser} SRCC" if early else f"all {config.train.epochs} epochs are done"
     status = status_of(training) | {"status": "stopped early" if early else "finished", "reason": reason} | figures
+    status["train_and_val"] = train_and_val(read_records(folder / "metrics.jsonl"))
     write_status(folder, status)
     draw_report(folder)
     training.journal.say(final_table(status))
@@ -252,7 +254,7 @@ def _test_best(training: Training, model: HyperIQA, suffix: str) -> dict[str, An
     if scores is None:
         return {}
     write_scores(folder, f"scores-test{suffix}", scores, training.plan.collection)
-    return {"best_epoch": about["epoch"], "val": about["panels"].get("val"), "test": panel_of(scores)}
+    return {"best_epoch": about["epoch"], "val": about["panels"].get("val"), "test": final_panel_of(scores, training.plan.collection)}
 
 
 def _leave_unfinished(training: Training, stopped_by: str) -> None:
@@ -293,7 +295,8 @@ def _save_best(training: Training, model: HyperIQA, best: Best, scores: dict[str
     config, collection = training.config, training.plan.collection
 
     def save() -> None:
-        about = {"epoch": best.early_stop.best_epoch, "panels": finite_or_none(best.panels)} | about_data(training.plan)
+        panels = {part: final_panel_of(found, collection) for part, found in scores.items()}
+        about = {"epoch": best.early_stop.best_epoch, "panels": finite_or_none(panels)} | about_data(training.plan)
         for part, found in scores.items():
             write_scores(config.run.folder, f"scores-{part}{suffix}", found, collection)
         scales = {member.name: member.scale for member in collection.members}
