@@ -115,6 +115,12 @@ def _compare(options: argparse.Namespace) -> None:
     print(compare([options.first, *options.others]))
 
 
+def _compare_history(options: argparse.Namespace) -> None:
+    from dist_train.compare_history import compare_history
+
+    print(compare_history(load_config(options.config, options.settings), options.seeds, options.processes))
+
+
 def _import_hyperiqa(options: argparse.Namespace) -> None:
     from dist_train.model_folder import Cutting
     from dist_train.published import import_hyperiqa
@@ -199,6 +205,12 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_compare)
     command.add_argument("first", metavar="SIDE", help="a run folder, or a pattern in quotes such as 'runs/a-*': the median over its runs")
     command.add_argument("others", metavar="SIDE", nargs="+", help="what is compared with the first")
+
+    command = commands.add_parser("compare-history", help="train with each of the three old bugs, with all and without, and compare")
+    command.set_defaults(run=_compare_history)
+    _take_config(command)
+    command.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="every variant with each (default: 0)")
+    command.add_argument("--processes", type=_whole, default=1, help="of every run (default: 1)")
 
     command = commands.add_parser("import-hyperiqa", help="turn the checkpoint that HyperIQA's authors publish into a model for `predict`")
     command.set_defaults(run=_import_hyperiqa)

@@ -32,7 +32,7 @@ from dist_train.config import Config
 from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batches
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.evaluation import Scores, final_panel_of, panel_of, score_part, write_scores
-from dist_train.gradient import Targets, accumulate_gradient
+from dist_train.gradient import Targets, accumulate_gradient, rehearse
 from dist_train.history import forget_hyper_gradient, forget_moments
 from dist_train.journal import finite_or_none, read_records
 from dist_train.launch import refuse_another_world
@@ -92,6 +92,9 @@ def _train_until_done(training: Training, request: StopRequest) -> str | None:
     """Steps and verdicts until the run has ended (None), or until somebody asks to stop (who)."""
     plan, progress, save = training.plan, training.progress, training.config.save
     refuse_bad_groups(training.model, training.optimizer)
+    size = plan.collection.patch_size
+    blank = torch.zeros(plan.micro_batch, training.config.data.patches_per_image, 3, size, size, dtype=torch.uint8)
+    rehearse(training.wrapped, blank.to(training.accelerator.device), training.model.num_chances)
     batches = _training_batches(training)
     saved = time.monotonic()
     while not progress.stopped:

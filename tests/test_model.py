@@ -17,7 +17,7 @@ from dist_train.branches import average_pool
 from dist_train.chances import ChosenPath, draw_chances
 from dist_train.config import Loss
 from dist_train.errors import ConfigError
-from dist_train.gradient import accumulate_gradient
+from dist_train.gradient import Targets, accumulate_gradient
 from dist_train.hyper import target_network
 from dist_train.model import HyperIQA
 
@@ -446,8 +446,9 @@ def test_gradient_checkpointing_in_micro_batches_learns_the_same_statistics() ->
     for checkpointing in (False, True):
         model = made("resnet18", 64, gradient_checkpointing=checkpointing).train()
         pixels, chances = patches_of(64, 8).view(4, 2, 3, 64, 64), torch.empty(4, 2, 0)
+        targets = Targets(torch.arange(4.0), torch.zeros(4, dtype=torch.long), 1.0)
         for _ in range(2):  # the ranking loss looks ahead, without gradient, before each micro-batch is computed
-            scores, _ = accumulate_gradient(Accelerator(cpu=True), model, pixels, chances, torch.arange(4.0), Loss(rank_weight=0.5), 2)
+            scores, _ = accumulate_gradient(Accelerator(cpu=True), model, pixels, chances, targets, Loss(rank_weight=0.5), 2)
         found.append([scores, *(p.grad for p in model.parameters()), *statistics(model).values()])
     for with_it, without in zip(*found, strict=True):
         assert torch.equal(with_it, without)

@@ -101,16 +101,16 @@ def test_every_image_is_scored_exactly_once_and_alike_on_uneven_ranks(shards: Pa
 
 
 def test_a_killed_and_resumed_run_ends_with_the_same_weights_as_an_unbroken_one(shards: Path, tmp_path: Path) -> None:
-    settings = ("save.every_steps=2", "model.dropout=0.2", "train.epochs=3")
-    runs.train(2, tmp_path / "unbroken", shards, *settings)
-    process = runs.start(2, tmp_path / "broken", shards, *settings)
+    settings = ("save.every_steps=2", "model.dropout=0.2", "train.epochs=3", "train.global_batch=9")
+    runs.train(3, tmp_path / "unbroken", shards, *settings)  # from three ranks on, a sum is rounded by where it lies in DDP's buckets
+    process = runs.start(3, tmp_path / "broken", shards, *settings)
     runs.wait_for_step(process, tmp_path / "broken", 3)
     runs.kill_tree(process)
     assert runs.status(tmp_path / "broken")["status"] == "unfinished"
-    assert "going on from" in runs.train(2, tmp_path / "broken", shards, *settings)
-    one, other = (runs.weights(tmp_path / name, 15) for name in ("unbroken", "broken"))
+    assert "going on from" in runs.train(3, tmp_path / "broken", shards, *settings)
+    one, other = (runs.weights(tmp_path / name, 12) for name in ("unbroken", "broken"))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert [record["step"] for record in runs.records(tmp_path / "broken", "step")] == list(range(1, 16))
+    assert [record["step"] for record in runs.records(tmp_path / "broken", "step")] == list(range(1, 13))
     epochs = [runs.records(tmp_path / name, "epoch") for name in ("unbroken", "broken")]
     assert epochs[0] == epochs[1]
     assert (tmp_path / "broken" / "scores-test.csv").read_bytes() == (tmp_path / "unbroken" / "scores-test.csv").read_bytes()
