@@ -146,7 +146,7 @@ def _what_was_seen(trained: TrainedModel, own: str | None, shards: Shards, image
     name = shards.manifest["data_set"]
     if "trained_on" not in trained.about:
         return Seen(None, None, None, "what the model was trained on is not known")
-    if own is None and name in trained.about["trained_on"]:
+    if own is None and name in (said["data_set"] for said in trained.about["trained_on"].values()):
         return Seen(None, None, None, f"WARNING: the model was trained on another build of {name}, on which of these images is not known")
     if own is None:
         return Seen(False, 0, 0, "the model was not trained on this data set")
@@ -160,11 +160,9 @@ def _what_was_seen(trained: TrainedModel, own: str | None, shards: Shards, image
         gone = f"split '{said['split']}', which is gone or was changed"
         return Seen(True, None, None, f"WARNING: the model was trained on this data set by {gone}: on which of these images is not known")
     trained_on, chosen_on = (int(np.isin(images, parts[part]).sum()) for part in ("train", chooser))
-    told = (
-        "the model was trained on other images of this data set"
-        if not trained_on
-        else (f"WARNING: the model was trained on {trained_on:,} of these images: its figures are too good")
-    )
+    told = "the model was trained on other images of this data set"
+    if trained_on:
+        told = f"WARNING: the model was trained on {trained_on:,} of these images: its figures are too good"
     if chosen_on:
         told += f"; {'WARNING: ' * (not trained_on)}its best epoch was chosen on {chosen_on:,} of these images"
     return Seen(True, trained_on, chosen_on, told)

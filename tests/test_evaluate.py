@@ -18,6 +18,7 @@ import runs
 from scipy import stats
 
 from dist_train.collection import Scale
+from dist_train.config import Data
 from dist_train.errors import ConfigError
 from dist_train.evaluate import choose_sets, evaluate
 from dist_train.model_folder import TrainedModel, open_model
@@ -110,10 +111,13 @@ def test_any_number_of_processes_writes_the_same_bytes(on_two_sets: dict[int, tu
     assert lines[0] == lines[1] and len(lines[0]) > 20
 
 
-def test_without_shards_the_data_of_the_run_are_scored(trained: TrainedModel, shards: Path) -> None:
+def test_without_shards_the_data_of_the_run_are_scored(trained: TrainedModel, shards: Path, worse: Path) -> None:
     (one,) = choose_sets(trained, [], None, None)
     assert (one.name, one.part, one.split) == ("tiny", "test", "official")
     assert np.array_equal(one.images, Shards(shards).split("official")[1]["test"])
+    several = Data.model_validate({"sets": {"tiny": {"shards": shards}, "other": {"shards": worse}}})
+    config = trained.config.model_copy(update={"data": several})
+    assert [found.shards.folder for found in choose_sets(replace(trained, config=config), [], None, None)] == [shards, worse]
 
 
 def test_a_set_of_dmos_is_scored_as_it_is_spoken_and_correlated_by_quality(on_two_sets: dict[int, tuple[Path, str]]) -> None:
