@@ -1,4 +1,4 @@
-"""python -m dist_train COMMAND; train is started alone, by torchrun or by accelerate. --help lists the commands."""
+"""python -m dist_train COMMAND; train and evaluate are started alone, by torchrun or by accelerate. --help lists the commands."""
 
 from __future__ import annotations
 
@@ -96,6 +96,19 @@ def _predict(options: argparse.Namespace) -> None:
         raise ConfigError(f"{failed} picture{'s' * (failed > 1)} could not be scored, as said above; all others were")
 
 
+def _evaluate(options: argparse.Namespace) -> None:
+    from dist_train.evaluate import evaluate
+
+    given = {
+        "run.device": options.device,
+        "run.precision": options.precision,
+        "data.workers": options.workers,
+        "evaluate.batch_images": options.batch_images,
+    }
+    settings = [f"{key}={value}" for key, value in given.items() if value is not None]
+    evaluate(options.checkpoint, options.shards, options.split, options.part, options.out, settings)
+
+
 def _compare(options: argparse.Namespace) -> None:
     from dist_train.compare import compare
 
@@ -171,6 +184,22 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--batch-images", type=int, default=4, help="pictures scored together (default: 4)")
     command.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
     command.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU when there is one)")
+
+    command = commands.add_parser(
+        "evaluate", help="score rated data sets with a trained model, on any number of processes: a csv each, and one table"
+    )
+    command.set_defaults(run=_evaluate)
+    command.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="a run folder, or the folder of a model")
+    command.add_argument("--shards", nargs="+", default=[], metavar="FOLDER", help="the data sets (default: what it was trained on)")
+    command.add_argument("--split", help="(default: the one it was trained with; of another set official, or round-01)")
+    command.add_argument(
+        "--part", choices=("test", "val", "train", "all"), help="(default: test; all of a set that the model was not trained on)"
+    )
+    command.add_argument("--out", type=Path, metavar="DIR", help="the folder to write (default: evaluation/ beside the model)")
+    command.add_argument("--batch-images", type=int, help="pictures scored together (default: as the run, which gives its very figures)")
+    command.add_argument("--workers", type=int, help="loader processes per rank (default: as the run)")
+    command.add_argument("--device", choices=("auto", "cpu"), help="(default: as the run)")
+    command.add_argument("--precision", choices=("no", "bf16", "fp16"), help="(default: as the run)")
 
     command = commands.add_parser("compare", help="say whether runs are better than the first, on the same test images")
     command.set_defaults(run=_compare)

@@ -62,6 +62,15 @@ def about_data(plan: Plan) -> dict[str, Any]:
         "data_fingerprint": "+".join(member.shards.fingerprint for member in members),
         "split": " + ".join(member.split for member in members),
         "split_fingerprint": "+".join(member.split_fingerprint() for member in members),
+        "trained_on": {
+            member.name: {
+                "data_set": member.shards.manifest["data_set"],
+                "data_fingerprint": member.shards.fingerprint,
+                "split": member.split,
+                "split_fingerprint": member.split_fingerprint(),
+            }
+            for member in members
+        },
     }
 
 

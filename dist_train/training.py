@@ -58,7 +58,7 @@ def train(config: Config) -> None:
 
     Started by every rank. Raises ConfigError or ShardError for what the user can mend, TrainingError for what went wrong.
     """
-    accelerator = _start(config)
+    accelerator = open_accelerator(config)
     refuse_another_world(accelerator.num_processes, config.run.processes)
     ranks.connect()
     plan = make_plan(config, ranks.world())
@@ -279,7 +279,8 @@ def _leave_unfinished(training: Training, stopped_by: str) -> None:
     training.journal.say(f"stopped by {stopped_by} after step {training.progress.step}; the same command goes on from there")
 
 
-def _start(config: Config) -> Accelerator:
+def open_accelerator(config: Config) -> Accelerator:
+    """Joins the processes, on the device and in the precision of the config. Raises ConfigError when this machine has no such precision."""
     torch.backends.cudnn.benchmark = False  # it would choose another algorithm, and so another rounding, on every start
     torch.backends.cudnn.deterministic = True
     patience = InitProcessGroupKwargs(timeout=ranks.TIMEOUT)
