@@ -52,6 +52,8 @@ class RemoteFolder:
         scheme = url.partition("://")[0].lower()
         if scheme not in SCHEMES:
             raise ShardError(f"{redacted(url)}: shards are read from a folder, http://, https:// or s3://, and from nothing else")
+        if "://***@" in url or url.endswith("?***"):
+            raise ShardError(f"{url}: is written down here without its password or signature; name the whole address again")
         self._scheme = scheme
         self.cache = Cache.of_this_node()
         self._hashes: frozenset[str] = frozenset()
