@@ -55,7 +55,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """Looks over the shoulder of every training that follows."""
     found = Seen()
 
-    def watched_branches(self: model.LocalDistortionBranches, maps: list[Tensor], original: Any = model.LocalDistortionBranches.forward) -> Tensor:
+    def watched_branches(
+        self: model.LocalDistortionBranches, maps: list[Tensor], original: Any = model.LocalDistortionBranches.forward
+    ) -> Tensor:
         vector: Tensor = original(self, maps)
         found.branch_types.add(vector.dtype)
         return vector
@@ -152,7 +154,14 @@ def test_the_average_of_a_bf16_run_speaks_with_its_own_weights(shards: Path, tmp
     assert np.abs(told[""] - told["-ema"]).max() > 0.2 * told[""].std()
 
 
-FEW_PATCHES = ("train.global_batch=4", "data.patches_per_image=1", "optim.lr=1e-6", "optim.clip_norm=1", "save.every_steps=1", "save.keep=99")
+FEW_PATCHES = (
+    "train.global_batch=4",
+    "data.patches_per_image=1",
+    "optim.lr=1e-6",
+    "optim.clip_norm=1",
+    "save.every_steps=1",
+    "save.keep=99",
+)
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +290,9 @@ def test_steps_spoiled_on_one_rank_are_skipped_by_both_without_a_trace_and_the_t
 
 def test_three_in_a_row_are_three_also_across_two_sessions(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "accumulate_gradient", Poison({2: "gradient", 3: "gradient"}))
-    monkeypatch.setattr(training.StopRequest, "heard", lambda request: runs_to(tmp_path) == 3 and setattr(request, "reason", "a test") is None)
+    monkeypatch.setattr(
+        training.StopRequest, "heard", lambda request: runs_to(tmp_path) == 3 and setattr(request, "reason", "a test") is None
+    )
     train_here(tmp_path, shards)
     monkeypatch.undo()
     told = runs.status(tmp_path)
@@ -294,3 +305,14 @@ def test_three_in_a_row_are_three_also_across_two_sessions(shards: Path, tmp_pat
 def runs_to(folder: Path) -> int:
     """Steps that the run in `folder` has told of."""
     return len(runs.records(folder, "step"))
+
+
+def test_a_run_with_a_spoiled_step_ends_well_and_is_reported(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "accumulate_gradient", Poison({2: "activation"}))
+    train_here(tmp_path, shards, "train.epochs=2")
+    told = runs.status(tmp_path)
+    assert (told["status"], told["steps"], told["skipped_steps"]) == ("finished", 10, 1)
+    assert [step["step"] for step in runs.records(tmp_path, "step") if step["loss"] is None] == [2]
+    first, second = (epoch["train"]["srcc"] for epoch in runs.records(tmp_path, "epoch"))
+    assert first is None and second is not None  # what the model said in the first epoch was not all numbers
+    assert (tmp_path / "report.png").stat().st_size > 10_000

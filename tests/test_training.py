@@ -1,0 +1,45 @@
+"""What a training does where its figures are out of the ordinary."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import runs
+import torch
+from in_process import train_here
+
+from dist_train import training
+from dist_train.errors import TrainingError
+
+
+def test_a_rate_that_is_a_trifle_of_its_first_may_move_nothing(shards: Path, tmp_path: Path) -> None:
+    train_here(tmp_path, shards, "optim.warmup_steps=1000000000000", "optim.weight_decay=0")  # as the last steps of a long cosine
+    first, last = (record for record in runs.records(tmp_path, "step") if record["step"] in (1, 5))
+    assert last["update_backbone"] < 1e-12 and first["weights_backbone"] == pytest.approx(last["weights_backbone"])
+    assert runs.status(tmp_path)["status"] == "finished"
+
+
+def test_a_first_rate_that_moves_nothing_ends_the_run(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"step 1: no weight of the group '\w+' changed, though its rate is 1e-\d+"):
+        train_here(tmp_path, shards, "optim.lr=1e-40", "optim.lr_ratio=1")
+
+
+def test_an_average_that_never_had_an_srcc_leaves_the_run_its_own_test(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = training._score
+
+    def constant_average(of: training.Training, model: torch.nn.Module, part: str) -> Any:
+        scores = score(of, model, part)  # type: ignore[arg-type]
+        assert scores is not None
+        return {name: replace(one, patches=np.ones_like(one.patches)) for name, one in scores.items()} if model is not of.model else scores
+
+    monkeypatch.setattr(training, "_score", constant_average)
+    train_here(tmp_path, shards, "ema.decay=0.9")
+    told = runs.status(tmp_path)
+    assert told["status"] == "finished" and told["test"]["srcc"] is not None
+    assert "average" not in told and not (tmp_path / "best-ema").exists()
