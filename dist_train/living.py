@@ -17,7 +17,7 @@ from multiprocessing.popen_fork import Popen
 
 import torch
 
-PATIENCE = 20.0  # seconds; a living child needs milliseconds, on a machine that is far too busy a second
+PATIENCE = 10.0  # seconds; a living child needs milliseconds, on a machine that is far too busy a second
 TRIES = 5
 
 
