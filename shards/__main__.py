@@ -1,4 +1,4 @@
-"""python -m shards build | doctor | split | demo | check | show: make a shard folder, once, and look at it."""
+"""python -m shards list | doctor | build | split | demo | check | show | fetch: make a shard folder, once, and look at it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from shards.adapters import ADAPTERS, adapters_as_text
@@ -33,13 +34,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 an error that was explained or a folder not safe to build, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
-        return int(options.run(options) or 0)
+        status = int(options.run(options) or 0)
+        sys.stdout.flush()
+        return status
     except ShardError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # as by `| head`; nobody reads what is left, and Python would complain of it at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"error: {_refusal(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted; {options.after_interrupt}", file=sys.stderr)
         return 130
+
+
+def _refusal(error: OSError) -> ShardError:
+    """What to say when the disk refuses what nobody thought of: a folder that may not be read, a server that is gone."""
+    return ShardError(f"{error.filename or 'the disk'}: {error.strerror or error}; see that it is there and that you may use it")
 
 
 def _build(options: argparse.Namespace) -> None:
@@ -116,6 +130,8 @@ def _doctor(options: argparse.Namespace) -> int:
         return 2
     except ShardError as error:
         findings = [refused(error)]
+    except OSError as error:
+        findings = [refused(_refusal(error))]
     print((as_json if options.json else as_text)(name, findings))
     return 0 if is_safe(findings) else 1
 
@@ -194,7 +210,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--patches", type=int, default=Settings.patches, help="patches per image")
     command.add_argument("--size", type=int, default=Settings.patch_size, help="width and height of a patch in pixels")
     command.add_argument("--seed", type=int, default=Settings.seed, help="of the patch boxes and of the splits")
-    command.add_argument("--rounds", type=_rounds, metavar="N", help="numbered splits (default: 10 where there is no official split)")
+    command.add_argument("--rounds", type=_number, metavar="N", help="numbered splits (default: 10 where there is no official split)")
     _add_ratio(command)
     command.add_argument(
         "--layout",
@@ -247,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_split, after_interrupt="no table was changed")
     command.add_argument("folder", type=Path)
     action = command.add_mutually_exclusive_group(required=True)
-    action.add_argument("--rounds", type=_rounds, metavar="N", help="add N random splits by content: round-01 and on")
+    action.add_argument("--rounds", type=_number, metavar="N", help="add N random splits by content: round-01 and on")
     action.add_argument(
         "--import", dest="imported", type=Path, metavar="FILE", help="add the splits of a table: id,part or pyiqa's meta csv"
     )
@@ -291,7 +307,7 @@ def _add_resize(command: argparse.ArgumentParser) -> None:
 
 def _add_workers(command: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    command.add_argument("--workers", type=int, default=cores, help="processes (default: one per core this process may use)")
+    command.add_argument("--workers", type=_number, default=cores, help="processes (default: one per core this process may use)")
 
 
 def _add_ratio(command: argparse.ArgumentParser) -> None:
@@ -311,11 +327,10 @@ def _ratio(text: str) -> str:
     return text
 
 
-def _rounds(text: str) -> int:
-    value = int(text)
-    if value < 1:
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}': write 1 or more")
-    return value
+    return int(text)
 
 
 def _share(text: str) -> Share:
@@ -330,10 +345,10 @@ def _counted(number: int, thing: str) -> str:
 
 
 def _mebibytes(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}' is no size of a shard")
-    return value
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no size of a shard; write a number of MiB, such as 128")
 
 
 if __name__ == "__main__":

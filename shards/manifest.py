@@ -411,7 +411,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         begun = (folder / ".build").is_dir()
         hint = f"an unfinished build lies there: {BUILD_AGAIN}" if begun else "build some with `python -m shards build`"
         raise ShardError(f"{folder}: holds no shards (no manifest.json); {hint}")
-    return _parsed_manifest(path.read_bytes(), str(path))
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error.strerror}); see that the disk is there and that you may read it") from error
+    return _parsed_manifest(content, str(path))
 
 
 def _parsed_manifest(content: bytes, path: str) -> dict[str, Any]:

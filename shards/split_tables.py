@@ -14,6 +14,7 @@ import csv
 import difflib
 import hashlib
 import io
+import os
 import re
 from bisect import bisect
 from collections import Counter
@@ -24,11 +25,10 @@ from pathlib import Path
 from shards.datasets import Row, image_id
 from shards.manifest import PARTS, ShardError, Shards, file_sha256
 from shards.shard_file import explained
-from shards.splits import WITHOUT_VALIDATION, split_table, stated_split
+from shards.splits import FEWEST, WITHOUT_VALIDATION, split_table, stated_split
 from shards.tables import Record, read_records
 from shards.whole_files import write_bytes
 
-FEWEST = 3  # images in val or test: a rank correlation of two is always 1 or -1
 FORMS = ("pyiqa", "plain")
 
 _IMAGE_COLUMNS = ("id", "image", "name", "img_name", "image_name", "img_path", "dist_name", "dist_img")
@@ -57,8 +57,9 @@ def add_splits(shards: Shards, splits: Mapping[str, Mapping[str, str]]) -> list[
         if not _NAME.fullmatch(name):
             raise ShardError(f"'{name}' cannot be the name of a split: use letters, digits, '-', '_' and '.' in --name")
         path, table = folder / f"{name}.csv", split_table(parts)
-        known = file_sha256(path) if path.exists() else shards.built_splits.get(name)
-        if not path.exists():
+        there = os.path.exists(path)  # of Path, a name that is too long for a disk is an error
+        known = file_sha256(path) if there else shards.built_splits.get(name)
+        if not there:
             new[path] = table
         if known is not None and known != hashlib.sha256(table).hexdigest():
             raise ShardError(f"{path}: is there already and says otherwise; no table is overwritten: choose another name with --name")

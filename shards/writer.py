@@ -156,7 +156,7 @@ def _enter(out: Path, plan: Plan) -> dict[str, str]:
             raise ShardError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
         own = {"choices": plan.choices(), "versions": finished["versions"] if finished else _versions(plan)}
         with explained(note):
-            if note.exists():  # and says nothing
+            if note.exists() and not _read_json(note):  # it was damaged; another build's, which came since we looked, stays
                 note.unlink()
             write_once(note, json.dumps(own).encode())
         begun = _read_json(note) or own
