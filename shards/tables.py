@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +22,12 @@ _EXTRA = "run `pip install dist-train[datasets]`"
 class Record:
     """A row: the text under each column, whatever the case of the column's name, and where the row stands, for messages."""
 
+    __slots__ = ("_fields", "columns", "where")  # there is one per row
+
     def __init__(self, where: str, fields: dict[str, str]) -> None:
         self.where = where
-        self.columns = list(fields)
-        self._fields = {column.casefold(): text for column, text in fields.items()}
+        self.columns = tuple(fields)
+        self._fields = {sys.intern(column.casefold()): text for column, text in fields.items()}
 
     def __contains__(self, column: str) -> bool:
         return column.casefold() in self._fields
