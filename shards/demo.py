@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from shards.manifest import ShardError
 from shards.photographs import decode_photograph, decoder_versions
-from shards.workers import worker_pool
+from shards.workers import WorkerPool
 
 WIDTH, HEIGHT = 512, 384
 LEVELS = (1, 2, 3, 4, 5)
@@ -107,8 +107,8 @@ def make_demo(out: Path, workers: int = 1) -> Path:
     with ExitStack() as stack:
         run: Callable[..., Iterator[float]] = map
         if workers > 1:
-            pool = stack.enter_context(worker_pool(workers))
-            run = partial(pool.map, chunksize=len(names) // len(CONTENTS))  # a content a chunk: each is decoded once
+            pool = stack.enter_context(WorkerPool(workers))
+            run = partial(pool.in_order, at_once=len(names) // len(CONTENTS))  # a content at once: each is decoded once
         scores = list(tqdm(run(partial(write_image, images), names), total=len(names), desc="demo", unit="image"))
     (out / "ABOUT.txt").write_text(about, encoding="utf-8", newline="\n")
     _write_table(table, names, scores)

@@ -22,7 +22,7 @@ from shards.datasets import DataSet
 from shards.duplicates import Look, look_of
 from shards.manifest import ShardError
 from shards.photographs import DEEP, ORIENTATION, SUFFIXES, decode_photograph, photograph_size
-from shards.workers import worker_pool
+from shards.workers import WorkerPool
 
 _KINDS = dict.fromkeys(("1", "L", "LA", *DEEP), "grey") | {"P": "palette", "PA": "palette", "CMYK": "CMYK"}
 
@@ -99,9 +99,9 @@ def _seen(files: Sequence[Path], workers: int, headers_only: bool) -> Iterator[P
         if workers <= 1 or len(files) <= 1:
             yield from map(look, files)
             return
-        pool = stack.enter_context(worker_pool(workers))
+        pool = stack.enter_context(WorkerPool(workers))
         try:
-            yield from pool.map(look, files, chunksize=min(16, -(-len(files) // workers)))
+            yield from pool.in_order(look, files, at_once=min(16, -(-len(files) // workers)))
         except BrokenProcessPool as error:
             raise ShardError("a worker process was killed, perhaps for want of memory; run the same with fewer --workers") from error
 

@@ -32,7 +32,7 @@ from shards.plan import Plan, ShardTask
 from shards.progress import Counts, Progress
 from shards.shard_file import complete_record, explained, write_shard
 from shards.whole_files import write_once
-from shards.workers import worker_pool
+from shards.workers import WorkerPool
 
 _PAUSE = 0.2  # seconds between two looks at what the workers have counted
 
@@ -101,7 +101,7 @@ def _write_all(out: Path, tasks: Sequence[ShardTask], workers: int, progress: Pr
         return
     counts, waiting = Counts(workers), iter(tasks)
     try:
-        with worker_pool(workers, _count_in, counts) as pool:
+        with WorkerPool(workers, _count_in, counts) as pool:
             running: dict[Future[None], int] = {}  # each with its place among the counts
 
             def begin(place: int) -> None:
