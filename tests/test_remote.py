@@ -563,6 +563,13 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch: p
             Shards(url)
 
 
+def test_a_page_instead_of_a_manifest_is_answered_with_what_mends_an_upload(upload: Callable[..., Uploaded]) -> None:
+    cups = upload()
+    (cups.folder / "manifest.json").write_text("<html>please sign in</html>")
+    with pytest.raises(ShardError, match=r"manifest\.json: is not a manifest of ours \(.*\); check the URL, or upload the folder again"):
+        Shards(cups.url)
+
+
 def test_a_manifest_cannot_name_a_file_outside_the_cache(upload: Callable[..., Uploaded], tmp_path: Path) -> None:
     cups = upload()
     rewrite(cups.folder, index_sha256="../outside")
