@@ -206,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_build, after_interrupt="the same command goes on where this one stopped")
     _add_source(command)
-    command.add_argument("--out", type=Path, required=True, help="the shard folder to write, new or empty")
+    command.add_argument("--out", type=_path, required=True, help="the shard folder to write, new or empty")
     command.add_argument("--patches", type=int, default=Settings.patches, help="patches per image")
     command.add_argument("--size", type=int, default=Settings.patch_size, help="width and height of a patch in pixels")
     command.add_argument("--seed", type=int, default=Settings.seed, help="of the patch boxes and of the splits")
@@ -256,18 +256,18 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("demo", help="write the built-in photographs with computed pseudo-opinions (not human ratings)")
     command.set_defaults(run=_demo, after_interrupt="the same command begins anew")
-    command.add_argument("--out", type=Path, required=True, help="the folder to write")
+    command.add_argument("--out", type=_path, required=True, help="the folder to write")
     _add_workers(command)
 
     command = commands.add_parser("split", help="add split tables to a shard folder, or take them elsewhere; pixels are not touched")
     command.set_defaults(run=_split, after_interrupt="no table was changed")
-    command.add_argument("folder", type=Path)
+    command.add_argument("folder", type=_path)
     action = command.add_mutually_exclusive_group(required=True)
     action.add_argument("--rounds", type=_number, metavar="N", help="add N random splits by content: round-01 and on")
     action.add_argument(
-        "--import", dest="imported", type=Path, metavar="FILE", help="add the splits of a table: id,part or pyiqa's meta csv"
+        "--import", dest="imported", type=_path, metavar="FILE", help="add the splits of a table: id,part or pyiqa's meta csv"
     )
-    action.add_argument("--export", dest="exported", type=Path, metavar="FILE", help="write the splits to a new file")
+    action.add_argument("--export", dest="exported", type=_path, metavar="FILE", help="write the splits to a new file")
     _add_ratio(command)
     command.add_argument("--seed", type=int, help="of what is drawn (default: the seed that the shards were built with)")
     command.add_argument("--name", help="of the rounds (default: round), or of the one split to import or export (default: all)")
@@ -280,21 +280,21 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=explanation)
         command.set_defaults(run=run, after_interrupt="nothing was changed")
-        command.add_argument("folder", help="a shard folder, or its URL: http://, https:// or s3://")
+        command.add_argument("folder", type=_stated, help="a shard folder, or its URL: http://, https:// or s3://")
     return parser
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:
     source = command.add_argument_group("the data, either a table ...")
-    source.add_argument("--table", type=Path, help="csv, .xlsx or .json with image and score (or mos), and optionally std, group, split")
-    source.add_argument("--images", type=Path, help="the folder that the table's image column is relative to")
+    source.add_argument("--table", type=_path, help="csv, .xlsx or .json with image and score (or mos), and optionally std, group, split")
+    source.add_argument("--images", type=_path, help="the folder that the table's image column is relative to")
     source.add_argument("--name", help="the data set's name (default: the table's folder)")
     source.add_argument("--label", help="what the score is called in every report (default: MOS); with --dataset, which of its labels")
     source.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the ends of the score's scale, such as 1 5")
     source.add_argument("--lower-is-better", action="store_true", help="the score is a DMOS or the like")
     known = command.add_argument_group("... or a data set as it is distributed")
     known.add_argument("--dataset", choices=sorted(ADAPTERS), metavar="NAME", help="its name; `python -m shards list` shows them all")
-    known.add_argument("--root", type=Path, help="the folder it was unpacked to")
+    known.add_argument("--root", type=_path, help="the folder it was unpacked to")
 
 
 def _add_resize(command: argparse.ArgumentParser) -> None:
@@ -325,6 +325,16 @@ def _ratio(text: str) -> str:
     except ShardError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
+
+
+def _stated(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty, as a shell variable is that was never set; name a file or folder")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_stated(text))
 
 
 def _number(text: str) -> int:

@@ -217,6 +217,23 @@ def test_a_shard_size_that_is_none_is_a_usage_error(cups: Path, tmp_path: Path, 
         assert f"argument --shard-mib: '{size}' is no size of a shard" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["build", "--dataset", "demo", "--root", "", "--out", "out"],
+        ["build", "--table", "t.csv", "--images", "", "--out", "out"],
+        ["demo", "--out", ""],
+        ["show", ""],
+        ["split", "", "--rounds", "1"],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_name_never_means_the_working_folder(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "is empty, as a shell variable is that was never set; name a file or folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--workers", "--rounds"])
 def test_a_number_that_is_none_is_a_usage_error(cups: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
     for number in ("0", "-2", "1.5", "many", ""):
