@@ -10,10 +10,8 @@ A table that is there already is never overwritten.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
-import io
 import os
 import re
 from bisect import bisect
@@ -26,7 +24,7 @@ from shards.datasets import Row, image_id
 from shards.manifest import PARTS, ShardError, Shards, file_sha256
 from shards.shard_file import explained
 from shards.splits import FEWEST, WITHOUT_VALIDATION, split_table, stated_split
-from shards.tables import Record, read_records
+from shards.tables import Record, csv_bytes, read_records
 from shards.whole_files import write_bytes
 
 FORMS = ("pyiqa", "plain")
@@ -116,13 +114,9 @@ def pyiqa_table(rows: Sequence[Row], splits: Mapping[str, Mapping[str, str]]) ->
 
     pyiqa looks for pictures by img_name, a bare file name here. The last column, id, is for reading the table back.
     """
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["img_name", "mos", "std", *map(_column_of, splits), "id"])
-    for row in rows:
-        std = "" if row.std is None else row.std
-        writer.writerow([row.file.name, row.opinion, std, *(parts.get(row.id, "") for parts in splits.values()), row.id])
-    return table.getvalue().encode()
+    header = ["img_name", "mos", "std", *map(_column_of, splits), "id"]
+    lines = ([row.file.name, row.opinion, row.std, *(parts.get(row.id) for parts in splits.values()), row.id] for row in rows)
+    return csv_bytes([header, *lines])  # which leaves the field of None empty
 
 
 def _parts_of(shards: Shards, rows: Sequence[Row], name: str) -> dict[str, str]:

@@ -9,14 +9,13 @@ group, and a second table named `<name>-no-val` keeps the protocol as it is, for
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from shards.datasets import Row
 from shards.manifest import PARTS, ShardError
+from shards.tables import csv_bytes
 
 ROUNDS = 10  # the protocol of the field where no official split exists: the median over ten random ones
 RATIO = "70/10/20"  # of the images, in percent
@@ -127,11 +126,7 @@ def _briefly(names: Sequence[str]) -> str:
 
 def split_table(parts: Mapping[str, str]) -> bytes:
     """A split as a csv file with the columns id and part, sorted by id."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["id", "part"])
-    writer.writerows(sorted(parts.items()))
-    return table.getvalue().encode()
+    return csv_bytes([("id", "part"), *sorted(parts.items())])
 
 
 def _named(name: str, parts: dict[str, str], brings_validation: bool) -> dict[str, dict[str, str]]:
