@@ -1,4 +1,4 @@
-"""python -m dist_train train | plan | folder | fetch | predict | report: started alone, by torchrun or by accelerate."""
+"""python -m dist_train COMMAND; train and evaluate are started alone, by torchrun or by accelerate. --help lists the commands."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _folder(options: argparse.Namespace) -> None:
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    from dist_train.model import features_only
+    from dist_train.backbone import features_only
     from dist_train.pretrained import load_pretrained
 
     model = load_config(options.config, options.settings).model
@@ -94,6 +94,49 @@ def _predict(options: argparse.Namespace) -> None:
         failed = write_predictions(predictions, file)
     if failed:
         raise ConfigError(f"{failed} picture{'s' * (failed > 1)} could not be scored, as said above; all others were")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from dist_train.evaluate import evaluate
+
+    given = {
+        "run.device": options.device,
+        "run.precision": options.precision,
+        "data.workers": options.workers,
+        "evaluate.batch_images": options.batch_images,
+    }
+    settings = [f"{key}={value}" for key, value in given.items() if value is not None]
+    evaluate(options.checkpoint, options.shards, options.split, options.part, options.out, settings)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from dist_train.compare import compare
+
+    print(compare([options.first, *options.others]))
+
+
+def _compare_history(options: argparse.Namespace) -> None:
+    from dist_train.compare_history import compare_history
+
+    print(compare_history(load_config(options.config, options.settings), options.seeds, options.processes))
+
+
+def _import_hyperiqa(options: argparse.Namespace) -> None:
+    from dist_train.model_folder import Cutting
+    from dist_train.published import import_hyperiqa
+    from shards.manifest import Label
+
+    low, high = options.range
+    label = Label(options.label, low, high, not options.lower_is_better)
+    cutting = Cutting(options.patch_size, options.patches, options.resize, options.seed)
+    number = import_hyperiqa(options.file, options.out, label, cutting)
+    print(f"{number} tensors of {options.file} are the model in {options.out}; its scores are taken for {label}")
+
+
+def _variants(_: argparse.Namespace) -> None:
+    from dist_train.variants import variants_table
+
+    print(variants_table())
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -142,10 +185,61 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
     command.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU when there is one)")
 
+    command = commands.add_parser(
+        "evaluate", help="score rated data sets with a trained model, on any number of processes: a csv each, and one table"
+    )
+    command.set_defaults(run=_evaluate)
+    command.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="a run folder, or the folder of a model")
+    command.add_argument("--shards", nargs="+", default=[], metavar="FOLDER", help="the data sets (default: what it was trained on)")
+    command.add_argument("--split", help="(default: the one it was trained with; of another set official, or round-01)")
+    command.add_argument(
+        "--part", choices=("test", "val", "train", "all"), help="(default: test; all of a set that the model was not trained on)"
+    )
+    command.add_argument("--out", type=Path, metavar="DIR", help="the folder to write (default: evaluation/ beside the model)")
+    command.add_argument("--batch-images", type=int, help="pictures scored together (default: as the run, which gives its very figures)")
+    command.add_argument("--workers", type=int, help="loader processes per rank (default: as the run)")
+    command.add_argument("--device", choices=("auto", "cpu"), help="(default: as the run)")
+    command.add_argument("--precision", choices=("no", "bf16", "fp16"), help="(default: as the run)")
+
+    command = commands.add_parser("compare", help="say whether runs are better than the first, on the same test images")
+    command.set_defaults(run=_compare)
+    command.add_argument("first", metavar="SIDE", help="a run folder, or a pattern in quotes such as 'runs/a-*': the median over its runs")
+    command.add_argument("others", metavar="SIDE", nargs="+", help="what is compared with the first")
+
+    command = commands.add_parser("compare-history", help="train with each of the three old bugs, with all and without, and compare")
+    command.set_defaults(run=_compare_history)
+    _take_config(command)
+    command.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="every variant with each (default: 0)")
+    command.add_argument("--processes", type=_whole, default=1, help="of every run (default: 1)")
+
+    command = commands.add_parser("import-hyperiqa", help="turn the checkpoint that HyperIQA's authors publish into a model for `predict`")
+    command.set_defaults(run=_import_hyperiqa)
+    command.add_argument("file", type=Path, help="their file, such as koniq_pretrained.pkl; it says nothing of its data, so these do:")
+    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model folder to write")
+    command.add_argument("--patches", type=_whole, default=25, help="patches per picture (default: 25)")
+    command.add_argument("--patch-size", type=_whole, default=224, help="pixels a side (default: 224)")
+    command.add_argument(
+        "--resize", default="exact:384x512", help="none, exact:WxH or short:PIXELS (default: exact:384x512, for KonIQ-10k)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="of the places of the patches (default: 0)")
+    command.add_argument("--label", default="MOS_zscore", help="what its scores are called (default: MOS_zscore)")
+    command.add_argument("--range", type=float, nargs=2, default=(0.0, 100.0), metavar=("LOW", "HIGH"), help="their scale (default: 0 100)")
+    command.add_argument("--lower-is-better", action="store_true", help="the scores are a DMOS")
+
+    command = commands.add_parser("variants", help="count parameters and multiply-adds of the model's variants (half a minute)")
+    command.set_defaults(run=_variants)
+
     command = commands.add_parser("report", help="print the figures of a run and draw its picture again")
     command.set_defaults(run=_report)
     command.add_argument("folder", type=Path, help="a run folder")
     return parser
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not a number of at least 1")
+    return number
 
 
 def _take_config(command: argparse.ArgumentParser) -> None:

@@ -7,6 +7,9 @@ micro-batch, and a resumed run needs no state of a random generator.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from timm.layers.drop import DropPath
@@ -28,27 +31,54 @@ def drop(values: Tensor, chances: Tensor, rate: float) -> Tensor:
 
 
 class ChosenPath(nn.Module):
-    """A residual branch that each patch takes or skips by its own chance [n], set before every forward in training."""
+    """A residual branch that each patch takes or skips by a chance of its own, set before every forward in training.
 
-    chances: Tensor | None = None
+    A backbone may go through it several times in one forward, each time with another column of chances. Where a branch has
+    several rows per patch, such as windows or pixels, the patch takes or skips them together; its rows lie side by side.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        self.turns = 0  # how often one forward comes by
+        self._turn = 0
+        self._chances: Tensor | None = None
+
+    def set_chances(self, chances: Tensor) -> None:
+        """`chances` [n, turns] of the next forward, and of what the backward pass may compute again of it."""
+        self._chances, self._turn = chances, 0
 
     def forward(self, branch: Tensor) -> Tensor:
         if not self.training:
             return branch
-        assert self.chances is not None, "chances are set by HyperIQA.forward"
-        return drop(branch, self.chances.view(-1, *[1] * (branch.dim() - 1)), self.rate)
+        assert self._chances is not None, "chances are set by HyperIQA.forward"
+        chances = self._chances[:, self._turn % self.turns]  # starting over, for the backward pass
+        self._turn += 1
+        chances = chances.repeat_interleave(len(branch) // len(chances))
+        return drop(branch, chances.view(-1, *[1] * (branch.dim() - 1)), self.rate)
 
 
 def choose_paths(backbone: nn.Module) -> list[ChosenPath]:
-    """Puts a ChosenPath in the place of every DropPath that timm made; returns them, in the order of the modules."""
+    """Puts a ChosenPath in the place of every DropPath that timm made and that may drop; returns them, in the order of the modules."""
     places = [(parent, name, child) for parent in backbone.modules() for name, child in parent.named_children()]
     chosen = []
     for parent, name, child in places:
-        if isinstance(child, DropPath):
+        if isinstance(child, DropPath) and child.drop_prob:
             chosen.append(ChosenPath(child.drop_prob))
             setattr(parent, name, chosen[-1])
     return chosen
+
+
+@contextmanager
+def counted_turns(paths: Sequence[ChosenPath]) -> Iterator[None]:
+    """Within, one forward is run, and every path learns how often it comes by."""
+
+    def count(path: ChosenPath, *_: object) -> None:
+        path.turns += 1
+
+    hooks = [path.register_forward_hook(count) for path in paths]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

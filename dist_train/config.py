@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from dist_train.errors import ConfigError
 from dist_train.whole_files import write_text
@@ -81,12 +81,26 @@ class Model(_Section):
     """true: timm's own download. false: random. Otherwise a weights file, or package:NAME for weights that a package ships."""
     output: Literal["range", "raw"] = "range"
     """range: the target network speaks on 0 to 100, mapped onto the scale of the opinions. raw: no mapping, as the paper."""
-    batch_norm: Literal["train", "frozen"] = "train"
-    """frozen: the backbone's BatchNorm keeps its pretrained statistics, which makes steps independent of the number of ranks."""
+    stages: Literal["last", "all"] = "last"
+    """What the hyper network reads. last: the last map, as the authors. all: four maps pooled to one size, as the Swin variant."""
+    stage_attention: bool = False
+    """Weigh the four maps, each patch by weights of its own. Needs stages=all."""
+    batch_norm: Literal["train", "frozen", "sync"] = "train"
+    """frozen: the backbone's BatchNorm keeps its pretrained statistics, which makes steps independent of the number of ranks.
+    sync: its statistics are of all ranks together (GPUs only), which makes them so up to rounding."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """After each hidden layer of the target network."""
     stochastic_depth: float = Field(0.0, ge=0, lt=1)
     """timm's drop_path_rate, for backbones that have it."""
+    gradient_checkpointing: bool = False
+    """Compute the backbone's forward pass twice, and so fit more patches into memory. The step stays the same."""
+
+    @field_validator("stage_attention")
+    @classmethod
+    def _attention_weighs_several(cls, value: bool, others: ValidationInfo) -> bool:
+        if value and others.data.get("stages") == "last":
+            raise ValueError("there is one stage to weigh; set model.stages=all as well")
+        return value
 
 
 class Loss(_Section):

@@ -20,9 +20,9 @@ from dist_train import ranks
 from dist_train.collection import Collection
 from dist_train.config import Config
 from dist_train.data import EvaluationVisits, PatchReader, patch_batches
-from dist_train.metrics import per_image, two_level_panel
+from dist_train.metrics import image_figures, per_image, two_level_panel
 from dist_train.whole_files import write_text
-from shards.manifest import ShardError, Shards
+from shards.manifest import Label, ShardError, Shards
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,23 @@ class Scores:
 
     def panel(self) -> dict[str, float]:
         return two_level_panel(self.images, self.patches, self.opinions)
+
+    def final_panel(self, shards: Shards, spoken: Label) -> dict[str, Any]:
+        """The panel with all that a result is told with (`metrics.image_figures`): for the best epoch and the test.
+
+        `spoken` is the label that the model was trained on, and so speaks. On a set whose label runs the other way, its scores
+        are turned, so that more is better on both sides or on neither and correlations keep the sign of quality. Where the
+        labels are not the same, errors in units of the label mean nothing, and are nan.
+        """
+        label = shards.label
+        patches = self.patches if spoken.higher_is_better == label.higher_is_better else -self.patches
+        rows = list(shards.image_rows())
+        rows = [rows[image] for image in self.images]
+        means, _, opinions = per_image(self.images, patches, self.opinions)
+        stds = np.array([float(row["std"] or "nan") for row in rows])
+        panel = two_level_panel(self.images, patches, self.opinions)
+        panel = panel | image_figures(means, opinions, stds, len({row["group"] for row in rows}))
+        return panel if spoken == label else panel | dict.fromkeys(("rmse", "rmse_epsilon", "outlier_ratio"), np.nan)
 
     def write_csv(self, path: Path, shards: Shards) -> None:
         """image, opinion, score, spread: a row per image, in the order of the shard folder."""
@@ -51,7 +68,8 @@ def score_part(model: nn.Module, collection: Collection, part: str, config: Conf
     """The scores of a part of every data set, by its name and on its own scale; on rank 0, None elsewhere. A collective."""
     found = {}
     for member in collection.members:
-        scores = score_images(model, member.shards, member.parts[part], config, device)
+        images = member.parts[part]
+        scores = score_images(model, member.shards, images, config, device) if len(images) else None
         if scores is not None:
             found[member.name] = replace(scores, patches=member.scale.to_opinions(scores.patches))
     return found or None
@@ -59,8 +77,13 @@ def score_part(model: nn.Module, collection: Collection, part: str, config: Conf
 
 def panel_of(scores: dict[str, Scores]) -> dict[str, Any]:
     """The panel of the only data set; of several, the means of what has no unit, with each one's own panel under 'sets'."""
-    panels = {name: found.panel() for name, found in scores.items()}
-    return mean_panel(panels)
+    return mean_panel({name: found.panel() for name, found in scores.items()})
+
+
+def final_panel_of(scores: dict[str, Scores], collection: Collection) -> dict[str, Any]:
+    """The same with everything that is told of a run's end: intervals, mappings, tolerance."""
+    members = [member for member in collection.members if member.name in scores]
+    return mean_panel({member.name: scores[member.name].final_panel(member.shards, member.shards.label) for member in members})
 
 
 def mean_panel(panels: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -73,7 +96,7 @@ def mean_panel(panels: dict[str, dict[str, float]]) -> dict[str, Any]:
 
 def write_scores(folder: Path, stem: str, scores: dict[str, Scores], collection: Collection) -> None:
     """`stem`.csv, or `stem`-SET.csv for each of several data sets."""
-    for member in collection.members:
+    for member in (member for member in collection.members if member.name in scores):
         name = stem if len(collection.members) == 1 else f"{stem}-{member.name}"
         scores[member.name].write_csv(folder / f"{name}.csv", member.shards)
 

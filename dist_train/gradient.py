@@ -80,6 +80,19 @@ def accumulate_gradient(
     return everyone, _loss_and_gradient(everyone, targets, config, ranks.world())[0]
 
 
+def rehearse(model: nn.Module, pixels: Tensor, num_chances: int) -> None:
+    """A pass forward and backward that changes nothing: `pixels` [images, patches, 3, size, size] as one micro-batch has them.
+
+    DDP lays its buckets in the order in which the first backward pass brings the gradients, and where a number lies in a bucket
+    decides how its sum over three ranks or more is rounded. So every session, also of a resumed run, has laid them before its
+    first step. And a batch that is too large for the memory shows at once. A collective.
+    """
+    patches = pixels.flatten(0, 1)
+    with _resting_batch_norm(model):
+        (model(patches, torch.ones(len(patches), num_chances, device=patches.device)) * 0).sum().backward()
+    model.zero_grad()
+
+
 def _loss_and_gradient(scores: Tensor, targets: Targets, config: Loss, world: int) -> tuple[LossParts, Tensor]:
     """The loss of all scores, and its gradient with respect to each."""
     leaf = scores.detach().requires_grad_()
@@ -92,11 +105,13 @@ def _loss_and_gradient(scores: Tensor, targets: Targets, config: Loss, world: in
 def _resting_batch_norm(model: nn.Module) -> Iterator[None]:
     """BatchNorm layers normalise as in training, but their running statistics stay as they are."""
     layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    before = [layer.momentum for layer in layers]
+    before = [(layer.momentum, None if layer.num_batches_tracked is None else layer.num_batches_tracked.clone()) for layer in layers]
     for layer in layers:
         layer.momentum = 0.0
     try:
         yield
     finally:
-        for layer, momentum in zip(layers, before, strict=True):
+        for layer, (momentum, seen) in zip(layers, before, strict=True):
             layer.momentum = momentum
+            if layer.num_batches_tracked is not None and seen is not None:
+                layer.num_batches_tracked.copy_(seen)

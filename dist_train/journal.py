@@ -67,7 +67,8 @@ class Journal:
         for name in next(iter(panels.values())).get("sets", {}):
             self.say(f"   {name}: {_shown({part: panel['sets'][name] for part, panel in panels.items()})}")
         if math.isnan(panels[chooser]["srcc"]):
-            self.say(f"WARNING: there is no {chooser} SRCC (all scores equal, or fewer than two images): never the best epoch")
+            why = "all scores equal, one not finite, or fewer than three images"
+            self.say(f"WARNING: there is no {chooser} SRCC ({why}): never the best epoch")
         self._restart_line_clock()
 
     def _restart_line_clock(self) -> None:
@@ -128,6 +129,8 @@ def finite_or_none(value: Any) -> Any:
     """`value` with every nan or infinity in it as None, because JSON has no word for them."""
     if isinstance(value, Mapping):
         return {key: finite_or_none(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_none(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

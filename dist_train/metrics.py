@@ -1,29 +1,93 @@
 """How well scores agree with opinions, at image level and at patch level. Everything in float64; correlations by scipy.
 
-SRCC and KRCC compare orders, PLCC compares values along a line, without a fitted mapping. A correlation that does not
-exist (fewer than two images, all scores equal, or a score that is not finite) is nan, and nan is never the best.
+SRCC and KRCC compare orders, PLCC compares values along a line. A correlation that does not exist (fewer than three images,
+all scores equal, or a score that is not finite) is nan, and nan is never the best.
+
+Correlations carry the sign of quality. Scores are spoken on the scale of the label, so on a DMOS, where lower is better, a
+good model gives low scores to good images, and its SRCC is positive all the same. A model that knows good from bad but
+speaks the other way round is negative, and stays negative.
 """
 
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from dist_train.intervals import FEWEST_IMAGES, correlation_intervals
+from dist_train.mapping import CURVES, fit_logistic
+
+_EQUAL = 1e-12  # scores closer than this, in parts of the largest, differ by the rounding of their means alone
+
 
 def agreement(scores: np.ndarray, opinions: np.ndarray) -> dict[str, float]:
-    """SRCC, PLCC, KRCC and RMSE of scores [n] against opinions [n]; RMSE in units of the label."""
+    """SRCC, PLCC, KRCC (tau-b) and RMSE of scores [n] against opinions [n]; RMSE in units of the label."""
     scores, opinions = np.asarray(scores, np.float64), np.asarray(opinions, np.float64)
     errors = scores - opinions
-    result = {"srcc": np.nan, "plcc": np.nan, "krcc": np.nan, "rmse": float(np.sqrt(np.mean(errors**2))) if len(errors) else np.nan}
-    if len(scores) >= 2 and np.isfinite(scores).all():  # SRCC would rank an infinite score like any other
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", stats.ConstantInputWarning)
-            result["srcc"] = float(stats.spearmanr(scores, opinions).statistic)
-            result["plcc"] = float(stats.pearsonr(scores, opinions).statistic)
-            result["krcc"] = float(stats.kendalltau(scores, opinions).statistic)
+    result = {"srcc": np.nan, "plcc": np.nan, "krcc": np.nan, "rmse": root_mean_square(errors)}
+    exists = len(scores) >= FEWEST_IMAGES and np.isfinite(errors).all()  # SRCC would rank an infinite score like any other
+    if exists and np.ptp(scores) > _EQUAL * np.abs(scores).max() and np.ptp(opinions) > 0:
+        result["srcc"] = float(stats.spearmanr(scores, opinions).statistic)
+        result["plcc"] = pearson(scores, opinions)
+        result["krcc"] = float(stats.kendalltau(scores, opinions).statistic)
     return result
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's correlation of two arrays [n]; nan, and no warning, when one of them is constant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        return float(stats.pearsonr(a, b).statistic)
+
+
+def root_mean_square(errors: np.ndarray) -> float:
+    """The root of the mean square of errors [n]; nan for none."""
+    return float(np.sqrt(np.mean(errors**2))) if len(errors) else np.nan
+
+
+def image_figures(scores: np.ndarray, opinions: np.ndarray, stds: np.ndarray, contents: int) -> dict[str, Any]:
+    """What a result is told with, besides its panel: intervals, fitted curves, errors beyond what people differ by.
+
+    `scores`, `opinions` and `stds` are [n], a row per image; `stds` is the standard deviation of the single ratings of an
+    image in units of the label, nan where the set has none; `contents` is the number of different contents.
+
+    srcc_interval, plcc_interval: 95 %, by bootstrap over the images: [low, high].
+    plcc_mapped4, rmse_mapped4, plcc_mapped5, rmse_mapped5: after the logistic of 4 and of 5 parameters. nan where none could
+        be fitted, never the raw figure; mapping4 and mapping5 hold the status, which says why, and the parameters.
+    rmse_epsilon, outlier_ratio: see `beyond_tolerance`; nan unless every image has a std.
+    """
+    scores, opinions = np.asarray(scores, np.float64), np.asarray(opinions, np.float64)
+    intervals = correlation_intervals(scores, opinions)
+    figures: dict[str, Any] = {"images": len(scores), "contents": contents}
+    figures |= {f"{name}_interval": ends for name, ends in intervals.items()}
+    for number in CURVES:
+        curve = fit_logistic(scores, opinions, number)
+        plcc = rmse = np.nan
+        if curve.parameters:
+            mapped = curve(scores)
+            plcc, rmse = pearson(mapped, opinions), root_mean_square(mapped - opinions)
+        parameters = list(curve.parameters) if curve.parameters else None
+        figures |= {f"plcc_mapped{number}": plcc, f"rmse_mapped{number}": rmse}
+        figures[f"mapping{number}"] = {"status": curve.status, "parameters": parameters}
+    return figures | beyond_tolerance(scores - opinions, 2 * np.asarray(stds, np.float64))
+
+
+def beyond_tolerance(errors: np.ndarray, tolerance: np.ndarray) -> dict[str, float]:
+    """Epsilon-insensitive RMSE (units of the label) and outlier ratio (0 to 1) of errors [n], each with its tolerance [n].
+
+    An error counts only by what it is larger than its tolerance (ITU-T P.1401 (2020), 7.7), and the outlier ratio is the share
+    of images whose error is larger (7.5.2.2). The mean is over n, as for every RMSE here; P.1401 divides by n - d.
+
+    P.1401 takes the 95 % interval of the MOS as the tolerance, which needs the number of raters. Shards do not have it, so two
+    standard deviations of the single ratings are taken, between which 95 % of them lie: the outlier of Larson and Chandler,
+    "Most apparent distortion", Journal of Electronic Imaging 19(1), 2010. It is the milder of the two.
+    """
+    if not len(errors) or not np.isfinite(tolerance).all():
+        return {"rmse_epsilon": np.nan, "outlier_ratio": np.nan}
+    excess = np.maximum(np.abs(errors) - tolerance, 0)
+    return {"rmse_epsilon": root_mean_square(excess), "outlier_ratio": float(np.mean(~(excess <= 0)))}  # nan is an outlier
 
 
 def two_level_panel(images: np.ndarray, scores: np.ndarray, opinions: np.ndarray) -> dict[str, float]:

@@ -5,31 +5,23 @@
                               +-> hyper network -> weights -> target network -> score
 
 The hyper network writes the weights of a small target network for each patch, and the target network reads the patch's
-local-distortion vector with them. Any timm backbone that offers `features_only` with four maps will do: for a 224-pixel
-patch and strides 4, 8, 16 and 32 every size below is the authors' own.
+local-distortion vector with them.
 """
 
 from __future__ import annotations
 
-import difflib
-from itertools import pairwise
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, Literal
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from dist_train.chances import choose_paths, drop
+from dist_train.backbone import batch_norms, channels_first, features_only, recompute_in_backward, statistics_of_this_pass
+from dist_train.branches import LocalDistortionBranches
+from dist_train.chances import choose_paths, counted_turns
 from dist_train.errors import ConfigError
-
-BRANCH_CHANNELS = (16, 32, 64)  # of the first three local-distortion branches; the last one pools its map as it is
-BRANCH_CELLS = (8, 4, 2)  # each of those maps is pooled to so many cells a side
-BRANCH_WIDTHS = (16, 16, 16, 176)  # together the 224 inputs of the target network
-HYPER_WIDTHS = {2048: (1024, 512)}  # of the 1x1 stack on the last map, by that map's channels: the authors' on ResNet-50 ...
-HYPER_WIDTHS_ELSE = (512, 256)  # ... and what the Swin variant uses on its narrower maps
-HYPER_TOP = 112  # channels that the weight generators read
-HYPER_CELLS = 7  # cells a side of the map that the weights are read from
-TARGET_WIDTHS = (224, 112, 56, 28, 14, 1)
+from dist_train.hyper import ATTENTION_WIDTH, TARGET_WIDTHS, HyperNetwork, in_full_precision, target_network
 
 
 class HyperIQA(nn.Module):
@@ -43,6 +35,9 @@ class HyperIQA(nn.Module):
         dropout: after each hidden layer of the target network.
         stochastic_depth: timm's drop_path_rate.
         frozen_batch_norm: keep the statistics of the backbone's BatchNorm as they were loaded.
+        stages: the maps that the hyper network reads: the last one, or all four.
+        stage_attention: weigh those four by an attention; needs all of them.
+        gradient_checkpointing: keep little of the backbone's forward pass and compute it again in the backward pass.
 
     Raises ConfigError when timm has no such backbone, or the backbone does not fit.
     """
@@ -60,156 +55,83 @@ class HyperIQA(nn.Module):
         dropout: float = 0.0,
         stochastic_depth: float = 0.0,
         frozen_batch_norm: bool = False,
+        stages: Literal["last", "all"] = "last",
+        stage_attention: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        assert stages == "all" or not stage_attention, "one stage needs no attention"
         self.frozen_batch_norm = frozen_batch_norm
         self.dropout = dropout
-        self.backbone = features_only(backbone, stochastic_depth)
+        self.gradient_checkpointing = gradient_checkpointing
+        self.backbone = features_only(backbone, patch_size, stochastic_depth)
         self._paths = choose_paths(self.backbone)
-        self.channels_last = str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC")
+        self._read = slice(None) if stages == "all" else slice(-1, None)
         low, high = output_scale
         described = timm.get_pretrained_cfg(backbone)
         self.register_buffer("mean", 255 * torch.tensor(described.mean if described else (0.485, 0.456, 0.406)).view(3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(described.std if described else (0.229, 0.224, 0.225)).view(3, 1, 1))
         self.register_buffer("output_scale", torch.tensor([low, (high - low) / 100]))
-        sizes = self._map_sizes(backbone, patch_size)
-        channels: list[int] = self.backbone.feature_info.channels()
+        channels, sizes = self._try(backbone, patch_size)
         self.branches = LocalDistortionBranches(channels, sizes)
-        self.hyper = HyperNetwork(channels[-1], sizes[-1])
+        self.hyper = HyperNetwork(channels[self._read], sizes[self._read], stage_attention)
+        if gradient_checkpointing:
+            recompute_in_backward(self.backbone, backbone)
 
     @property
     def num_chances(self) -> int:
         """How many numbers a patch needs in training: one per residual branch, and per hidden unit, that may be dropped."""
-        return len(self._paths) + (sum(TARGET_WIDTHS[1:-1]) if self.dropout else 0)
+        return sum(self._chance_widths)
+
+    @property
+    def _chance_widths(self) -> list[int]:
+        """Of the residual branches, of the attention, of the target network."""
+        return [
+            sum(path.turns for path in self._paths),
+            ATTENTION_WIDTH if self.hyper.attention is not None else 0,
+            sum(TARGET_WIDTHS[1:-1]) if self.dropout else 0,
+        ]
 
     def forward(self, patches: Tensor, chances: Tensor | None = None) -> Tensor:
         """Scores [n], float32, on the scale of the opinions, of patches [n, 3, height, width], uint8.
 
         `chances` [n, num_chances] in [0, 1) say what is dropped; training needs them, evaluation drops nothing.
         """
-        unit_chances = None
-        if self.training and chances is not None and self.num_chances:
-            for path, column in zip(self._paths, chances.unbind(1), strict=False):
-                path.chances = column
-            unit_chances = chances[:, len(self._paths) :]
-        maps = self._maps((patches - self.mean) / self.std)
+        of_attention = of_units = None
+        if self.training and self.num_chances:
+            assert chances is not None, "training drops by chances"
+            of_paths, of_attention, of_units = torch.split(chances, self._chance_widths, dim=1)
+            for path, columns in zip(self._paths, torch.split(of_paths, [path.turns for path in self._paths], dim=1), strict=True):
+                path.set_chances(columns)
+        recomputed = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        with statistics_of_this_pass(self.backbone) if recomputed else nullcontext():
+            maps = self._maps(patches)
         vector: Tensor = self.branches(maps)
-        weights, biases = self.hyper(maps[-1])
+        weights, biases = self.hyper(maps[self._read], of_attention)
         with torch.autocast(vector.device.type, enabled=False):
-            raw = target_network(vector.float(), weights, biases, self.dropout if self.training else 0.0, unit_chances)
+            raw = target_network(in_full_precision(vector), weights, biases, self.dropout if self.training else 0.0, of_units)
             return self.output_scale[0] + self.output_scale[1] * raw
 
     def train(self, mode: bool = True) -> HyperIQA:
         super().train(mode)
         if self.frozen_batch_norm:
-            for module in self.backbone.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            for layer in batch_norms(self.backbone):
+                layer.eval()
         return self
 
     def _maps(self, patches: Tensor) -> list[Tensor]:
-        maps = self.backbone(patches)
-        return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else maps
+        return channels_first(self.backbone, self.backbone((patches - self.mean) / self.std))
 
-    def _map_sizes(self, backbone: str, patch_size: int) -> list[int]:
+    def _try(self, backbone: str, patch_size: int) -> tuple[list[int], list[int]]:
+        """One forward pass in evaluation mode tells the channels and the sizes of the maps, and how often each path is taken."""
         try:
-            with torch.no_grad():
-                maps = self.eval()._maps(torch.zeros(1, 3, patch_size, patch_size))
-        except (AssertionError, RuntimeError) as error:
+            with torch.no_grad(), counted_turns(self._paths):
+                maps = self.eval()._maps(torch.zeros(1, 3, patch_size, patch_size, dtype=torch.uint8))
+        except (AssertionError, RuntimeError, ValueError) as error:
             raise ConfigError(
-                f"model.backbone={backbone} does not take patches of {patch_size} pixels ({error}); "
+                f"model.backbone={backbone} does not take patches of {patch_size} pixels ({str(error) or type(error).__name__}); "
                 f"build shards with another --size, or choose another backbone"
             ) from error
         finally:
             self.train()
-        return [m.shape[-1] for m in maps]
-
-
-class LocalDistortionBranches(nn.Module):
-    """Four maps in, the vector that the target network reads out: [n, 224]. No activation, as in the authors' code."""
-
-    def __init__(self, channels: list[int], sizes: list[int]) -> None:
-        super().__init__()
-        narrow = zip(channels[:3], BRANCH_CHANNELS, sizes[:3], BRANCH_CELLS, strict=True)
-        self.pools = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(wide, thin, 1, bias=False), average_pool(size, cells)) for wide, thin, size, cells in narrow
-        )
-        self.pools.append(average_pool(sizes[3], 1))
-        lengths = [thin * cells**2 for thin, cells in zip(BRANCH_CHANNELS, BRANCH_CELLS, strict=True)] + [channels[3]]
-        self.linears = nn.ModuleList(nn.Linear(length, width) for length, width in zip(lengths, BRANCH_WIDTHS, strict=True))
-        _initialise_kaiming(self)
-
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        branches = zip(maps, self.pools, self.linears, strict=True)
-        return torch.cat([linear(pool(m).flatten(1)) for m, pool, linear in branches], dim=1)
-
-
-class HyperNetwork(nn.Module):
-    """The last map in, weights and biases of five target layers per patch out.
-
-    Weight i has the shape [n, out, in] and bias i [n, out]; layer i maps TARGET_WIDTHS[i] to TARGET_WIDTHS[i + 1].
-    """
-
-    def __init__(self, channels: int, size: int) -> None:
-        super().__init__()
-        widths = (channels, *HYPER_WIDTHS.get(channels, HYPER_WIDTHS_ELSE), HYPER_TOP)
-        self.stack = nn.Sequential(average_pool(size, HYPER_CELLS))
-        for wide, thin in pairwise(widths):
-            self.stack.extend([nn.Conv2d(wide, thin, 1), nn.ReLU(inplace=True)])
-        top, cells = HYPER_TOP, HYPER_CELLS**2
-        self.weight_maps = nn.ModuleList(nn.Conv2d(top, into * out // cells, 3, padding=1) for into, out in pairwise(TARGET_WIDTHS[:-1]))
-        self.last_weight = nn.Linear(top, TARGET_WIDTHS[-2] * TARGET_WIDTHS[-1])
-        self.biases = nn.ModuleList(nn.Linear(top, out) for out in TARGET_WIDTHS[1:])
-        for generators in (self.weight_maps, self.last_weight, self.biases):
-            _initialise_kaiming(generators)  # the 1x1 stack keeps PyTorch's own initialisation, as the authors have it
-
-    def forward(self, last_map: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        top = self.stack(last_map)
-        pooled = top.mean(dim=(2, 3))
-        flat = [weight_map(top).flatten(1) for weight_map in self.weight_maps] + [self.last_weight(pooled)]
-        weights = [w.float().view(-1, out, into) for w, (into, out) in zip(flat, pairwise(TARGET_WIDTHS), strict=True)]
-        return weights, [bias(pooled).float() for bias in self.biases]
-
-
-def target_network(
-    vector: Tensor, weights: list[Tensor], biases: list[Tensor], dropout: float = 0.0, chances: Tensor | None = None
-) -> Tensor:
-    """Each patch's vector [n, 224] through its own network: scores [n]. A sigmoid after every layer but the last.
-
-    With a `dropout` rate, `chances` [n, hidden units] in [0, 1) decide which units are dropped, layer by layer.
-    """
-    hidden, used = vector.unsqueeze(2), 0
-    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        hidden = torch.sigmoid(torch.baddbmm(bias.unsqueeze(2), weight, hidden))
-        if dropout:
-            assert chances is not None, "dropout needs chances"
-            width = hidden.shape[1]
-            hidden, used = drop(hidden, chances[:, used : used + width, None], dropout), used + width
-    return torch.baddbmm(biases[-1].unsqueeze(2), weights[-1], hidden).flatten()
-
-
-def average_pool(size: int, cells: int) -> nn.Module:
-    """Mean pooling of a `size` x `size` map to `cells` x `cells`: plain windows where they fit, adaptive ones otherwise.
-
-    The plain kind has a deterministic gradient on every device.
-    """
-    if size == cells:
-        return nn.Identity()
-    return nn.AvgPool2d(size // cells) if size % cells == 0 else nn.AdaptiveAvgPool2d(cells)
-
-
-def features_only(backbone: str, stochastic_depth: float = 0.0) -> nn.Module:
-    """The timm backbone that gives the last four of its maps, with random weights. Raises ConfigError when timm has none."""
-    extra: dict[str, Any] = {"drop_path_rate": stochastic_depth} if stochastic_depth else {}
-    try:
-        return timm.create_model(backbone, features_only=True, pretrained=False, out_indices=(-4, -3, -2, -1), **extra)
-    except (RuntimeError, AttributeError, TypeError, AssertionError, IndexError) as error:
-        close = difflib.get_close_matches(backbone, [*timm.list_models(), *timm.list_models(pretrained=True)])
-        hint = f"; did you mean {' or '.join(close)}?" if close and backbone not in close else ""
-        raise ConfigError(f"model.backbone={backbone}: timm cannot make four feature maps of it ({error}){hint}") from error
-
-
-def _initialise_kaiming(module: nn.Module) -> None:
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(layer.weight)
+        return [m.shape[1] for m in maps], [m.shape[-1] for m in maps]

@@ -55,7 +55,17 @@ class TrainedModel:
 def build_model(config: Config, patch_size: int, output_scale: tuple[float, float]) -> HyperIQA:
     """The model that a config describes, with random weights. `output_scale` is (low, high) of its scores."""
     model = config.model
-    return HyperIQA(model.backbone, patch_size, output_scale, model.dropout, model.stochastic_depth, model.batch_norm == "frozen")
+    return HyperIQA(
+        model.backbone,
+        patch_size,
+        output_scale,
+        model.dropout,
+        model.stochastic_depth,
+        model.batch_norm == "frozen",
+        model.stages,
+        model.stage_attention,
+        model.gradient_checkpointing,
+    )
 
 
 def save_model(

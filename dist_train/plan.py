@@ -15,13 +15,13 @@ from dist_train.collection import Collection, Member, open_collection
 from dist_train.config import Config
 from dist_train.errors import ConfigError
 from dist_train.history import historical_rates
+from dist_train.intervals import FEWEST_IMAGES
 from dist_train.mixture import Mixture, seed_of_set, shares_of
 from dist_train.model_folder import build_model
 from dist_train.optim import LAST_RATIO_EPOCH, STEP_EPOCHS
 from dist_train.order import Order
 from shards.manifest import PARTS
 
-FEWEST_IMAGES = 3  # of which a correlation says anything
 FEW_IMAGES = 50  # below this, one lucky image moves it
 SPAN = 2.5  # standard deviations on either side of the mean that the scores of several sets span
 
@@ -210,6 +210,11 @@ def irreproducible(config: Config, world: int) -> list[str]:
         reasons.append(
             "BatchNorm, if the backbone has it, normalises over one micro-batch: another number of processes, or another "
             "train.micro_batch, gives other numbers (model.batch_norm=frozen gives the same on any)"
+        )
+    if config.model.batch_norm == "sync":
+        reasons.append(
+            "BatchNorm, if the backbone has it, normalises over the micro-batches of all processes together: where each takes its whole "
+            "share at once, another number of processes gives the same up to rounding; another train.micro_batch gives other numbers"
         )
     if config.run.precision != "no":
         reasons.append(f"run.precision={config.run.precision} rounds differently on different hardware")

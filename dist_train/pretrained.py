@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dist_train.backbone import creation_options
 from dist_train.errors import ConfigError
 
 # Packages that ship weights: the file inside the package, and the timm model it holds under other names.
@@ -28,19 +29,19 @@ PACKAGES = {
 }
 
 
-def load_pretrained(module: nn.Module, backbone: str, source: bool | str) -> None:
-    """Fills `module`, the timm backbone `backbone` with features_only, with pretrained weights.
+def load_pretrained(module: nn.Module, backbone: str, source: bool | str, patch_size: int | None = None) -> None:
+    """Fills `module`, the timm backbone `backbone` with features_only for patches of that size, with pretrained weights.
 
-    `source` is the config's model.pretrained. Raises ConfigError saying what could not be had or does not fit, and how
-    to get it.
+    `source` is the config's model.pretrained. timm fits what depends on the size, such as embeddings of positions.
+    Raises ConfigError saying what could not be had or does not fit, and how to get it.
     """
     if source is False:
         return
     logging.getLogger("timm.models").setLevel(logging.ERROR)  # it warns of the classifier's weights, left out on purpose
     weights = None if source is True else backbone_weights(backbone, source)
     try:
-        filled = _filled(backbone, weights)
-        shifted = _filled(backbone, {name: value + 1 for name, value in weights.items()}) if weights is not None else {}
+        filled = _filled(backbone, weights, patch_size)
+        shifted = _filled(backbone, {name: value + 1 for name, value in weights.items()}, patch_size) if weights is not None else {}
     except Exception as error:  # timm, huggingface_hub and the network each raise their own
         raise ConfigError(_explain(backbone, source, error)) from error
     # What stays the same when every number of the file is another does not come from the file.
@@ -70,11 +71,12 @@ def backbone_weights(backbone: str, source: str) -> Mapping[str, Tensor]:
     return _match_in_order(timm.create_model(trained_as, pretrained=False).state_dict(), _read(path))
 
 
-def _filled(backbone: str, weights: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def _filled(backbone: str, weights: Mapping[str, Tensor] | None, patch_size: int | None) -> dict[str, Tensor]:
     """The tensors of the backbone, filled with `weights`, or with timm's download for None; what those lack is drawn anew."""
     overlay = {} if weights is None else {"state_dict": dict(weights), "custom_load": False}
     torch.manual_seed(0)
-    created = timm.create_model(backbone, features_only=True, out_indices=(-4, -3, -2, -1), pretrained=True, pretrained_cfg_overlay=overlay)
+    options = creation_options(backbone, patch_size)
+    created = timm.create_model(backbone, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     tensors: dict[str, Tensor] = created.state_dict()
     return tensors
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dist_train.errors import ConfigError
 from dist_train.journal import read_records
+from dist_train.mapping import CURVES, Curve
+from dist_train.overfitting import train_and_val
 
 COLUMNS = ("srcc", "plcc", "krcc", "rmse", "patch_srcc", "patch_plcc", "spread")
 
@@ -26,8 +30,44 @@ def final_table(status: Mapping[str, Any]) -> str:
         + ("  <- ON TEST: the test figures are too good" if status["selected_on"] == "test" else ""),
         head,
         *rows,
+        *(line for part in ("val", "test") if status.get(part) for line in _further(part, status[part])),
+        *([status["train_and_val"]] if status.get("train_and_val") else []),
     ]
     return "\n".join(told)
+
+
+def cross_table(panels: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row per data set that one model was tested on, from the final panel of each: the table of generalisation.
+
+    Errors in units of the label are left out, because the sets have scales of their own; what the sets share are correlations,
+    with their intervals, raw and after the logistic of 5 parameters.
+    """
+    width = max(len(name) for name in ("data set", *panels))
+    lines = [f"{'data set':<{width}}{'images':>10}{'SRCC':>10}{'95 %':>18}{'PLCC':>10}{'95 %':>18}{'KRCC':>10}{'PLCC mapped':>14}"]
+    for name, panel in panels.items():
+        correlations = "".join(f"{_figure(panel[of]):>10}{_span(panel[of + '_interval']):>18}" for of in ("srcc", "plcc"))
+        lines.append(f"{name:<{width}}{panel['images']:>10,}{correlations}{_figure(panel['krcc']):>10}{_figure(panel['plcc_mapped5']):>14}")
+    return "\n".join(lines)
+
+
+def _further(part: str, panel: Mapping[str, Any]) -> list[str]:
+    """What is told of a part below its row of figures; nothing of a panel that holds no more than that row."""
+    if "srcc_interval" not in panel:
+        return []
+    told = [
+        f"{part}: {_images(panel, panel['images'])}; 95 % intervals: "
+        f"SRCC {_span(panel['srcc_interval'])}, PLCC {_span(panel['plcc_interval'])}"
+    ]
+    for number in CURVES:
+        fit = panel[f"mapping{number}"]
+        figures = f"PLCC {_figure(panel[f'plcc_mapped{number}'])}, RMSE {_figure(panel[f'rmse_mapped{number}'])} ({fit['status']})"
+        told.append(f"{part}: after the {number}-parameter logistic: {figures if fit['parameters'] else fit['status']}")
+    if panel["outlier_ratio"] is not None and not math.isnan(panel["outlier_ratio"]):
+        told.append(
+            f"{part}: beyond two standard deviations of the ratings: {panel['outlier_ratio']:.1%} of the images, "
+            f"RMSE of what is beyond {_figure(panel['rmse_epsilon'])}"
+        )
+    return told
 
 
 def draw_report(folder: Path) -> Path:
@@ -66,7 +106,8 @@ def draw_report(folder: Path) -> Path:
         if best is not None:
             axes.axvline(best, color="grey", linewidth=0.8)
         axes.legend()
-    order.set(title="SRCC (train: as said while the weights moved)", xlabel="epoch")
+    order.set(title="SRCC (train: as said while the weights moved)")
+    order.set_xlabel(f"epoch\n{train_and_val(epochs)}", fontsize=8)
     spread.set(title="spread of the patch scores within images", xlabel="epoch", ylabel="label units")
     _draw_scatter(scatter, folder, status)
     path = folder / "report.png"
@@ -95,17 +136,48 @@ def _draw_scatter(axes: Any, folder: Path, status: Mapping[str, Any]) -> None:
     opinions, scores = ([float(row[column]) for row in rows] for column in ("opinion", "score"))
     axes.scatter(opinions, scores, s=8, alpha=0.6)
     ends = [min(opinions), max(opinions)]
-    axes.plot(ends, ends, color="grey", linewidth=0.8)
+    axes.plot(ends, ends, color="grey", linewidth=0.8, label="score = opinion")
     panel = status[part]
+    _draw_curve(axes, scores, panel)
+    axes.legend()
+    axes.set_title(_scatter_title(part, panel, len(rows)), fontsize=10)
     axes.set(
-        title=f"{part}: SRCC {_figure(panel['srcc'])}, PLCC {_figure(panel['plcc'])}, {len(rows)} images",
         xlabel=f"opinion: {status['label']}",
         ylabel="score",
     )
 
 
+def _draw_curve(axes: Any, scores: Sequence[float], panel: Mapping[str, Any]) -> None:
+    """The logistic from scores to opinions: the one of 5 parameters, else of 4; where there is none, why, in the legend."""
+    fits = {number: panel.get(f"mapping{number}") or {} for number in sorted(CURVES, reverse=True)}
+    fitted = {number: fit["parameters"] for number, fit in fits.items() if fit.get("parameters")}
+    if fitted:
+        number, parameters = next(iter(fitted.items()))
+        heights = np.linspace(min(scores), max(scores), 200)
+        curve = Curve("fitted", tuple(parameters))
+        axes.plot(curve(heights), heights, color="tab:red", linewidth=1.2, label=f"{number}-parameter logistic")
+    elif panel.get("mapping5"):
+        axes.plot([], [], " ", label=f"logistic {panel['mapping5']['status']}")
+
+
+def _scatter_title(part: str, panel: Mapping[str, Any], images: int) -> str:
+    spans = {name: f" ({_span(panel[f'{name}_interval'])})" if panel.get(f"{name}_interval") else "" for name in ("srcc", "plcc")}
+    told = ", ".join(f"{name.upper()} {_figure(panel[name])}{spans[name]}" for name in ("srcc", "plcc"))
+    return f"{part}, {_images(panel, images)}\n{told}"
+
+
+def _images(panel: Mapping[str, Any], images: int) -> str:
+    """How many images, and of how many contents where several show the same."""
+    contents = panel.get("contents", images)
+    return f"{images:,} images" + (f" of {contents:,} content{'s' * (contents > 1)}" if contents < images else "")
+
+
 def _cell(value: float | None) -> str:
     return f"{_figure(value):>12}"
+
+
+def _span(ends: Sequence[float | None]) -> str:
+    return " to ".join(_figure(end) for end in ends)
 
 
 def _figure(value: float | None) -> str:

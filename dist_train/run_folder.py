@@ -17,7 +17,16 @@ FINISHED = ("finished", "stopped early")
 
 # What may change between two sessions of one run, besides where the shards lie. The result stays the same up to rounding, but
 # for what `plan` lists as not reproducible: BatchNorm sees other micro-batches.
-FREE = ("run.folder", "run.device", "run.processes", "data.workers", "train.micro_batch", "save.", "log.")
+FREE = (
+    "run.folder",
+    "run.device",
+    "run.processes",
+    "data.workers",
+    "train.micro_batch",
+    "model.gradient_checkpointing",
+    "save.",
+    "log.",
+)
 
 
 def enter_run_folder(plan: Plan) -> bool:
@@ -53,6 +62,15 @@ def about_data(plan: Plan) -> dict[str, Any]:
         "data_fingerprint": "+".join(member.shards.fingerprint for member in members),
         "split": " + ".join(member.split for member in members),
         "split_fingerprint": "+".join(member.split_fingerprint() for member in members),
+        "trained_on": {
+            member.name: {
+                "data_set": member.shards.manifest["data_set"],
+                "data_fingerprint": member.shards.fingerprint,
+                "split": member.split,
+                "split_fingerprint": member.split_fingerprint(),
+            }
+            for member in members
+        },
     }
 
 

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from dist_train import ranks
 from dist_train.averaging import average_of
+from dist_train.backbone import synchronise_batch_norm
 from dist_train.checkpoint import Checkpoint, load_checkpoint, newest_complete_checkpoint, save_checkpoint
 from dist_train.collection import Collection
 from dist_train.config import Config
@@ -123,9 +124,12 @@ def open_training(plan: Plan, accelerator: Accelerator) -> Training:
     torch.manual_seed(config.run.seed)
     model = build_model(config, plan.collection.patch_size, plan.output_scale)
     if checkpoint is None:
-        ranks.first_does(lambda: load_pretrained(model.backbone, config.model.backbone, config.model.pretrained))  # DDP hands them on
+        size = plan.collection.patch_size
+        ranks.first_does(lambda: load_pretrained(model.backbone, config.model.backbone, config.model.pretrained, size))  # DDP hands them on
     else:
         model.load_state_dict(checkpoint.model)
+    if config.model.batch_norm == "sync":
+        synchronise_batch_norm(model.backbone, accelerator.device, ranks.world())
     model.to(memory_format=torch.channels_last).train()
     wrapped, optimizer = accelerator.prepare(model, build_adam(model, config.optim))
     average = average_of(model, config.ema.decay) if config.ema.decay is not None else None

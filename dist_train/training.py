@@ -31,14 +31,15 @@ from dist_train.chances import draw_chances
 from dist_train.config import Config
 from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batches
 from dist_train.errors import ConfigError, TrainingError
-from dist_train.evaluation import Scores, panel_of, score_part, write_scores
-from dist_train.gradient import Targets, accumulate_gradient
+from dist_train.evaluation import Scores, final_panel_of, panel_of, score_part, write_scores
+from dist_train.gradient import Targets, accumulate_gradient, rehearse
 from dist_train.history import forget_hyper_gradient, forget_moments
-from dist_train.journal import finite_or_none
+from dist_train.journal import finite_or_none, read_records
 from dist_train.launch import refuse_another_world
 from dist_train.model import HyperIQA
 from dist_train.model_folder import WEIGHTS, Cutting, save_model
 from dist_train.optim import set_rates
+from dist_train.overfitting import train_and_val
 from dist_train.plan import Plan, describe_plan, make_plan
 from dist_train.report import draw_report, final_table
 from dist_train.run_folder import about_data, enter_run_folder, record_failure, write_status
@@ -55,7 +56,7 @@ def train(config: Config) -> None:
 
     Started by every rank. Raises ConfigError or ShardError for what the user can mend, TrainingError for what went wrong.
     """
-    accelerator = _start(config)
+    accelerator = open_accelerator(config)
     refuse_another_world(accelerator.num_processes, config.run.processes)
     ranks.connect()
     plan = make_plan(config, ranks.world())
@@ -91,6 +92,9 @@ def _train_until_done(training: Training, request: StopRequest) -> str | None:
     """Steps and verdicts until the run has ended (None), or until somebody asks to stop (who)."""
     plan, progress, save = training.plan, training.progress, training.config.save
     refuse_bad_groups(training.model, training.optimizer)
+    size = plan.collection.patch_size
+    blank = torch.zeros(plan.micro_batch, training.config.data.patches_per_image, 3, size, size, dtype=torch.uint8)
+    rehearse(training.wrapped, blank.to(training.accelerator.device), training.model.num_chances)
     batches = _training_batches(training)
     saved = time.monotonic()
     while not progress.stopped:
@@ -231,6 +235,7 @@ def _finish(training: Training) -> None:
     early = progress.epochs_judged < config.train.epochs
     reason = f"{config.stop.patience} epochs without a better {chooser} SRCC" if early else f"all {config.train.epochs} epochs are done"
     status = status_of(training) | {"status": "stopped early" if early else "finished", "reason": reason} | figures
+    status["train_and_val"] = train_and_val(read_records(folder / "metrics.jsonl"))
     write_status(folder, status)
     draw_report(folder)
     training.journal.say(final_table(status))
@@ -252,7 +257,7 @@ def _test_best(training: Training, model: HyperIQA, suffix: str) -> dict[str, An
     if scores is None:
         return {}
     write_scores(folder, f"scores-test{suffix}", scores, training.plan.collection)
-    return {"best_epoch": about["epoch"], "val": about["panels"].get("val"), "test": panel_of(scores)}
+    return {"best_epoch": about["epoch"], "val": about["panels"].get("val"), "test": final_panel_of(scores, training.plan.collection)}
 
 
 def _leave_unfinished(training: Training, stopped_by: str) -> None:
@@ -262,7 +267,8 @@ def _leave_unfinished(training: Training, stopped_by: str) -> None:
     training.journal.say(f"stopped by {stopped_by} after step {training.progress.step}; the same command goes on from there")
 
 
-def _start(config: Config) -> Accelerator:
+def open_accelerator(config: Config) -> Accelerator:
+    """Joins the processes, on the device and in the precision of the config. Raises ConfigError when this machine has no such precision."""
     torch.backends.cudnn.benchmark = False  # it would choose another algorithm, and so another rounding, on every start
     torch.backends.cudnn.deterministic = True
     patience = InitProcessGroupKwargs(timeout=ranks.TIMEOUT)
@@ -292,7 +298,8 @@ def _save_best(training: Training, model: HyperIQA, best: Best, scores: dict[str
     config, collection = training.config, training.plan.collection
 
     def save() -> None:
-        about = {"epoch": best.early_stop.best_epoch, "panels": finite_or_none(best.panels)} | about_data(training.plan)
+        panels = {part: final_panel_of(found, collection) for part, found in scores.items()}
+        about = {"epoch": best.early_stop.best_epoch, "panels": finite_or_none(panels)} | about_data(training.plan)
         for part, found in scores.items():
             write_scores(config.run.folder, f"scores-{part}{suffix}", found, collection)
         scales = {member.name: member.scale for member in collection.members}

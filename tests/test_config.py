@@ -129,6 +129,7 @@ def test_every_mistake_of_a_file_is_told_at_once(tmp_path: Path) -> None:
         "model.dropout=1.0",
         "model.stochastic_depth=-0.1",
         "model.batch_norm=synced",
+        "model.stage_attention=true",
         "model.output=logits",
         "model.pretrained=[1]",
         "optim.lr=0",

@@ -12,10 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dist_train.metrics import agreement, agreement_of_patches, per_image, two_level_panel
+from dist_train.metrics import (
+    agreement,
+    agreement_of_patches,
+    beyond_tolerance,
+    image_figures,
+    per_image,
+    root_mean_square,
+    two_level_panel,
+)
+from dist_train.stopping import EarlyStop, Verdict
 
 quickly = settings(max_examples=50, deadline=None)
-few_levels = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=20)  # so that ties are common
+few_levels = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=20)  # so that ties are common
 
 
 def test_ties_share_their_mean_rank() -> None:
@@ -71,15 +80,72 @@ def test_one_score_that_is_no_number_leaves_no_correlation_to_be_the_best(bad: f
     assert not math.isfinite(found["rmse"])
 
 
-def test_two_images_are_enough() -> None:
-    found = agreement(np.array([3.0, 1.0]), np.array([1.0, 3.0]))
-    assert [found[name] for name in ("srcc", "plcc", "krcc", "rmse")] == pytest.approx([-1, -1, -1, 2])
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_fewer_than_three_images_have_no_correlation(n: int) -> None:
+    found = agreement(np.array([3.0, 1.0])[:n], np.array([1.0, 3.0])[:n])  # two always lie on a line
+    assert all(math.isnan(found[name]) for name in ("srcc", "plcc", "krcc"))
+    assert found["rmse"] == pytest.approx(2) if n else math.isnan(found["rmse"])
+    assert not math.isnan(agreement(np.array([3.0, 1.0, 2.0]), np.array([1.0, 3.0, 2.0]))["srcc"])
+
+
+def test_no_correlation_is_never_the_best_epoch() -> None:
+    nothing = agreement(np.full(5, 50.0), np.arange(5.0))["srcc"]
+    rule, verdict = EarlyStop(patience=3).judge(0, nothing)
+    assert (rule.best, verdict) == (None, Verdict.NO_BETTER)
+    rule, verdict = rule.judge(1, -0.9)  # even a very bad epoch is better than none
+    assert verdict is Verdict.NEW_BEST
+    assert rule.judge(2, nothing)[1] is Verdict.NO_BETTER
+
+
+def test_scores_that_differ_by_rounding_alone_are_equal() -> None:
+    means = 0.1 * 3 / 3 * np.array([1, 1 + 2e-16, 1 - 2e-16, 1 + 4e-16])  # as float64 means of equal float32 scores may be
+    assert len(np.unique(means)) > 1
+    assert all(math.isnan(agreement(means, np.arange(4.0))[name]) for name in ("srcc", "plcc", "krcc"))
+    assert agreement(np.float32(0.1) + np.arange(4) * np.float32(1e-8), np.arange(4.0))["srcc"] == pytest.approx(1)
 
 
 def test_a_model_that_learns_dmos_agrees_with_dmos() -> None:
     dmos = np.array([5.0, 20.0, 60.0, 90.0])  # lower is better; the model is asked for just these numbers
     assert agreement(dmos + 1, dmos)["srcc"] == pytest.approx(1)
-    assert agreement(100 - dmos, dmos)["srcc"] == pytest.approx(-1)
+    assert agreement(100 - dmos, dmos)["srcc"] == pytest.approx(-1)  # right about quality, on the opposite scale
+
+
+def test_a_score_counts_as_an_error_only_beyond_two_standard_deviations() -> None:
+    errors, stds = np.array([3.0, -3.0, 0.5, -5.0]), np.array([1.0, 1.5, 1.0, 1.0])  # beyond: 1, 0, 0 and 3
+    assert beyond_tolerance(errors, 2 * stds) == {"rmse_epsilon": pytest.approx(math.sqrt(10 / 4)), "outlier_ratio": 0.5}
+    assert beyond_tolerance(errors, 0 * stds) == {"rmse_epsilon": pytest.approx(root_mean_square(errors)), "outlier_ratio": 1.0}
+
+
+@pytest.mark.parametrize("stds", [[np.nan] * 5, [1.0, 1.0, np.nan, 1.0, 1.0]], ids=["no image", "not every image"])
+def test_without_a_deviation_for_every_image_there_is_no_outlier_ratio(stds: list[float]) -> None:
+    found = image_figures(np.arange(5.0), np.arange(5.0), np.array(stds), 5)
+    assert math.isnan(found["rmse_epsilon"]) and math.isnan(found["outlier_ratio"])
+
+
+def test_a_score_that_is_no_number_is_an_outlier_and_has_no_figures() -> None:
+    found = image_figures(np.array([1.0, np.nan, 3.0, 4.0, 5.0, 6.0, 7.0]), np.arange(7.0), np.full(7, 10.0), 7)
+    assert found["outlier_ratio"] == pytest.approx(1 / 7)
+    assert all(math.isnan(found[name]) for name in ("rmse_epsilon", "plcc_mapped4", "rmse_mapped5"))
+    assert np.isnan(found["srcc_interval"]).all() and np.isnan(found["plcc_interval"]).all()
+
+
+def test_figures_of_a_bent_scale_are_better_after_the_curve() -> None:
+    opinions = np.linspace(0, 100, 60)
+    scores = 50 + 12 * np.log((opinions + 3) / (103 - opinions))  # opinions are a logistic of them
+    found = image_figures(scores, opinions, np.full(60, np.nan), 12)
+    plcc = stats.pearsonr(scores, opinions).statistic
+    for number in (4, 5):
+        assert found[f"plcc_mapped{number}"] == pytest.approx(1, abs=1e-6) and plcc < 0.999
+        assert found[f"rmse_mapped{number}"] < 0.1 < root_mean_square(scores - opinions)
+    assert (found["images"], found["contents"]) == (60, 12)
+    assert len(found["mapping4"]["parameters"]) == 4 and len(found["mapping5"]["parameters"]) == 5
+
+
+def test_where_no_curve_can_be_fitted_the_raw_figure_is_not_put_in_its_place() -> None:
+    found = image_figures(np.arange(4.0), np.arange(4.0), np.ones(4), 4)
+    for number in (4, 5):
+        assert math.isnan(found[f"plcc_mapped{number}"]) and math.isnan(found[f"rmse_mapped{number}"])
+        assert found[f"mapping{number}"] == {"status": f"not fitted: 4 different scores for {number} parameters", "parameters": None}
 
 
 def test_float32_scores_are_averaged_in_float64() -> None:

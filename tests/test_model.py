@@ -1,4 +1,4 @@
-"""HyperIQA against the facts of the paper's code: every size, and every number of a slow and plain re-computation."""
+"""HyperIQA and its variants: every size, every number that is dropped, and every backbone that it takes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ import numpy as np
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
+from plain_hyperiqa import TARGET, cells_of
 from torch import Tensor, nn
 
+from dist_train.backbone import batch_norms, synchronise_batch_norm
+from dist_train.branches import average_pool
 from dist_train.chances import ChosenPath, draw_chances
+from dist_train.config import Loss
 from dist_train.errors import ConfigError
-from dist_train.model import HyperIQA, average_pool, target_network
-
-TARGET = [(112, 224), (56, 112), (28, 56), (14, 28), (1, 14)]  # (out, in) of the target network's layers
+from dist_train.gradient import Targets, accumulate_gradient
+from dist_train.hyper import target_network
+from dist_train.model import HyperIQA
 
 
 def patches_of(size: int, number: int = 2, seed: int = 0) -> Tensor:
@@ -69,107 +74,12 @@ def test_the_parts_have_the_authors_numbers_of_parameters(resnet50: HyperIQA) ->
 
 def test_every_patch_gets_33334_weights_and_211_biases_of_its_own(resnet50: HyperIQA) -> None:
     with torch.no_grad():
-        weights, biases = resnet50.hyper(torch.rand(2, 2048, 7, 7))
+        weights, biases = resnet50.hyper([torch.rand(2, 2048, 7, 7)])
     assert [tuple(weight.shape) for weight in weights] == [(2, *shape) for shape in TARGET]
     assert [tuple(bias.shape) for bias in biases] == [(2, out) for out, _ in TARGET]
     assert sum(weight[0].numel() for weight in weights) == 33_334
     assert sum(bias[0].numel() for bias in biases) == 211
     assert not torch.equal(weights[0][0], weights[0][1])
-
-
-# The plain re-computation: one patch at a time, from the facts alone, with nothing of torch.nn.
-
-
-def cells_of(plane: Tensor, window: int) -> Tensor:
-    """[channels, size, size] -> the mean of each window: [channels, size / window, size / window]."""
-    number = plane.shape[1] // window
-    rows = []
-    for y in range(number):
-        cells = [plane[:, y * window : (y + 1) * window, x * window : (x + 1) * window].mean(dim=(1, 2)) for x in range(number)]
-        rows.append(torch.stack(cells, dim=1))
-    return torch.stack(rows, dim=1)
-
-
-def pointwise(weight: Tensor, plane: Tensor) -> Tensor:
-    """A 1x1 convolution of one [channels, height, width]."""
-    return torch.einsum("oc,chw->ohw", weight[:, :, 0, 0], plane)
-
-
-def three_by_three(weight: Tensor, bias: Tensor, plane: Tensor) -> Tensor:
-    """A 3x3 convolution of one [channels, 7, 7] with a border of zeros."""
-    height, width = plane.shape[1:]
-    bordered = torch.zeros(plane.shape[0], height + 2, width + 2)
-    bordered[:, 1:-1, 1:-1] = plane
-    out = bias[:, None, None]
-    for dy in range(3):
-        for dx in range(3):
-            out = out + torch.einsum("oc,chw->ohw", weight[:, :, dy, dx], bordered[:, dy : dy + height, dx : dx + width])
-    return out
-
-
-def plain_score(model: HyperIQA, maps: list[Tensor]) -> Tensor:
-    """One patch's score from its four maps [channels, size, size], sizes 56, 28, 14 and 7."""
-    branches = dict(model.branches.named_parameters())
-    convolutions = [tensor for tensor in branches.values() if tensor.ndim == 4]
-    lines = [(tensor, branches[name.replace("weight", "bias")]) for name, tensor in branches.items() if tensor.ndim == 2]
-    narrow = [cells_of(pointwise(weight, plane), 7) for weight, plane in zip(convolutions, maps, strict=False)] + [maps[3].mean(dim=(1, 2))]
-    vector = torch.cat([weight @ pooled.reshape(-1) + bias for (weight, bias), pooled in zip(lines, narrow, strict=True)])
-
-    tensors = list(model.hyper.parameters())
-    top = maps[3]
-    for weight, bias in zip(tensors[0:6:2], tensors[1:6:2], strict=True):
-        top = (pointwise(weight, top) + bias[:, None, None]).clamp(min=0)
-    pooled = top.mean(dim=(1, 2))
-    made_weights = [three_by_three(weight, bias, top) for weight, bias in zip(tensors[6:14:2], tensors[7:14:2], strict=True)]
-    made_weights.append(tensors[14] @ pooled + tensors[15])
-    made_biases = [weight @ pooled + bias for weight, bias in zip(tensors[16::2], tensors[17::2], strict=True)]
-
-    hidden = vector
-    for layer, (out, into) in enumerate(TARGET):
-        hidden = made_weights[layer].reshape(out, into) @ hidden + made_biases[layer]
-        if layer < 4:
-            hidden = (1 + torch.tanh(hidden / 2)) / 2  # the sigmoid, safe for large numbers
-    return hidden[0]
-
-
-@pytest.fixture(scope="module")
-def lively() -> HyperIQA:
-    """ResNet-50 as if trained: maps of unit variance and a hyper network that tells patches apart."""
-    model = made("resnet50.tv_in1k", 224).train()
-    with torch.no_grad():
-        for layer in model.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.weight.fill_(1.0)
-                layer.momentum = 1.0
-        for tensor in model.hyper.stack.parameters():
-            tensor.mul_(2.0)
-        model(patches_of(224))
-    return model.eval()
-
-
-def test_scores_and_gradients_are_those_of_a_plain_computation_patch_by_patch(lively: HyperIQA) -> None:
-    pixels = patches_of(224)
-
-    def gradients() -> dict[str, Tensor]:
-        found = {name: tensor.grad.clone() for name, tensor in lively.named_parameters() if tensor.grad is not None}
-        lively.zero_grad()
-        return found
-
-    scores = lively(pixels)
-    scores.sum().backward()
-    found = gradients()
-
-    maps = lively.backbone((pixels - lively.mean) / lively.std)
-    assert [tuple(m.shape[1:]) for m in maps] == [(256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)]
-    plain = torch.stack([plain_score(lively, [m[patch] for m in maps]) for patch in range(2)])
-    plain.sum().backward()
-    expected = gradients()
-
-    assert abs(scores[0] - scores[1]) > 0.1 * abs(scores[0])  # patches that could not be mistaken for each other
-    torch.testing.assert_close(scores, plain, rtol=1e-5, atol=1e-6)
-    assert found.keys() == expected.keys() == dict(lively.named_parameters()).keys()
-    for name, gradient in expected.items():
-        assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name  # float32 through fifty layers
 
 
 def test_a_swin_speaks_channels_last_and_is_turned() -> None:
@@ -179,7 +89,7 @@ def test_a_swin_speaks_channels_last_and_is_turned() -> None:
         raw = model.backbone((pixels - model.mean) / model.std)
         assert [tuple(m.shape[1:]) for m in raw] == [(56, 56, 96), (28, 28, 192), (14, 14, 384), (7, 7, 768)]
         vector = model.branches([m.movedim(-1, 1) for m in raw])
-        expected = target_network(vector, *model.hyper(raw[-1].movedim(-1, 1)))
+        expected = target_network(vector, *model.hyper([raw[-1].movedim(-1, 1)]))
         torch.testing.assert_close(model(pixels), expected)
     assert shapes(model.hyper.stack)[::2] == [(512, 768, 1, 1), (256, 512, 1, 1), (112, 256, 1, 1)]
 
@@ -288,10 +198,64 @@ def test_stochastic_depth_reaches_the_backbone() -> None:
 
 def test_a_branch_that_is_taken_weighs_more_so_that_the_expectation_stays() -> None:
     path = ChosenPath(0.2).train()
-    path.chances = draw_chances(0, 0, np.arange(10_000), 1, 1)[:, 0, 0]
+    path.turns = 1
+    path.set_chances(draw_chances(0, 0, np.arange(10_000), 1, 1)[:, 0])
     taken = path(torch.ones(10_000, 1, 1, 1)).flatten()
     assert set(taken.unique().tolist()) == {0.0, 1.25}
     assert taken.mean().item() == pytest.approx(1, abs=0.02)
+
+
+def test_a_path_that_is_taken_twice_has_a_chance_for_each_time() -> None:
+    path = ChosenPath(0.5).train()
+    path.turns = 2
+    path.set_chances(torch.tensor([[0.1, 0.9], [0.9, 0.1]]))
+    ones = torch.ones(2, 1)
+    for _ in range(2):  # forward, and once more in the backward pass
+        assert path(ones).tolist() == [[0.0], [2.0]]
+        assert path(ones).tolist() == [[2.0], [0.0]]
+
+
+def test_the_rows_of_a_patch_are_taken_or_skipped_together() -> None:
+    path = ChosenPath(0.5).train()
+    path.turns = 1
+    path.set_chances(torch.tensor([[0.1], [0.9]]))
+    assert path(torch.ones(6, 1, 1)).flatten().tolist() == [0, 0, 0, 2, 2, 2]
+
+
+# What they have of their own: a path taken twice, twice or once, with rows of windows, with rows of pixels, none where its rate is 0,
+# a dropout in each attention, channels last.
+DROPPING = {
+    "cait_xxs24_224": 48,
+    "edgenext_xx_small": 14,
+    "mobilevit_xxs": 24,
+    "tnt_s_legacy_patch16_224": 44,
+    "tf_efficientnet_lite0": 9,
+    "vit_relpos_small_patch16_224": 22,
+    "swin_tiny_patch4_window7_224": 22,
+}
+
+
+@pytest.mark.parametrize("backbone", DROPPING)
+def test_each_patch_skips_branches_by_its_own_chances_and_by_nothing_else(backbone: str) -> None:
+    model = made(backbone, 64, stochastic_depth=0.5, frozen_batch_norm=True).train()
+    assert model.num_chances == DROPPING[backbone]
+    pixels, chances = patches_of(64, 3), draw_chances(0, 0, np.arange(3), 1, model.num_chances)[:, 0]
+    with torch.no_grad():
+        first = model(pixels, chances)
+        torch.manual_seed(99)
+        assert torch.equal(model(pixels, chances), first)  # no generator has a say
+        for column in (0, model.num_chances - 1):
+            other = chances.clone()
+            other[1, column] = 1.0 - other[1, column].round()  # taken instead of skipped, or the other way round
+            rate_matters = (model(pixels, other) != first).tolist()
+            assert rate_matters in ([False, True, False], [False, False, False])
+        nothing = chances.clone()
+        nothing[1] = 0.0
+        assert (model(pixels, nothing) != first).tolist() == [False, True, False]
+
+
+def test_without_stochastic_depth_nothing_is_dropped_whatever_timm_would_do() -> None:
+    assert made("swin_tiny_patch4_window7_224", 64).num_chances == 0  # timm's own rate is 0.1
 
 
 def test_generators_and_branches_start_kaiming_normal(resnet50: HyperIQA) -> None:
@@ -333,11 +297,167 @@ def test_an_unknown_backbone_is_an_error_that_names_the_one_meant(name: str, mea
         HyperIQA(name)
 
 
-def test_a_patch_size_that_the_backbone_does_not_take_is_an_error_that_says_so() -> None:
-    with pytest.raises(ConfigError, match=r"model\.backbone=vit_tiny_patch16_224 does not take patches of 160 pixels"):
-        HyperIQA("vit_tiny_patch16_224", 160)
+@pytest.mark.parametrize("size", [64, 225])
+def test_a_patch_size_that_the_backbone_does_not_take_is_an_error_that_says_so(size: int) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.backbone=efficientformer_l1 does not take patches of {size} pixels \(.+\)"):
+        HyperIQA("efficientformer_l1", size)
 
 
 def test_a_backbone_without_stochastic_depth_is_an_error_that_says_so() -> None:
     with pytest.raises(ConfigError, match="drop_path"):
         HyperIQA("vgg11", 64, stochastic_depth=0.1)
+
+
+# Variants
+
+
+def parameters(backbone: str, **options: object) -> float:
+    """In millions."""
+    with torch.device("meta"):
+        return sum(tensor.numel() for tensor in made(backbone, 224, **options).parameters()) / 1e6
+
+
+@pytest.mark.parametrize(("size", "millions"), [("tiny", 29.5), ("small", 50.8), ("base", 89.1)])
+def test_a_swin_that_reads_all_stages_by_attention_has_the_parameters_of_the_original(size: str, millions: float) -> None:
+    assert round(parameters(f"swin_{size}_patch4_window7_224", stages="all", stage_attention=True), 1) == millions
+
+
+@pytest.mark.parametrize(("size", "channels"), [("tiny", 1440), ("base", 1920)])
+def test_all_stages_of_a_swin_are_read_side_by_side(size: str, channels: int) -> None:
+    with torch.device("meta"):
+        hyper = made(f"swin_{size}_patch4_window7_224", 224, stages="all").hyper
+    assert shapes(hyper.stack)[::2] == [(512, channels, 1, 1), (256, 512, 1, 1), (112, 256, 1, 1)]
+
+
+@pytest.mark.parametrize("dropping", [False, True])
+def test_attention_weighs_the_stages_as_a_plain_computation_does(dropping: bool) -> None:
+    hyper = made("convnext_atto", 224, stages="all", stage_attention=True).hyper.train(dropping)
+    maps = [torch.rand(3, channels, size, size) for channels, size in ((40, 56), (80, 28), (160, 14), (320, 7))]
+    chances = draw_chances(0, 0, np.arange(3), 1, 256)[:, 0]
+    assert (chances < 0.5).sum(dim=1).min() > 100
+    read: list[Tensor] = []
+    hyper.stack.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    with torch.no_grad():
+        hyper(maps, chances if dropping else None)
+        for patch in range(3):
+            hidden = (hyper.attention.hidden.weight @ maps[3][patch].mean(dim=(1, 2)) + hyper.attention.hidden.bias).clamp(min=0)
+            if dropping:
+                hidden = torch.stack([2 * unit if chance >= 0.5 else 0 * unit for unit, chance in zip(hidden, chances[patch], strict=True)])
+            raised = (hyper.attention.weights.weight @ hidden + hyper.attention.weights.bias).exp()
+            pooled = [cells_of(m[patch], m.shape[-1] // 7) for m in maps]
+            expected = torch.cat([share * cells for share, cells in zip(raised / raised.sum(), pooled, strict=True)])
+            torch.testing.assert_close(read[0][patch], expected)
+
+
+def test_the_chances_of_attention_branches_and_units_are_each_ones_own() -> None:
+    model = made("convnext_atto", 64, stages="all", stage_attention=True, dropout=0.5, stochastic_depth=0.5).train()
+    paths, units = 11, 112 + 56 + 28 + 14
+    assert model.num_chances == paths + 256 + units
+    pixels, all_taken = patches_of(64, 2), torch.ones(2, model.num_chances)
+    with torch.no_grad():
+        scores = {model(pixels, all_taken)[0].item()}
+        for part in (slice(0, paths), slice(paths, paths + 256), slice(paths + 256, None)):
+            chances = all_taken.clone()
+            chances[0, part] = 0.0
+            scores.add(model(pixels, chances)[0].item())
+    assert len(scores) == 4
+
+
+SIZES = {  # of the first and the last map for patches of 160, 224, 256 and 384 pixels
+    "resnet26": [(40, 5), (56, 7), (64, 8), (96, 12)],
+    "swin_tiny_patch4_window7_224": [(40, 5), (56, 7), (64, 8), (96, 12)],
+    "swinv2_tiny_window8_256": [(40, 5), (56, 7), (64, 8), (96, 12)],
+    "convnext_atto": [(40, 5), (56, 7), (64, 8), (96, 12)],
+    "tf_efficientnet_lite0": [(40, 5), (56, 7), (64, 8), (96, 12)],
+    "maxvit_pico_rw_256": [(40, 5), (56, 7), (64, 8), (96, 12)],
+    "mobilenetv3_small_100": [(40, 5), (56, 7), (64, 8), (96, 12)],
+    "regnety_002": [(40, 5), (56, 7), (64, 8), (96, 12)],
+    "mambaout_femto": [(40, 5), (56, 7), (64, 8), (96, 12)],
+    "vit_tiny_patch16_224": [(10, 10), (14, 14), (16, 16), (24, 24)],
+}
+
+
+@pytest.mark.parametrize("backbone", SIZES)
+def test_a_backbone_takes_patches_of_many_sizes(backbone: str) -> None:
+    for size, (first, last) in zip((160, 224, 256, 384), SIZES[backbone], strict=True):
+        with torch.device("meta"):
+            model = made(backbone, size, stages="all")
+            maps = model.eval()._maps(torch.zeros(2, 3, size, size))
+        assert [maps[0].shape[-1], maps[3].shape[-1]] == [first, last]
+        assert model.branches(maps).shape == (2, 224)
+        assert model.hyper(maps)[0][0].shape == (2, 112, 224)
+
+
+# BatchNorm of all processes together
+
+
+def test_synchronised_batch_norm_is_refused_where_there_are_no_gpus() -> None:
+    with pytest.raises(ConfigError, match=r"model\.batch_norm=sync needs a GPU for each of the 2 processes.*frozen"):
+        synchronise_batch_norm(made("resnet18", 64).backbone, torch.device("cpu"), 2)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "tf_efficientnet_lite0"])
+def test_synchronised_batch_norm_keeps_names_numbers_and_activations(backbone: str) -> None:
+    model = made(backbone, 64).eval()
+    names, layers = list(model.state_dict()), len(batch_norms(model.backbone))
+    with torch.no_grad():
+        before = model(patches_of(64))
+        synchronise_batch_norm(model.backbone, torch.device("cpu"), 1)
+        assert not any(isinstance(layer, nn.SyncBatchNorm) for layer in model.modules())  # one process is plain
+        synchronise_batch_norm(model.backbone, torch.device("cuda"), 2)
+        assert torch.equal(model.eval()(patches_of(64)), before)
+    assert list(model.state_dict()) == names
+    assert sum(isinstance(layer, nn.SyncBatchNorm) for layer in model.modules()) == layers > 0
+
+
+# Gradient checkpointing
+
+
+@pytest.mark.parametrize(
+    "backbone", ["resnet26", "tf_efficientnet_lite0", "swin_tiny_patch4_window7_224", "cait_xxs24_224", "maxvit_pico_rw_256"]
+)
+def test_gradient_checkpointing_gives_the_same_step_for_less_memory(backbone: str) -> None:
+    kept: dict[bool, int] = {}
+    found: dict[bool, dict[str, Tensor]] = {}
+    for checkpointing in (False, True):
+        model = made(backbone, 64, stochastic_depth=0.3, gradient_checkpointing=checkpointing).train()
+        chances = draw_chances(0, 0, np.arange(4), 1, model.num_chances)[:, 0]
+        storages: dict[int, Tensor] = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, s=storages: s.setdefault(t.untyped_storage().data_ptr(), t) is None or t, lambda t: t
+        ):
+            scores = model(patches_of(64, 4), chances)
+        scores.sum().backward()
+        own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+        kept[checkpointing] = sum(tensor.untyped_storage().nbytes() for place, tensor in storages.items() if place not in own)
+        found[checkpointing] = (
+            {"scores": scores.detach()} | model.state_dict() | {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
+        )
+    assert found[True].keys() == found[False].keys()  # so a checkpoint of the one is a checkpoint of the other
+    for name, value in found[False].items():
+        if name.endswith("num_batches_tracked"):  # counts the second time, too; nothing reads it
+            continue
+        assert torch.equal(found[True][name], value), name  # running statistics included: they are learnt once
+    assert kept[True] < 0.5 * kept[False]
+
+
+def test_gradient_checkpointing_in_micro_batches_learns_the_same_statistics() -> None:
+    found = []
+    for checkpointing in (False, True):
+        model = made("resnet18", 64, gradient_checkpointing=checkpointing).train()
+        pixels, chances = patches_of(64, 8).view(4, 2, 3, 64, 64), torch.empty(4, 2, 0)
+        targets = Targets(torch.arange(4.0), torch.zeros(4, dtype=torch.long), 1.0)
+        for _ in range(2):  # the ranking loss looks ahead, without gradient, before each micro-batch is computed
+            scores, _ = accumulate_gradient(Accelerator(cpu=True), model, pixels, chances, targets, Loss(rank_weight=0.5), 2)
+        found.append([scores, *(p.grad for p in model.parameters()), *statistics(model).values()])
+    for with_it, without in zip(*found, strict=True):
+        assert torch.equal(with_it, without)
+
+
+@pytest.mark.parametrize("backbone", ["twins_svt_small", "legacy_xception", "hrnet_w18_small"])
+def test_gradient_checkpointing_is_refused_where_timm_has_none(backbone: str) -> None:
+    with (
+        torch.device("meta"),
+        pytest.raises(ConfigError, match=rf"gradient_checkpointing=true: timm offers none for model\.backbone={backbone}"),
+    ):
+        made(backbone, 224, gradient_checkpointing=True)

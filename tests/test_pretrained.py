@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dist_train.__main__ import main
+from dist_train.backbone import features_only
 from dist_train.errors import ConfigError
 from dist_train.pretrained import backbone_weights, load_pretrained
 
@@ -110,6 +111,21 @@ def test_a_file_without_tensors_by_name_is_an_error_that_says_what_to_save(tmp_p
     torch.save(content, path)
     with pytest.raises(ConfigError, match=r"weights\.pth: .*state_dict"):
         load_pretrained(features(SMALL), SMALL, str(path))
+
+
+@pytest.mark.parametrize("backbone", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_weights_of_another_patch_size_are_fitted(backbone: str, tmp_path: Path) -> None:
+    whole = timm.create_model(backbone).state_dict()
+    torch.save(whole, tmp_path / "weights.pth")
+    module = features_only(backbone, 96)
+    load_pretrained(module, backbone, str(tmp_path / "weights.pth"), 96)
+    fitted, known = 0, {name.removeprefix("model.").replace("layers_", "layers."): value for name, value in module.state_dict().items()}
+    for name, value in known.items():
+        if name in whole and value.shape == whole[name].shape:
+            assert torch.equal(value, whole[name]), name
+        else:
+            fitted += name.endswith(("pos_embed", "relative_position_bias_table"))
+    assert fitted > 0
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])

@@ -8,13 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from dist_train.__main__ import main
 from dist_train.errors import ConfigError
-from dist_train.report import draw_report, final_table
+from dist_train.report import cross_table, draw_report, final_table
 
 PANEL = {"srcc": 0.8125, "plcc": 0.75, "krcc": 0.5, "rmse": 7.5, "patch_srcc": 0.6875, "patch_plcc": 0.625, "spread": 2.5}
+FINAL = {
+    **PANEL,
+    **{
+        "images": 40,
+        "contents": 8,
+        "srcc_interval": [0.75, 0.875],
+        "plcc_interval": [0.7, 0.8],
+        "plcc_mapped4": 0.76,
+        "rmse_mapped4": 7.25,
+    },
+    **{"mapping4": {"status": "fitted", "parameters": [5.0, 0.0, 2.5, 1.0]}, "plcc_mapped5": None, "rmse_mapped5": None},
+    **{"mapping5": {"status": "not fitted: 4 different scores for 5 parameters", "parameters": None}},
+    **{"rmse_epsilon": 1.25, "outlier_ratio": 0.125},
+}
 STATUS: dict[str, Any] = {
     **{"status": "finished", "reason": "all 2 epochs are done", "steps": 4, "epochs": 2, "best_epoch": 1, "selected_on": "val"},
     **{"val": PANEL, "test": {**PANEL, "srcc": 0.25}, "data_set": "tiny", "label": "MOS (1 to 5, higher is better)"},
@@ -73,6 +88,53 @@ def test_the_table_leaves_out_a_part_that_is_not_scored_yet() -> None:
 def test_a_figure_that_does_not_exist_is_a_dash_in_the_table(nothing: float | None) -> None:
     row = rows_of(final_table({**STATUS, "test": {**PANEL, "srcc": nothing}}))["test"]
     assert row[0] == "-" and row[1] == "0.7500"
+
+
+def test_below_the_figures_stand_intervals_curves_and_what_people_themselves_differ_by() -> None:
+    table = final_table({**STATUS, "test": FINAL, "train_and_val": "train and val SRCC rose together"})
+    assert table.splitlines()[-5:] == [
+        "test: 40 images of 8 contents; 95 % intervals: SRCC 0.7500 to 0.8750, PLCC 0.7000 to 0.8000",
+        "test: after the 4-parameter logistic: PLCC 0.7600, RMSE 7.2500 (fitted)",
+        "test: after the 5-parameter logistic: not fitted: 4 different scores for 5 parameters",
+        "test: beyond two standard deviations of the ratings: 12.5% of the images, RMSE of what is beyond 1.2500",
+        "train and val SRCC rose together",
+    ]
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan], ids=["as read from the file", "as it was computed"])
+def test_a_set_without_deviations_has_no_line_about_them(nothing: float | None) -> None:
+    table = final_table({**STATUS, "test": {**FINAL, "contents": 40, "rmse_epsilon": nothing, "outlier_ratio": nothing}})
+    assert "standard deviations" not in table and "test: 40 images; 95 %" in table
+
+
+def test_an_interval_that_does_not_exist_is_told_by_dashes() -> None:
+    assert "SRCC - to -, PLCC" in final_table({**STATUS, "test": {**FINAL, "srcc": None, "srcc_interval": [None, None]}})
+
+
+def test_the_table_across_data_sets_has_a_row_per_set_and_no_errors_in_units() -> None:
+    table = cross_table({"koniq10k": FINAL, "a_set_of_a_long_name": {**FINAL, "srcc": -0.25, "images": 1162}})
+    title, first, second = table.splitlines()
+    assert first.split()[:5] == ["koniq10k", "40", "0.8125", "0.7500", "to"]
+    assert second.split()[:4] == ["a_set_of_a_long_name", "1,162", "-0.2500", "0.7500"]
+    assert len({len(title), len(first), len(second)}) == 1
+    assert "RMSE" not in title and first.split()[-1] == "-"  # no curve of five could be fitted
+
+
+@pytest.mark.parametrize("curve", [4, 5, None])
+def test_the_picture_shows_the_curve_that_there_is(tmp_path: Path, curve: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    show = Axes.legend
+
+    def legend(axes: Axes, *args: Any, **more: Any) -> Any:
+        drawn.extend(str(label) for label in axes.get_legend_handles_labels()[1])
+        return show(axes, *args, **more)
+
+    monkeypatch.setattr(Axes, "legend", legend)
+    none = {"status": "not fitted: all scores are equal", "parameters": None}
+    fits = {4: [5.0, 0.0, 2.5, 1.0], 5: [4.0, 1.5, 2.5, 0.1, 2.0]}
+    found = {f"mapping{n}": {"status": "fitted", "parameters": fits[n]} if n == curve else none for n in fits}
+    draw_report(run_folder(tmp_path, {**STATUS, "test": FINAL | found}))
+    assert (f"{curve}-parameter logistic" if curve else "logistic not fitted: all scores are equal") in drawn
 
 
 @pytest.mark.parametrize("status", [STATUS, UNFINISHED, {**STATUS, "selected_on": "test"}], ids=["finished", "unfinished", "on test"])

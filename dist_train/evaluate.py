@@ -1,0 +1,206 @@
+"""A trained model on rated data sets, its own or others': the scores of each in a csv, and one table over all of them.
+
+DIR/
+  scores-SET.csv     image, opinion, score, spread, as training writes them; the scores as the model speaks them
+  evaluation.json    all figures, and what the model has seen of each set
+
+Batches, precision and memory format are the run's, so on its own test part a model gets the figures and the csv of its training
+again, to the last bit, on any number of processes (but for run.compile, which is not used here).
+
+Correlations carry the sign of quality. A model speaks in the direction of the label that it was trained on; on a set whose label
+runs the other way, as a DMOS does for a model of MOS, its scores are turned before they are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from dist_train import ranks
+from dist_train.collection import Member, Scale
+from dist_train.config import Data, load_config
+from dist_train.errors import ConfigError
+from dist_train.evaluation import score_images
+from dist_train.journal import finite_or_none
+from dist_train.launch import refuse_another_world
+from dist_train.model_folder import SETTINGS, TrainedModel, find_weights, open_model
+from dist_train.report import cross_table
+from dist_train.training import open_accelerator
+from dist_train.whole_files import write_json
+from shards.manifest import ShardError, Shards, file_sha256
+
+ALL = "all"  # every image, whatever its part
+RESULTS = "evaluation.json"
+
+
+class Seen(NamedTuple):
+    """What a model has seen of the images that it is to score. None: nobody knows."""
+
+    trained_on_set: bool | None
+    trained_on_images: int | None  # how many of them
+    chosen_on_images: int | None  # how many of them chose the best epoch
+    told: str
+
+
+@dataclass(frozen=True)
+class RatedSet:
+    """A data set that a model is to score."""
+
+    name: str
+    shards: Shards
+    part: str  # train, val, test or all
+    split: str | None  # None for all
+    images: np.ndarray
+    scale: Scale  # on which the model's scores are told
+    seen: Seen
+
+
+def evaluate(
+    checkpoint: Path, shards: Sequence[str], split: str | None, part: str | None, out: Path | None, settings: Sequence[str]
+) -> None:
+    """Scores every data set with the model in `checkpoint`, writes the files and prints the table. Started by every rank.
+
+    `shards` are folders or addresses, none for the data of the run; `split` and `part` are as for `choose_sets`; `out` is the
+    folder to write, evaluation/ beside the model when None; `settings` change the run's own, as section.key=value.
+    Raises ConfigError or ShardError for what the user can mend, before anything is scored.
+    """
+    weights = find_weights(checkpoint)
+    config = load_config(weights.with_name(SETTINGS), settings)
+    accelerator = open_accelerator(config)
+    refuse_another_world(accelerator.num_processes, None)
+    ranks.connect()
+    trained = open_model(weights)
+    sets = choose_sets(trained, shards, split, part)
+    folder = out or (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "evaluation"
+    ranks.first_does(lambda: _refuse_older_results(folder))
+
+    model = accelerator.prepare_model(trained.model.to(memory_format=torch.channels_last), evaluation_mode=True)
+    panels: dict[str, dict[str, Any]] = {}
+    for one in sets:
+        spoken = score_images(model, one.shards, one.images, config, accelerator.device)
+        if spoken is not None:
+            scores = replace(spoken, patches=one.scale.to_opinions(spoken.patches))
+            scores.write_csv(folder / f"scores-{one.name}.csv", one.shards)
+            panels[one.name] = scores.final_panel(one.shards, one.scale.label)
+    if ranks.is_first():
+        about = {"model": str(weights), "model_sha256": file_sha256(weights), "epoch": trained.about.get("epoch")}
+        write_json(folder / RESULTS, finite_or_none(about | {"sets": {one.name: _about(one) | panels[one.name] for one in sets}}))
+        print(describe(weights, sets, panels), flush=True)
+        print(f"\n{folder}", flush=True)
+    ranks.disconnect()
+
+
+def choose_sets(trained: TrainedModel, shards: Sequence[str], split: str | None, part: str | None) -> list[RatedSet]:
+    """What to score, opened and checked: the data sets in `shards`, or those that the model was trained on when there are none.
+
+    Without a `part`: all of a set that the model was not trained on, where no `split` is named either; else test. Without a `split`:
+    the one that it was trained with, else the official one, else the first round. Scores are told on the scale of the set where the
+    model knows it, else on its first. Raises ConfigError or ShardError when a set cannot be opened, does not fit, or has no such part.
+    """
+    if part == ALL and split is not None:
+        raise ConfigError(f"--part all takes every image, whatever its part: leave out --split {split}")
+    sets = [_choose(trained, Shards(place), split, part) for place in shards or _own_places(trained.config.data)]
+    for number, one in enumerate(sets):
+        for other in sets[:number]:
+            if one.name == other.name:
+                raise ConfigError(
+                    f"--shards: {other.shards.folder} and {one.shards.folder} are both called '{one.name}'; evaluate one at a time"
+                )
+    return sets
+
+
+def _own_places(data: Data) -> list[str]:
+    found = [chosen.shards for chosen in data.sets.values()] or ([] if data.shards is None else [data.shards])
+    if not found:
+        raise ConfigError("the model does not say what data it was trained on: name shard folders with --shards")
+    return found
+
+
+def _choose(trained: TrainedModel, shards: Shards, split: str | None, part: str | None) -> RatedSet:
+    size = shards.layout.patch_size
+    if size != trained.cutting.patch_size:
+        raise ConfigError(
+            f"{shards.folder}: has patches of {size} pixels, but the model takes {trained.cutting.patch_size}; "
+            f"build the set once more, with --size {trained.cutting.patch_size}, in another folder"
+        )
+    own = _own_name(trained, shards)
+    name = own or shards.manifest["data_set"]
+    part = part or ("test" if own or split else ALL)
+    images, found = np.arange(len(shards)), None
+    if part != ALL:
+        found, parts = shards.split(split or (trained.about["trained_on"][own]["split"] if own else None))
+        images = parts[part]
+    if not len(images):
+        raise ConfigError(f"{shards.folder}: split '{found}' has no images in '{part}'; choose another with --split or --part")
+    scale = trained.scales.get(name) or next(iter(trained.scales.values()))
+    return RatedSet(name, shards, part, found, images, scale, _what_was_seen(trained, own, shards, images))
+
+
+def _what_was_seen(trained: TrainedModel, own: str | None, shards: Shards, images: np.ndarray) -> Seen:
+    """What `trained`, which calls these shards `own`, has seen of `images`, by the fingerprint of the split that it was trained with."""
+    name = shards.manifest["data_set"]
+    if "trained_on" not in trained.about:
+        return Seen(None, None, None, "what the model was trained on is not known")
+    if own is None and name in (said["data_set"] for said in trained.about["trained_on"].values()):
+        return Seen(None, None, None, f"WARNING: the model was trained on another build of {name}, on which of these images is not known")
+    if own is None:
+        return Seen(False, 0, 0, "the model was not trained on this data set")
+    said, chooser = trained.about["trained_on"][own], trained.config.stop.select_on
+    try:
+        split, parts = shards.split(said["split"])
+        same = Member(own, shards, split, parts, trained.scales[own], 1.0).split_fingerprint() == said["split_fingerprint"]
+    except ShardError:
+        same = False
+    if not same:
+        gone = f"split '{said['split']}', which is gone or was changed"
+        return Seen(True, None, None, f"WARNING: the model was trained on this data set by {gone}: on which of these images is not known")
+    trained_on, chosen_on = (int(np.isin(images, parts[part]).sum()) for part in ("train", chooser))
+    told = "the model was trained on other images of this data set"
+    if trained_on:
+        told = f"WARNING: the model was trained on {trained_on:,} of these images: its figures are too good"
+    if chosen_on:
+        told += f"; {'WARNING: ' * (not trained_on)}its best epoch was chosen on {chosen_on:,} of these images"
+    return Seen(True, trained_on, chosen_on, told)
+
+
+def _own_name(trained: TrainedModel, shards: Shards) -> str | None:
+    """What the run called these very shards; None when it was not trained on them."""
+    sets: Mapping[str, Mapping[str, str]] = trained.about.get("trained_on", {})
+    return next((name for name, said in sets.items() if said["data_fingerprint"] == shards.fingerprint), None)
+
+
+def describe(weights: Path, sets: Sequence[RatedSet], panels: Mapping[str, Mapping[str, Any]]) -> str:
+    """The cross-data-set table, and below it what each of its rows is about."""
+    lines = [f"model: {weights}", "", cross_table(panels), ""]
+    for one in sets:
+        which = "all images" if one.split is None else f"{one.part} of split '{one.split}'"
+        turned = one.scale.label.higher_is_better != one.shards.label.higher_is_better
+        lines.append(f"{one.name}: {which}; {one.shards.label}" + "; the model's scores are turned" * turned)
+        lines.append(f"{'':<{len(one.name)}}  {one.seen.told}")
+    return "\n".join(lines)
+
+
+def _about(one: RatedSet) -> dict[str, Any]:
+    """What evaluation.json says of a set, besides its figures."""
+    return {
+        "shards": str(one.shards.folder),
+        "data_fingerprint": one.shards.fingerprint,
+        "split": one.split,
+        "part": one.part,
+        "label": str(one.shards.label),
+        "scores_on": str(one.scale.label),
+        "trained_on_set": one.seen.trained_on_set,
+        "trained_on_images": one.seen.trained_on_images,
+        "chosen_on_images": one.seen.chosen_on_images,
+    }
+
+
+def _refuse_older_results(folder: Path) -> None:
+    if (folder / RESULTS).exists():
+        raise ConfigError(f"{folder}: holds an evaluation already; name another folder with --out")
+    folder.mkdir(parents=True, exist_ok=True)

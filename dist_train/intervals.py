@@ -1,0 +1,95 @@
+"""How far a correlation would move on other images: the bootstrap over images.
+
+A resample draws as many images as there are, with replacement; what matters of it is how often each image was drawn. So a
+resample is a row of counts, a rank is a sum of counts, and thousands of resamples take a fraction of a second. An interval
+is the 2.5 and the 97.5 percentile (Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter 13). The draws
+are `order.bits` of a fixed seed: the resamples are the same every time and on every machine, and two runs on the same images are
+resampled alike, which is what makes their comparison a paired one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from dist_train.order import bits
+
+RESAMPLES = 2000  # the ends then waver by about 2 % of the interval's width
+LEVEL = 0.95
+FEWEST_IMAGES = 3  # of which a correlation says anything: two always lie on a line
+
+ROUNDING = 1e-13  # a variance so small beside the mean square is rounding alone
+
+_SEED, _RESAMPLING = 0, 101  # a use of `order.bits` of its own
+_CHUNK = 1 << 20  # counts held at a time
+
+
+def correlation_intervals(scores: np.ndarray, opinions: np.ndarray) -> dict[str, list[float]]:
+    """95 % intervals of SRCC and PLCC of scores [n] against opinions [n]: [low, high] each.
+
+    nan where a score is not finite or there are fewer than three images. A resample that has no correlation (all its scores
+    are equal) is left out. The images are drawn one by one: where many show the same content, the truth is less certain.
+    """
+    scores, opinions = np.asarray(scores, np.float64), np.asarray(opinions, np.float64)
+    values = np.full((2, 1), np.nan)
+    if len(scores) >= FEWEST_IMAGES and np.isfinite(scores).all():
+        values = np.concatenate([correlations(scores, opinions, counts) for counts in resampled_counts(len(scores))], axis=1)
+    return {"srcc": list(interval(values[0])), "plcc": list(interval(values[1]))}
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The middle 95 % of values [resamples], those that are nan left out: low and high; nan when there are none."""
+    existing = values[np.isfinite(values)]
+    if not len(existing):
+        return np.nan, np.nan
+    low, high = np.quantile(existing, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def resampled_counts(num_images: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
+    """How often each image is drawn in each resample: float64 [some, num_images], `resamples` rows in all."""
+    rows = max(1, _CHUNK // num_images)
+    for first in range(0, resamples, rows):
+        numbers = np.arange(first, min(first + rows, resamples))
+        places = numbers[:, None] * num_images + np.arange(num_images)
+        drawn = (bits(_SEED, _RESAMPLING, places) % np.uint64(num_images)).astype(np.int64)
+        flat = drawn + (numbers - first)[:, None] * num_images
+        yield np.bincount(flat.ravel(), minlength=flat.size).reshape(flat.shape).astype(np.float64)
+
+
+def correlations(scores: np.ndarray, opinions: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """SRCC and PLCC where image i stands there counts[:, i] times: float64 [2, resamples], of counts [resamples, n].
+
+    nan where there is none. Equal values share their mean rank.
+    """
+    srcc = _correlation(_ranks(scores, counts), _ranks(opinions, counts), counts)
+    return np.stack([srcc, _correlation(scores - scores.mean(), opinions - opinions.mean(), counts)])  # centred: squares keep digits
+
+
+def _ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The mean rank of each image in each resample [resamples, n], counted from the middle rank."""
+    different, place = np.unique(values, return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    starts = np.searchsorted(place[order], np.arange(len(different)))
+    drawn = np.add.reduceat(counts[:, order], starts, axis=1)  # how often each value was drawn
+    below = np.cumsum(drawn, axis=1) - drawn / 2
+    middled: np.ndarray = (below - counts.sum(axis=1, keepdims=True) / 2)[:, place]
+    return middled
+
+
+def _correlation(a: np.ndarray, b: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Pearson's correlation, weighted by counts: [resamples], of a and b as [n] or [resamples, n]."""
+    total = counts.sum(axis=1)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        averages: np.ndarray = (counts @ values if values.ndim == 1 else np.einsum("rn,rn->r", counts, values)) / total
+        return averages
+
+    with np.errstate(invalid="ignore", divide="ignore"):  # a resample may hold none of the images of a run
+        mean_a, mean_b, square_a, square_b = mean(a), mean(b), mean(a * a), mean(b * b)
+        variance_a, variance_b = square_a - mean_a**2, square_b - mean_b**2
+        found: np.ndarray = np.clip((mean(a * b) - mean_a * mean_b) / np.sqrt(variance_a * variance_b), -1, 1)
+    exists = (variance_a > ROUNDING * square_a) & (variance_b > ROUNDING * square_b)
+    found[~exists] = np.nan
+    return found

@@ -1,0 +1,41 @@
+"""Whether train and validation went on together or parted ways, in a sentence drawn from the epochs of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+TELLING = 0.002  # of SRCC: less than redrawing the patches of the same images would move it
+
+
+def train_and_val(records: Sequence[Mapping[str, Any]]) -> str:
+    """What became of the image SRCC of train and val, from the records of metrics.jsonl; of train and test where no val is.
+
+    What counts is what came after the epoch that was best on val: where train rose and val fell, both by at least TELLING,
+    the run was overfitting from there on. Epochs without a SRCC are left out.
+    """
+    judged = [record for record in records if record["kind"] == "epoch"]
+    part = "val" if any(record.get("val") for record in judged) else "test"
+    epochs = [
+        (record["epoch"], record["train"]["srcc"], record[part]["srcc"])
+        for record in judged
+        if all((record.get(side) or {}).get("srcc") is not None for side in ("train", part))
+    ]
+    if len(epochs) < 2:
+        return f"too few epochs to say whether train and {part} SRCC part ways"
+    best = max(epochs, key=lambda epoch: float(epoch[2]))
+    first, last = epochs[0], epochs[-1]
+    if last[2] - best[2] <= -TELLING:
+        said = f"from epoch {best[0]} on, train SRCC {_moved(last[1] - best[1])} while {part} SRCC {_moved(last[2] - best[2])}"
+        return f"{said}: overfitting" if last[1] - best[1] >= TELLING else f"{said}: it got worse, but not by overfitting"
+    train, other = last[1] - first[1], last[2] - first[2]
+    span = f"from epoch {first[0]} to {last[0]}"
+    if train >= TELLING and other >= TELLING:
+        return f"{span}, train and {part} SRCC rose together, by {train:.3f} and {other:.3f}: no sign of overfitting"
+    return f"{span}, train SRCC {_moved(train)} and {part} SRCC {_moved(other)}: no sign of overfitting"
+
+
+def _moved(by: float) -> str:
+    if abs(by) < TELLING:
+        return "stood still"
+    return f"{'rose' if by > 0 else 'fell'} by {abs(by):.3f}"

@@ -1,0 +1,215 @@
+"""Runs on the same images, compared: a real difference is found, chance is told as chance, unlike things are refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import runs
+from scipy import stats
+
+from dist_train.__main__ import main
+from dist_train.compare import compare, estimate, read_side
+from dist_train.errors import ConfigError
+
+IMAGES = 200
+STATUS: dict[str, Any] = {
+    **{"status": "finished", "reason": "all 2 epochs are done", "selected_on": "val", "test": {"srcc": 0.5}},
+    **{"data_set": "tiny", "label": "MOS (0 to 100, higher is better)", "split": "official", "data_fingerprint": "0123456789abcdef"},
+}
+OPINIONS = np.random.default_rng(0).uniform(0, 100, 3 * IMAGES)
+
+
+def run(folder: Path, noise: float, seed: int = 1, images: range = range(IMAGES), opinions: np.ndarray = OPINIONS, **status: Any) -> Path:
+    """A run folder as a finished run leaves it, whose scores are the opinions and some noise."""
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text(json.dumps(STATUS | status))
+    scores = opinions + np.random.default_rng(seed).normal(0, noise, len(opinions))
+    rows = [f"image-{number},{float(opinions[number])!r},{float(scores[number])!r},0.5" for number in images]
+    (folder / "scores-test.csv").write_text("\n".join(["image,opinion,score,spread", *rows]) + "\n")
+    return folder
+
+
+def table_of(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    with (folder / "scores-test.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return np.array([float(row["score"]) for row in rows]), np.array([float(row["opinion"]) for row in rows])
+
+
+def test_a_better_run_is_seen_to_be_better(tmp_path: Path) -> None:
+    worse, better = run(tmp_path / "worse", 25.0), run(tmp_path / "better", 10.0, seed=2)
+    told = compare([str(worse), str(better)])
+    for folder in (worse, better):
+        assert re.search(rf"{folder} +1 +{stats.spearmanr(*table_of(folder)).statistic:.4f}", told)
+    gain = stats.spearmanr(*table_of(better)).statistic - stats.spearmanr(*table_of(worse)).statistic
+    assert f"SRCC {gain:+.4f}" in told and "better in 100.0% of the resamples" in told
+    assert "test images: 200 of tiny (0123456789abcdef), split official, label MOS (0 to 100, higher is better)" in told
+    assert "WARNING" not in told
+
+
+def test_the_difference_of_two_like_runs_has_zero_in_its_interval(tmp_path: Path) -> None:
+    one, other = (read_side(str(run(tmp_path / str(seed), 15.0, seed))) for seed in (1, 2))
+    first, second = estimate([one, other])
+    low, high = second["srcc"].over(first["srcc"]).interval
+    assert low < 0 < high
+    assert 0.02 < second["srcc"].over(first["srcc"]).share_above_zero < 0.98
+
+
+def test_a_run_and_itself_differ_by_nothing_in_every_resample(tmp_path: Path) -> None:
+    told = compare([str(run(tmp_path / "a", 15.0))] * 2)
+    assert "SRCC +0.0000 (95 %: +0.0000 to +0.0000), better in 0.0% of the resamples" in told
+
+
+def test_what_both_runs_find_hard_cancels(tmp_path: Path) -> None:
+    shared = np.random.default_rng(9).normal(0, 30, len(OPINIONS))  # the same large mistakes in both
+    scores = OPINIONS + shared
+    one, other = (run(tmp_path / str(noise), noise, opinions=scores) for noise in (0.1, 2.0))
+    for folder in (one, other):  # both are judged by the true opinions
+        found, _ = table_of(folder)
+        rows = [f"image-{n},{float(OPINIONS[n])!r},{float(found[n])!r},0.5" for n in range(IMAGES)]
+        (folder / "scores-test.csv").write_text("\n".join(["image,opinion,score,spread", *rows]) + "\n")
+    first, second = estimate([read_side(str(one)), read_side(str(other))])
+    alone, paired = (high - low for low, high in (first["srcc"].interval, second["srcc"].over(first["srcc"]).interval))
+    assert paired < alone / 4
+
+
+def test_equal_runs_are_told_equally(tmp_path: Path) -> None:
+    names = [str(run(tmp_path / name, noise)) for name, noise in (("a", 20.0), ("b", 15.0))]
+    assert compare(names) == compare(names)
+
+
+def test_the_order_of_the_rows_does_not_matter(tmp_path: Path) -> None:
+    one, other = run(tmp_path / "one", 15.0), run(tmp_path / "other", 15.0)
+    path = other / "scores-test.csv"
+    title, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([title, *reversed(rows)]) + "\n")
+    first, second = estimate([read_side(str(one)), read_side(str(other))])
+    np.testing.assert_allclose(first["srcc"].resampled, second["srcc"].resampled, atol=1e-12)
+
+
+def test_a_pattern_stands_for_the_median_over_its_runs(tmp_path: Path) -> None:
+    for seed, noise in enumerate((10.0, 20.0, 40.0)):
+        run(tmp_path / f"a-{seed}", noise, seed)
+    run(tmp_path / "b", 20.0, seed=8)
+    told = compare([str(tmp_path / "b"), str(tmp_path / "a-*")])
+    middle = stats.spearmanr(*table_of(tmp_path / "a-1")).statistic
+    assert re.search(rf"a-\* +3 +{middle:.4f}", told)
+    assert "the median over them" in told
+
+
+def test_splits_are_compared_with_the_same_splits(tmp_path: Path) -> None:
+    for number, first in enumerate((0, 100, 250)):  # the first two share half of their images
+        images = range(first, first + IMAGES)
+        run(tmp_path / f"a-{number}", 25.0, 10 + number, images, split=f"round-{number}")
+        run(tmp_path / f"b-{number}", 12.0, 20 + number, images, split=f"round-{number}")
+    told = compare([str(tmp_path / "a-*"), str(tmp_path / "b-*")])
+    assert "split round-0, round-1, round-2" in told
+    medians = [np.median([stats.spearmanr(*table_of(tmp_path / f"{side}-{n}")).statistic for n in range(3)]) for side in "ab"]
+    assert f"SRCC {medians[1] - medians[0]:+.4f}" in told
+    (tmp_path / "b-0").rename(tmp_path / "c-0")
+    with pytest.raises(ConfigError, match=r"not tested on the same images, such as 'image-\d+' \(splits round-1, round-2 and round-0"):
+        compare([str(tmp_path / "a-*"), str(tmp_path / "b-*")])
+
+
+def test_a_split_that_one_side_has_more_often_is_refused(tmp_path: Path) -> None:
+    for name, first in (("a-0", 0), ("a-1", 200), ("b-0", 0), ("b-1", 200), ("b-2", 200)):
+        run(tmp_path / name, 20.0, 1, range(first, first + IMAGES), split=f"round-{first}")
+    with pytest.raises(ConfigError, match="do not have every split equally often"):
+        compare([str(tmp_path / "a-*"), str(tmp_path / "b-*")])
+
+
+def test_any_number_of_seeds_of_one_split_may_stand_against_each_other(tmp_path: Path) -> None:
+    for seed in range(3):
+        run(tmp_path / f"b-{seed}", 20.0, seed)
+    assert "better in" in compare([str(run(tmp_path / "a", 20.0, 9)), str(tmp_path / "b-*")])
+
+
+def test_other_data_are_refused(tmp_path: Path) -> None:
+    names = [str(run(tmp_path / "a", 20.0)), str(run(tmp_path / "b", 20.0, data_fingerprint="fedcba9876543210", data_set="other"))]
+    with pytest.raises(ConfigError, match=r"b was tested on the data fedcba9876543210 \(other\).*0123456789abcdef \(tiny\)"):
+        compare(names)
+
+
+def test_other_opinions_are_refused(tmp_path: Path) -> None:
+    changed = OPINIONS.copy()
+    changed[17] = 50.0
+    names = [str(run(tmp_path / "a", 20.0)), str(run(tmp_path / "b", 20.0, opinions=changed))]
+    with pytest.raises(ConfigError, match=r"b/scores-test\.csv: image 'image-17' has the opinion 50, in another run"):
+        compare(names)
+
+
+def test_a_run_that_chose_its_epoch_on_test_is_named(tmp_path: Path) -> None:
+    told = compare([str(run(tmp_path / "a", 20.0)), str(run(tmp_path / "b", 15.0, selected_on="test"))])
+    assert re.search(r"WARNING: these chose their epoch ON TEST, so their figures are too good: \S+/b$", told)
+
+
+@pytest.mark.parametrize("content", ["no folder", "no status", "no scores", "unfinished", "no table", "text", "twice", "two images"])
+def test_a_folder_that_cannot_be_compared_says_why(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = run(tmp_path / "good", 20.0), tmp_path / "bad"
+    if content != "no folder":
+        run(bad, 20.0)
+    path = bad / "scores-test.csv"
+    told = {"unfinished": {"status": "unfinished", "reason": "training", "test": None}}.get(content)
+    if content == "no status":
+        (bad / "status.json").unlink()
+    elif content == "no scores":
+        path.unlink()
+    elif told:
+        (bad / "status.json").write_text(json.dumps(STATUS | told))
+    elif content != "no folder":
+        lines = path.read_text().splitlines()
+        lines = {
+            "no table": lines[:1],
+            "text": [*lines[:5], "image-900,12.5,good,0.5"],
+            "twice": [*lines, lines[1]],
+            "two images": lines[:3],
+        }[content]
+        path.write_text("\n".join(lines) + "\n")
+    why = {
+        "no folder": "bad: there is no run",
+        "no status": "bad: there is no run",
+        "no scores": "has not been tested",
+        "unfinished": r"has not been tested \(unfinished: training\)",
+        "no table": "is not a table",
+        "text": "is not a table.*good",
+        "twice": "holds an image twice",
+        "two images": "holds 2 images; at least 3",
+    }[content]
+    assert main(["compare", str(good), str(bad)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {bad}") and re.search(why, said)
+    assert "Traceback" not in said
+
+
+def test_constant_scores_have_no_correlation_and_no_better(tmp_path: Path) -> None:
+    flat = run(tmp_path / "flat", 20.0)
+    path = flat / "scores-test.csv"
+    path.write_text(re.sub(r"^(image-\d+,[^,]+),[^,]+,", r"\1,50.0,", path.read_text(), flags=re.MULTILINE))
+    told = compare([str(run(tmp_path / "good", 20.0)), str(flat)])
+    assert re.search(rf"{flat} +1 +nan", told)
+    assert "SRCC cannot be compared" in told and "better in" not in told
+
+
+def test_real_runs_are_compared_by_the_command_with_the_figures_that_they_report(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    runs.train(1, one, shards, "train.epochs=1")
+    shutil.copytree(one, other)
+    assert main(["compare", str(one), str(other)]) == 0
+    told, status = capsys.readouterr().out, runs.status(one)
+    assert re.search(rf"one +1 +{status['test']['srcc']:.4f} ", told)
+    assert "SRCC +0.0000" in told
+    for part in ("val", "test"):
+        low, high = status[part]["srcc_interval"]
+        assert low <= status[part]["srcc"] <= high
+        assert (status[part]["images"], status[part]["contents"]) == (10, 1)
+        assert status[part]["outlier_ratio"] is None  # these opinions have no deviations
+        assert re.match("fitted|not fitted: ", status[part]["mapping5"]["status"])
+    assert status["train_and_val"] == "too few epochs to say whether train and val SRCC part ways"

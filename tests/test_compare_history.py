@@ -1,0 +1,47 @@
+"""One command trains with and without the old bugs, and compares."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import runs
+
+from dist_train.compare_history import compare_history, variants
+from dist_train.config import Config, History
+from dist_train.errors import ConfigError
+
+
+def test_the_variants_are_none_each_alone_and_all() -> None:
+    assert list(variants()) == ["fixed", "exhausted_hyper_group", "constant_backbone_rate", "rebuilt_adam", "original"]
+    switched = [sum(on for _, on in history) for history in variants().values()]
+    assert switched == [0, 1, 1, 1, 3]
+
+
+@pytest.mark.timeout(600)
+def test_every_variant_is_trained_once_on_the_same_data_and_compared_with_the_fixed_one(shards: Path, tmp_path: Path) -> None:
+    settings = [f"data.shards={shards}", f"run.folder={tmp_path}/[runs]", "train.epochs=3", "train.global_batch=40", "optim.schedule=step"]
+    command = [sys.executable, "-m", "dist_train", "compare-history", str(runs.TINY), *settings, "--seeds", "4"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert told.returncode == 0, told.stdout + told.stderr
+    for name in variants():
+        folder = tmp_path / "[runs]" / f"{name}-seed-4"
+        assert runs.status(folder)["status"] == "finished"
+        assert re.search(rf"{name}-seed-\* +1 +-?0\.\d{{4}}", told.stdout), told.stdout
+    rates = [[step["lr_backbone"] for step in runs.records(tmp_path / "[runs]" / f"{name}-seed-4", "step")] for name in variants()]
+    assert rates[0] == rates[1] == rates[3]
+    still, moving = (runs.weights(tmp_path / "[runs]" / f"{name}-seed-4", 3) for name in ("exhausted_hyper_group", "fixed"))
+    before = runs.weights(tmp_path / "[runs]" / "exhausted_hyper_group-seed-4", 2)
+    hyper = [name for name in moving if name.startswith("hyper.")]
+    assert all(before[name].equal(still[name]) for name in hyper)
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 0 and "==" not in again.stdout  # nothing is trained twice
+    assert "SRCC" in again.stdout
+
+
+def test_a_config_that_switches_a_bug_on_itself_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"leave history\.\* out"):
+        compare_history(Config(history=History(rebuilt_adam=True)), [0], 1)

@@ -1,0 +1,227 @@
+"""A trained model on its own and on other data sets, by the real command: the very figures of its training, on any number of processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import runs
+from scipy import stats
+
+from dist_train.collection import Scale
+from dist_train.config import Data
+from dist_train.errors import ConfigError
+from dist_train.evaluate import choose_sets, evaluate
+from dist_train.model_folder import TrainedModel, open_model
+from shards.datasets import read_table
+from shards.manifest import Label, ShardError, Shards
+from shards.plan import Settings, plan_build
+from shards.writer import build
+
+pytestmark = pytest.mark.timeout(600)
+DMOS = Label("made-up DMOS", 0.0, 10.0, False)
+
+
+@pytest.fixture(scope="module")
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of one epoch in bf16, so that scores in another precision would be seen."""
+    folder = tmp_path_factory.mktemp("run")
+    runs.train(1, folder, shards, "train.epochs=1", "run.precision=bf16")
+    return folder
+
+
+def build_worse(photographs: Path, out: Path, patch_size: int = 64, name: str = "worse") -> Path:
+    """Half of the photographs, without parts, and with an opinion from 0 to 10 of which less is better."""
+    table = out.with_suffix(".csv")
+    with (photographs / "scores.csv").open() as file, table.open("w", newline="") as turned:
+        writer = csv.writer(turned)
+        writer.writerow(["image", "score", "group"])
+        writer.writerows([row["image"], 10 - float(row["score"]) / 10, row["group"]] for row in list(csv.DictReader(file))[::2])
+    build(plan_build(read_table(table, photographs / "images", name, DMOS), Settings(patch_size=patch_size, patches=2)), out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def worse(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_worse(photographs, tmp_path_factory.mktemp("worse") / "shards")
+
+
+@pytest.fixture(scope="module")
+def trained(run: Path) -> TrainedModel:
+    return open_model(run)
+
+
+def evaluated(world: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"] if world > 1 else ["-m"]
+    command = [sys.executable, *launcher, "dist_train", "evaluate", *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=runs.LIMIT, env=environment)
+
+
+def told(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+    return content["sets"]  # type: ignore[no-any-return]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def on_two_sets(run: Path, shards: Path, worse: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, str]]:
+    """By number of processes: the folder that was written, and what was printed. A process alone gets the model's file alone."""
+    alone, out = tmp_path_factory.mktemp("model") / "best", tmp_path_factory.mktemp("results") / "out"
+    shutil.copytree(run / "best", alone)
+    results = {}
+    for world, folder, places in ((1, alone / "evaluation", [alone / "model.safetensors"]), (2, out, [run, "--out", out])):
+        done = evaluated(world, "--shards", shards, worse, "--checkpoint", *places)
+        assert done.returncode == 0, done.stderr
+        results[world] = folder, done.stdout
+    return results
+
+
+def test_the_test_part_of_the_run_gets_the_figures_of_its_training_to_the_last_bit(
+    on_two_sets: dict[int, tuple[Path, str]], run: Path
+) -> None:
+    figures = runs.status(run)["test"]
+    assert figures["srcc"] is not None
+    for results, printed in on_two_sets.values():
+        assert (results / "scores-tiny.csv").read_bytes() == (run / "scores-test.csv").read_bytes()
+        assert {name: told(results)["tiny"][name] for name in figures} == figures
+        assert "tiny: test of split 'official'; pseudo-opinion (0 to 100, higher is better)" in printed
+        assert "the model was trained on other images of this data set" in printed
+
+
+def test_any_number_of_processes_writes_the_same_bytes(on_two_sets: dict[int, tuple[Path, str]]) -> None:
+    (one, _), (two, _) = on_two_sets.values()
+    assert sorted(path.name for path in one.iterdir()) == ["evaluation.json", "scores-tiny.csv", "scores-worse.csv"]
+    for name in ("scores-tiny.csv", "scores-worse.csv"):
+        assert (one / name).read_bytes() == (two / name).read_bytes()
+    lines = [[line for line in (folder / "evaluation.json").read_text().splitlines() if '"model":' not in line] for folder in (one, two)]
+    assert lines[0] == lines[1] and len(lines[0]) > 20
+
+
+def test_without_shards_the_data_of_the_run_are_scored(trained: TrainedModel, shards: Path, worse: Path) -> None:
+    (one,) = choose_sets(trained, [], None, None)
+    assert (one.name, one.part, one.split) == ("tiny", "test", "official")
+    assert np.array_equal(one.images, Shards(shards).split("official")[1]["test"])
+    several = Data.model_validate({"sets": {"tiny": {"shards": shards}, "other": {"shards": worse}}})
+    config = trained.config.model_copy(update={"data": several})
+    assert [found.shards.folder for found in choose_sets(replace(trained, config=config), [], None, None)] == [shards, worse]
+
+
+def test_a_set_of_dmos_is_scored_as_it_is_spoken_and_correlated_by_quality(on_two_sets: dict[int, tuple[Path, str]]) -> None:
+    results, printed = on_two_sets[1]
+    scores, opinions = ([float(row[column]) for row in rows(results / "scores-worse.csv")] for column in ("score", "opinion"))
+    panel = told(results)["worse"]
+    assert panel["images"] == len(scores) == 30
+    assert panel["srcc"] == pytest.approx(-stats.spearmanr(scores, opinions).statistic)
+    assert panel["plcc"] == pytest.approx(-stats.pearsonr(scores, opinions).statistic)
+    assert panel["rmse"] is None  # 0 to 100 is not 0 to 10
+    assert "worse: all images; made-up DMOS (0 to 10, lower is better); the model's scores are turned" in printed
+    assert panel["trained_on_set"] is False and "the model was not trained on this data set" in printed
+
+
+def test_the_table_has_a_row_per_set(on_two_sets: dict[int, tuple[Path, str]]) -> None:
+    results, printed = on_two_sets[2]
+    table = [line.split() for line in printed.splitlines()]
+    for name, panel in told(results).items():
+        row = next(words for words in table if words and words[0] == name)
+        assert int(row[1]) == panel["images"]
+        assert f"{panel['srcc']:.4f}" in row and f"{panel['plcc']:.4f}" in row
+
+
+def test_a_damaged_shard_ends_all_processes_and_names_the_image(run: Path, worse: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(worse, tmp_path / "damaged"))
+    opened = Shards(damaged)
+    content = bytearray((damaged / opened.files[0]["file"]).read_bytes())
+    content[int(opened.row(7)["offset"]) + 100] ^= 255
+    (damaged / opened.files[0]["file"]).write_bytes(content)
+    done = evaluated(2, "--checkpoint", run, "--shards", damaged, "--out", tmp_path / "out")
+    assert done.returncode != 0
+    assert opened.ids[7] in done.stderr
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+def test_scoring_what_the_model_was_trained_or_chosen_on_is_warned_of(trained: TrainedModel, shards: Path) -> None:
+    for part, (training, choosing) in {"train": (40, 0), "val": (0, 10), "test": (0, 0), "all": (40, 10)}.items():
+        (one,) = choose_sets(trained, [str(shards)], None, part)
+        assert one.seen[:3] == (True, training, choosing)
+        assert ("WARNING" in one.seen.told) == (part != "test")
+        assert len(one.images) == {"train": 40, "all": 60}.get(part, 10)
+
+
+def test_another_split_of_the_training_data_is_known_to_hold_training_images(trained: TrainedModel, shards: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(shards, tmp_path / "shards"))
+    ids = Shards(folder).ids
+    parts = {image: ("train", "val", "test")[number % 3] for number, image in enumerate(ids)}
+    (folder / "splits" / "other.csv").write_text("id,part\n" + "".join(f"{image},{part}\n" for image, part in parts.items()))
+    (one,) = choose_sets(trained, [str(folder)], "other", None)
+    known = Shards(folder).split("official")[1]["train"]
+    assert one.part == "test" and one.split == "other"
+    assert one.seen.trained_on_images == len(np.intersect1d(known, one.images)) > 0
+
+
+def test_data_of_which_nothing_certain_is_known_are_not_called_new(
+    trained: TrainedModel, shards: Path, worse: Path, photographs: Path, tmp_path: Path
+) -> None:
+    changed = {name: said | {"split_fingerprint": "0"} for name, said in trained.about["trained_on"].items()}
+    (one,) = choose_sets(replace(trained, about={"trained_on": changed}), [str(shards)], None, None)
+    assert one.seen.trained_on_set and one.seen.trained_on_images is None and "gone or was changed" in one.seen.told
+    (one,) = choose_sets(replace(trained, about={}), [str(worse)], None, None)
+    assert one.seen.trained_on_set is None and "not known" in one.seen.told
+    again = build_worse(photographs, tmp_path / "again", name="tiny")
+    (one,) = choose_sets(trained, [str(again)], None, None)
+    assert one.seen.trained_on_set is None and "another build of tiny" in one.seen.told
+
+
+def test_a_model_of_several_sets_speaks_on_the_scale_of_the_set_where_it_knows_it(trained: TrainedModel, shards: Path, worse: Path) -> None:
+    scales = {"first": Scale(Label("first", 0.0, 1.0, True)), "tiny": Scale(Label("mine", 0.0, 9.0, False), 4.0, -2.0)}
+    several = replace(trained, scales=scales)
+    tiny, other = choose_sets(several, [str(shards), str(worse)], None, None)
+    assert (tiny.scale, other.scale) == (scales["tiny"], scales["first"])
+
+
+def test_patches_of_another_size_are_refused(trained: TrainedModel, photographs: Path, tmp_path: Path) -> None:
+    large = build_worse(photographs, tmp_path / "large", patch_size=96)
+    with pytest.raises(ConfigError, match="has patches of 96 pixels, but the model takes 64"):
+        choose_sets(trained, [str(large)], None, None)
+
+
+def test_an_unknown_split_an_empty_part_and_a_set_named_twice_are_refused(trained: TrainedModel, shards: Path, worse: Path) -> None:
+    with pytest.raises(ShardError, match="there is no split 'fold-7'; there are: official"):
+        choose_sets(trained, [str(shards)], "fold-7", None)
+    with pytest.raises(ConfigError, match="leave out --split official"):
+        choose_sets(trained, [str(shards)], "official", "all")
+    with pytest.raises(ConfigError, match="both called 'worse'"):
+        choose_sets(trained, [str(worse), str(worse)], None, None)
+
+
+def test_a_split_without_the_part_is_refused(trained: TrainedModel, shards: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(shards, tmp_path / "shards"))
+    (folder / "splits" / "all-train.csv").write_text("id,part\n" + "".join(f"{image},train\n" for image in Shards(folder).ids))
+    with pytest.raises(ConfigError, match="split 'all-train' has no images in 'test'"):
+        choose_sets(trained, [str(folder)], "all-train", None)
+
+
+def test_a_model_that_names_no_data_needs_shards(trained: TrainedModel) -> None:
+    data = trained.config.data.model_copy(update={"shards": None})
+    with pytest.raises(ConfigError, match="name shard folders with --shards"):
+        choose_sets(replace(trained, config=trained.config.model_copy(update={"data": data})), [], None, None)
+
+
+def test_an_evaluation_is_never_overwritten(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text("precious")
+    with pytest.raises(ConfigError, match="holds an evaluation already; name another folder with --out"):
+        evaluate(run, [], None, None, tmp_path, ["run.precision=no"])
+    assert (tmp_path / "evaluation.json").read_text() == "precious"

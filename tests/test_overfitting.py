@@ -1,0 +1,64 @@
+"""The sentence about train and validation, for every way in which they can go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dist_train.overfitting import train_and_val
+
+
+def epochs(*pairs: tuple[float | None, float | None], part: str = "val") -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = [{"kind": "step", "step": 1, "loss": 3.0}]
+    for number, (train, other) in enumerate(pairs):
+        records.append({"kind": "epoch", "epoch": number, "train": {"srcc": train}, part: {"srcc": other}})
+    return records
+
+
+def test_where_train_rises_and_val_falls_the_run_overfits_from_the_best_epoch_on() -> None:
+    records = epochs((0.70, 0.80), (0.80, 0.85), (0.90, 0.86), (0.91, 0.852), (0.921, 0.848))
+    assert train_and_val(records) == "from epoch 2 on, train SRCC rose by 0.021 while val SRCC fell by 0.012: overfitting"
+
+
+def test_where_both_rise_they_rose_together() -> None:
+    assert train_and_val(epochs((0.5, 0.6), (0.6, 0.65), (0.7, 0.64), (0.8, 0.66))) == (
+        "from epoch 0 to 3, train and val SRCC rose together, by 0.300 and 0.060: no sign of overfitting"
+    )
+
+
+def test_where_both_fall_it_is_not_called_overfitting() -> None:
+    assert train_and_val(epochs((0.8, 0.8), (0.5, 0.4))) == (
+        "from epoch 0 on, train SRCC fell by 0.300 while val SRCC fell by 0.400: it got worse, but not by overfitting"
+    )
+
+
+def test_a_train_that_stands_still_while_val_falls_is_not_called_overfitting() -> None:
+    told = train_and_val(epochs((0.8, 0.8), (0.801, 0.7)))
+    assert "train SRCC stood still while val SRCC fell by 0.100" in told and not told.endswith(": overfitting")
+
+
+def test_a_val_that_wavers_by_less_than_it_could_by_chance_has_not_fallen() -> None:
+    assert train_and_val(epochs((0.5, 0.8), (0.9, 0.7995))) == (
+        "from epoch 0 to 1, train SRCC rose by 0.400 and val SRCC stood still: no sign of overfitting"
+    )
+
+
+def test_a_fall_that_was_made_good_is_forgotten() -> None:
+    assert "rose together" in train_and_val(epochs((0.5, 0.6), (0.6, 0.5), (0.7, 0.7)))
+
+
+def test_epochs_without_a_srcc_are_left_out() -> None:
+    records = epochs((0.5, None), (0.6, 0.7), (None, 0.9), (0.8, 0.6))
+    assert train_and_val(records) == "from epoch 1 on, train SRCC rose by 0.200 while val SRCC fell by 0.100: overfitting"
+
+
+@pytest.mark.parametrize("pairs", [[], [(0.5, 0.5)], [(0.5, None), (0.6, 0.7)]], ids=["none", "one", "one with a SRCC"])
+def test_one_epoch_says_nothing(pairs: list[tuple[float | None, float | None]]) -> None:
+    assert train_and_val(epochs(*pairs)).startswith("too few epochs to say")
+
+
+def test_a_run_without_a_val_part_is_told_by_its_test_part() -> None:
+    assert train_and_val(epochs((0.5, 0.7), (0.7, 0.6), part="test")) == (
+        "from epoch 0 on, train SRCC rose by 0.200 while test SRCC fell by 0.100: overfitting"
+    )
