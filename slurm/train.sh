@@ -96,13 +96,15 @@ trap : USR1
 take_back # it may have come after the last step
 
 # status.json tells how it ended, not the exit code: torchrun turns every code into 1. One that this turn has not touched is of
-# an earlier turn, and tells nothing.
+# an earlier turn: either it had ended well and there was nothing to do, or this turn did not begin.
 status=failed reason="the training did not begin; the log says why"
 if [ "$(stat --printf='%i %y' "$status_file" 2>/dev/null || true)" != "$before" ]; then
     { read -r status; read -r reason; } < <("${container[@]}" "$bin/python" -c '
 import json, sys
 about = json.load(open(sys.argv[1]))
 print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$status_file")
+elif [ "$code" -eq 0 ]; then
+    status=finished reason="in an earlier job"
 fi
 echo "== job $SLURM_JOB_ID, restart $restarts: run $status ($reason)"
 

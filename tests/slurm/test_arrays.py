@@ -60,17 +60,17 @@ def test_a_build_of_which_one_task_is_killed_and_requeued_has_the_bytes_of_one_p
     cluster: Cluster, photographs: Path, table: Path, tmp_path: Path
 ) -> None:
     # As many and as large patches as keep a task busy for some seconds; a shard is a few pictures.
-    settings = Settings(patch_size=128, patches=25, shard_bytes=1 << 20, layout="patches", codec="zstd")
+    settings = Settings(patch_size=128, patches=50, shard_bytes=1 << 20, layout="patches", codec="zstd")
     whole = build(plan_build(read_table(table, photographs / "images", "tiny", OPINION), settings), tmp_path / "whole")
     source = ("--table", table, "--images", photographs / "images", "--name", "tiny", "--label", OPINION.name, "--range", "0", "100")
-    cut = ("--size", "128", "--patches", "25", "--shard-mib", "1", "--layout", "patches", "--codec", "zstd", "--out", tmp_path / "out")
+    cut = ("--size", "128", "--patches", "50", "--shard-mib", "1", "--layout", "patches", "--codec", "zstd", "--out", tmp_path / "out")
     job = cluster.submit(tmp_path / "log-%A-%a", "--array=1-3", ROOT / "slurm/build_shards.sh", *source, *cut)
     end = time.monotonic() + LIMIT
     while not (tmp_path / "out" / "shard-000001.tar").exists():  # the first of share 2/3
         assert time.monotonic() < end, job.log()
         time.sleep(0.02)
     cluster("scontrol", "requeue", f"{job.number}_2")
-    assert len(list((tmp_path / "out").glob("shard-*.tar"))) < len(whole.shards), "too late: all shards were there"
+    assert len(list((tmp_path / "out").glob("shard-*.tar"))) < len(list(whole.folder.glob("shard-*.tar"))), "too late: all shards are there"
     job.wait_until_ended(limit=LIMIT)
     assert sorted(job.fields("JobState")) == ["COMPLETED"] * 3, job.log()
     assert sorted(job.fields("Restarts")) == ["0", "0", "1"]

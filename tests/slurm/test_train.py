@@ -69,7 +69,7 @@ def unbroken_on_two(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def cancelled(whole_cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Path]:
     """A job that was cancelled in the middle of its run, and its run folder."""
     folder = tmp_path_factory.mktemp("cancelled") / "run"
-    job = submit(whole_cluster, folder, shards, *ENDLESS, options=ONE)
+    job = submit(whole_cluster, folder, shards, *ENDLESS, options=ONE, PROCESSES_PER_NODE="2")
     wait_for_step(job, folder, 3)
     whole_cluster("scancel", job.number)
     job.wait_until_ended(limit=LIMIT)
@@ -109,6 +109,8 @@ def test_a_node_that_dies_in_the_middle_of_an_epoch_costs_a_restart(
     job = submit(cluster, folder, shards, *SIX_EPOCHS, options=TWO)
     wait_for_step(job, folder, 3)
     cluster.machine("crash", node)
+    if node == "n1":  # once is enough to wait until Slurm notices by itself
+        cluster("scontrol", "update", "nodename=n1", "state=down", "reason=crashed")
     assert_requeued_and_finished(job, folder)
     assert f"restart 1: 2 processes, 1 on each of {'n[2-3]' if node == 'n1' else 'n[1,3]'};" in job.log()
     assert largest_difference(weights(folder, LAST), weights(unbroken_on_two, LAST)) == 0
@@ -133,7 +135,7 @@ def test_a_job_that_reaches_its_time_limit_is_requeued_only_so_often(cluster: Cl
 def test_a_cancelled_job_saves_and_stays_ended(cancelled: tuple[Job, Path]) -> None:
     job, folder = cancelled
     assert job.fields("JobState") == ["CANCELLED"] and job.restarts() == 0
-    assert status(folder)["status"] == "unfinished"
+    assert status(folder)["status"] == "unfinished" and status(folder)["world_size"] == 2
     assert (folder / "checkpoints" / f"step-{steps(folder)[-1]:08d}").is_dir()
 
 
