@@ -108,5 +108,5 @@ def traces_of(folder: Path) -> Sequence[str]:
         if path.name != str(os.getpid()) and str(folder).encode() in words + variables:
             processes.append(f"process {path.name}: {words.decode(errors='replace')}")
     mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(folder) in line]
-    devices = [f"network device {name}" for name in os.listdir("/sys/class/net") if name.startswith(("to-n", "bridge"))]
+    devices = [f"network device {name}" for name in os.listdir("/sys/class/net") if name == "bridge" or name.startswith("to-n")]
     return [*processes, *mounts, *devices, *([f"folder {folder}"] if folder.exists() else [])]
