@@ -39,7 +39,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@echo "== every test: about 10 minutes on 2 cores"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slurm: $(INSTALLED)
 	@echo "== jobs on a real Slurm, started and ended on this machine: about 6 minutes on 2 cores"
