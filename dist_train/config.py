@@ -13,12 +13,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from dist_train.errors import ConfigError
 from dist_train.whole_files import write_text
+from shards.remote import redacted
 
-Place = Annotated[str, BeforeValidator(lambda value: os.path.expanduser(os.fspath(value)) if isinstance(value, str | Path) else value)]
+Place = Annotated[
+    str,
+    BeforeValidator(lambda value: os.path.expanduser(os.fspath(value)) if isinstance(value, str | Path) else value),
+    PlainSerializer(redacted),  # what is written down of an address holds no password and no signature
+]
 Folder = Annotated[Path, AfterValidator(Path.expanduser)]  # the shell leaves the ~ of `run.folder=~/run` to us
 
 
@@ -250,7 +265,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Writes every setting, defaults included, as YAML that `load_config` reads back to the same config."""
+    """Writes every setting, defaults included, as YAML that `load_config` reads back to the same config.
+
+    But for passwords and signatures in the addresses of shards: those come from the command line, each session anew.
+    """
     write_text(path, as_yaml(config))
 
 

@@ -27,6 +27,11 @@ def build_adam(model: HyperIQA, config: Optim) -> torch.optim.Adam:
     )
 
 
+def starting_rates(config: Optim) -> dict[str, float]:
+    """The rate of each group that no schedule exceeds."""
+    return {"hyper": config.lr * config.lr_ratio, "backbone": config.lr}
+
+
 def learning_rates(config: Optim, step: int, steps_per_epoch: int, epochs: int) -> dict[str, float]:
     """The rate of each group at `step`, counted from 0 over the run.
 

@@ -12,6 +12,7 @@ from dist_train.errors import ConfigError
 from dist_train.journal import finite_or_none
 from dist_train.plan import Plan
 from dist_train.whole_files import write_json
+from shards.remote import redacted
 
 FINISHED = ("finished", "stopped early")
 
@@ -103,7 +104,7 @@ def write_status(folder: Path, status: Mapping[str, Any]) -> None:
 
 def record_failure(folder: Path, error: BaseException) -> None:
     """Says in status.json why the run failed, keeping what was known before."""
-    write_status(folder, {**(read_status(folder) or {}), "status": "failed", "reason": f"{type(error).__name__}: {error}"})
+    write_status(folder, {**(read_status(folder) or {}), "status": "failed", "reason": redacted(f"{type(error).__name__}: {error}")})
 
 
 def _refuse_other_settings(path: Path, config: Config) -> None:

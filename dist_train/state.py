@@ -53,7 +53,8 @@ class Progress:
     step: int = 0
     epochs_judged: int = 0
     stopped: bool = False
-    skipped: int = 0
+    skipped: int = 0  # steps without a finite gradient, and how many of them are the last ones
+    skipped_in_a_row: int = 0
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Progress:
@@ -99,7 +100,6 @@ class Training:
     progress: Progress
     average: AveragedModel | None = None  # where the config wants one
     epoch_scores: EpochScores = field(default_factory=EpochScores)
-    skips_in_a_row: int = 0
 
     @property
     def averaged_model(self) -> HyperIQA | None:

@@ -24,6 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from safetensors.torch import load_file
+from torch import Tensor
 
 from dist_train import ranks
 from dist_train.audit import GroupNorms, copy_weights, measure_groups, refuse_bad_groups, refuse_still_groups
@@ -38,7 +39,7 @@ from dist_train.journal import finite_or_none, read_records
 from dist_train.launch import refuse_another_world
 from dist_train.model import HyperIQA
 from dist_train.model_folder import WEIGHTS, Cutting, save_model
-from dist_train.optim import set_rates
+from dist_train.optim import set_rates, starting_rates
 from dist_train.overfitting import train_and_val
 from dist_train.plan import Plan, describe_plan, make_plan
 from dist_train.report import draw_report, final_table
@@ -49,6 +50,7 @@ from dist_train.whole_files import read_about
 
 AVERAGE = "-ema"  # what the names of files and figures of the averaged weights end with
 SKIPS_IN_A_ROW = 3  # steps without a finite gradient after which something is wrong for good
+ASLEEP = 1e-3  # of its first rate: below it, as at the end of a long cosine, a group's step may be too small for float32 to show
 
 
 def train(config: Config) -> None:
@@ -130,11 +132,12 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
 
     rates = plan.rates(step)
     set_rates(training.optimizer, rates)
+    buffers = [buffer.clone() for buffer in training.model.buffers()]
     scores, loss = accumulate_gradient(accelerator, training.wrapped, pixels, chances, targets, config.loss, plan.micro_batch)
     forget_hyper_gradient(config.history, training.optimizer, step // plan.steps_per_epoch)
     norm = accelerator.clip_grad_norm_(training.model.parameters(), config.optim.clip_norm or math.inf)
     gradient_norm = float(norm)
-    norms = _step_if_finite(training, gradient_norm, images, rates)
+    norms = _step_if_finite(training, gradient_norm, images, rates, buffers)
 
     progress.step += 1
     training.epoch_scores.add(images, scores)
@@ -157,10 +160,14 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
     )
 
 
-def _step_if_finite(training: Training, gradient_norm: float, images: np.ndarray, rates: dict[str, float]) -> dict[str, GroupNorms]:
+def _step_if_finite(
+    training: Training, gradient_norm: float, images: np.ndarray, rates: dict[str, float], buffers: list[Tensor]
+) -> dict[str, GroupNorms]:
     """Steps, or skips a gradient that is not finite. The all-reduced norm is everybody's, so all ranks do the same.
 
-    Returns the norms of the groups, on an epoch's first step and on those that the journal tells of.
+    A skipped step leaves weights and moments as they were, and puts back the `buffers` from before it: BatchNorm's running
+    statistics would keep an infinite activation for ever. Returns the norms of the groups, on an epoch's first step and on
+    those that the journal tells of.
     """
     plan, accelerator, optimizer, progress = training.plan, training.accelerator, training.optimizer, training.progress
     finite = math.isfinite(gradient_norm)
@@ -173,11 +180,16 @@ def _step_if_finite(training: Training, gradient_norm: float, images: np.ndarray
         training.average.update_parameters(training.model)
     norms = measure_groups(optimizer, before) if measured and not optimizer.step_was_skipped else {}
     still_on_purpose = {"hyper"} if training.config.history.exhausted_hyper_group else set()
-    refuse_still_groups({name: found for name, found in norms.items() if name not in still_on_purpose}, rates, progress.step + 1)
-    training.skips_in_a_row = 0 if finite else training.skips_in_a_row + 1
+    starts = starting_rates(training.config.optim)
+    awake = {name: found for name, found in norms.items() if name not in still_on_purpose and rates[name] >= ASLEEP * starts[name]}
+    refuse_still_groups(awake, rates, progress.step + 1)
+    if not finite:
+        for buffer, as_it_was in zip(training.model.buffers(), buffers, strict=True):
+            buffer.copy_(as_it_was)
     progress.skipped += not finite
+    progress.skipped_in_a_row = 0 if finite else progress.skipped_in_a_row + 1
     scaling = accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1.0  # it is still looking for its scale
-    if training.skips_in_a_row >= SKIPS_IN_A_ROW and not scaling:
+    if progress.skipped_in_a_row >= SKIPS_IN_A_ROW and not scaling:
         ids = ", ".join(plan.collection.name_of(int(image)) for image in images[:8])
         raise TrainingError(
             f"step {progress.step + 1}: the gradient was not finite {SKIPS_IN_A_ROW} times in a row; "
@@ -228,7 +240,7 @@ def _finish(training: Training) -> None:
             f"no epoch had a {chooser} SRCC, so there is no best model to test; the losses are in {folder / 'metrics.jsonl'}"
         )
     figures = _test_best(training, training.model, "")
-    if training.averaged_model is not None:
+    if training.averaged_model is not None and progress.best_average.early_stop.best_epoch is not None:
         figures["average"] = _test_best(training, training.averaged_model, AVERAGE)
     if not ranks.is_first():
         return

@@ -59,6 +59,8 @@ class RemoteFolder:
             whole = False
         if not whole:
             raise ShardError(f"{redacted(url)}: is no whole URL; name server and folder, and write a # in a password or a name as %23")
+        if "://***@" in url or url.endswith("?***"):
+            raise ShardError(f"{url}: is written down here without its password or signature; name the whole address again")
         self._scheme = scheme
         self.cache = Cache.of_this_node()
         self._hashes: frozenset[str] = frozenset()

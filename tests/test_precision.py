@@ -1,0 +1,296 @@
+"""Mixed precision: how far bf16 and fp16 are from float32, what stays in float32, and steps that have no finite gradient."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import shutil
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import runs
+import torch
+import torch.multiprocessing as multiprocessing
+from accelerate import Accelerator
+from in_process import config_of, train_here
+from torch import Tensor, nn
+
+from dist_train import gradient, model, training
+from dist_train.checkpoint import Checkpoint, load_checkpoint
+from dist_train.config import Config, load_config
+from dist_train.errors import TrainingError
+from dist_train.gradient import accumulate_gradient
+from dist_train.loss import training_loss
+from dist_train.model import target_network
+from dist_train.model_folder import build_model, open_model
+from dist_train.plan import make_plan
+from shards.manifest import Shards
+
+pytestmark = pytest.mark.timeout(600)
+
+FIFTY_STEPS = ("data.passes=10", "optim.lr=3e-5")  # a rate at which rounding does not yet grow into another run
+ROUNDING = 1e-5  # of float32, relative, after the five layers of a target network or the sums of a loss; bf16 has 4e-3
+
+
+@dataclass
+class Seen:
+    """What a run was observed to compute with."""
+
+    branch_types: set[torch.dtype] = field(default_factory=set)
+    target_types: set[torch.dtype] = field(default_factory=set)
+    loss_types: set[torch.dtype] = field(default_factory=set)
+    target_errors: list[float] = field(default_factory=list)  # relative to the same inputs in float64, per forward
+    loss_errors: list[float] = field(default_factory=list)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """Looks over the shoulder of every training that follows."""
+    found = Seen()
+
+    def watched_branches(self: model.LocalDistortionBranches, maps: list[Tensor], original: Any = model.LocalDistortionBranches.forward) -> Tensor:
+        vector: Tensor = original(self, maps)
+        found.branch_types.add(vector.dtype)
+        return vector
+
+    def watched_target(vector: Tensor, weights: list[Tensor], biases: list[Tensor], *more: Any) -> Tensor:
+        scores = target_network(vector, weights, biases, *more)
+        found.target_types |= {tensor.dtype for tensor in (vector, *weights, *biases, scores)}
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            exact = target_network(vector.double(), [w.double() for w in weights], [b.double() for b in biases], *more)
+            found.target_errors.append(float((scores - exact).abs().max() / exact.abs().max()))
+        return scores
+
+    def watched_loss(scores: Tensor, opinions: Tensor, *more: Any) -> Any:
+        parts = training_loss(scores, opinions, *more)
+        found.loss_types |= {tensor.dtype for tensor in (scores, opinions, *parts)}
+        exact = training_loss(scores.detach().double(), opinions.double(), *more)
+        found.loss_errors.append(abs(float(parts.total.detach()) / float(exact.total) - 1))
+        return parts
+
+    monkeypatch.setattr(model.LocalDistortionBranches, "forward", watched_branches)
+    monkeypatch.setattr(model, "target_network", watched_target)
+    monkeypatch.setattr(gradient, "training_loss", watched_loss)
+    return found
+
+
+@pytest.fixture(scope="module")
+def exact(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fifty steps in float32."""
+    folder = tmp_path_factory.mktemp("exact")
+    train_here(folder, shards, *FIFTY_STEPS)
+    return folder
+
+
+def apart(exact: Path, mixed: Path) -> dict[str, float]:
+    """How far two runs of fifty steps have come apart: in the loss, in the scores of the test part, in the weights.
+
+    losses: mean absolute difference over the steps / mean loss. scores: root mean square difference / standard deviation.
+    weights: Euclidean distance of all weights / how far the exact run has moved from the start.
+    """
+    losses = [np.array([record["loss"] for record in runs.records(folder, "step")]) for folder in (exact, mixed)]
+    assert len(losses[0]) == len(losses[1]) == 50
+    scores = []
+    for folder in (exact, mixed):
+        with (folder / "scores-test.csv").open() as file:
+            scores.append(np.array([float(row["score"]) for row in csv.DictReader(file)]))
+    torch.manual_seed(0)
+    start = build_model(load_config(exact / "config.yaml"), 64, (0.0, 100.0)).state_dict()
+    one, other = runs.weights(exact, 50), runs.weights(mixed, 50)
+    assert {tensor.dtype for tensor in other.values()} == {torch.float32}
+    return {
+        "first loss": abs(losses[0][0] - losses[1][0]) / losses[0][0],
+        "losses": float(np.abs(losses[0] - losses[1]).mean() / losses[0].mean()),
+        "scores": float(np.sqrt(np.mean((scores[0] - scores[1]) ** 2)) / scores[0].std()),
+        "weights": distance(one, other) / distance(one, start),
+    }
+
+
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    return math.sqrt(sum(float((one[name].double() - other[name].double()).square().sum()) for name in one))
+
+
+def test_bf16_stays_close_to_float32_over_fifty_steps(exact: Path, shards: Path, tmp_path: Path, seen: Seen) -> None:
+    train_here(tmp_path, shards, *FIFTY_STEPS, "run.precision=bf16")
+    found = apart(exact, tmp_path)  # measured: 0.00001, 0.0006, 0.06 and 0.013
+    assert 0 < found["first loss"] < 5e-4, found  # a loss in bf16: 0.005
+    assert 0 < found["losses"] < 0.002, found  # weights rounded to bf16: 0.03; a rate that is 10 % off: 0.03
+    assert 0 < found["scores"] < 0.25, found  # 0.7; 1.9
+    assert 0 < found["weights"] < 0.05, found  # 0.27; 0.09
+    assert seen.branch_types == {torch.bfloat16}
+
+
+def test_the_target_network_and_the_loss_are_computed_in_float32(shards: Path, tmp_path: Path, seen: Seen) -> None:
+    train_here(tmp_path, shards, "run.precision=bf16", "loss.consistency_weight=0.5", "model.dropout=0.2")
+    assert seen.branch_types == {torch.bfloat16}  # or there would be nothing to see
+    assert seen.target_types == {torch.float32}
+    assert seen.loss_types == {torch.float32}
+    assert len(seen.target_errors) > 5 and max(seen.target_errors) < ROUNDING
+    assert len(seen.loss_errors) >= 5 and max(seen.loss_errors) < ROUNDING
+
+
+def test_the_average_of_a_bf16_run_speaks_with_its_own_weights(shards: Path, tmp_path: Path) -> None:
+    train_here(tmp_path, shards, "run.precision=bf16", "ema.decay=0.9", "optim.lr=1e-3")
+    opened = Shards(shards)
+    _, parts = opened.split()
+    pixels = torch.from_numpy(np.concatenate([opened.read_patches(image, range(4)) for image in parts["test"]])).movedim(-1, 1)
+    told = {}
+    for suffix in ("", "-ema"):
+        alone = open_model(tmp_path / f"best{suffix}").model.to(memory_format=torch.channels_last)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            scores = alone(pixels).view(-1, 4).double().mean(dim=1).numpy()
+        with (tmp_path / f"scores-test{suffix}.csv").open() as file:
+            told[suffix] = np.array([float(row["score"]) for row in csv.DictReader(file)])
+        np.testing.assert_allclose(told[suffix], scores, atol=0.02 * told[suffix].std())
+    assert np.abs(told[""] - told["-ema"]).max() > 0.2 * told[""].std()
+
+
+FEW_PATCHES = ("train.global_batch=4", "data.patches_per_image=1", "optim.lr=1e-6", "optim.clip_norm=1", "save.every_steps=1", "save.keep=99")
+
+
+@pytest.fixture(scope="module")
+def exact_few(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten small steps in float32."""
+    folder = tmp_path_factory.mktemp("few")
+    train_here(folder, shards, *FEW_PATCHES)
+    return folder
+
+
+@pytest.fixture
+def fp16_on_the_cpu(exact_few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs take fp16, which users are refused without a GPU: accelerate's own way with it, and the CPU's scaler for the GPU's.
+
+    Its scale begins 32 times too high, as it may be for a GPU's run whose gradients have grown.
+    """
+
+    def start(_: Config) -> Accelerator:
+        accelerator = Accelerator(cpu=True, mixed_precision="fp16")
+        accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**20)
+        return accelerator
+
+    monkeypatch.setattr(training, "_start", start)
+
+
+def checkpoint_of(folder: Path, step: int) -> Checkpoint:
+    return load_checkpoint(folder / "checkpoints" / f"step-{step:08d}")
+
+
+@pytest.mark.usefixtures("fp16_on_the_cpu")
+def test_fp16_finds_its_scale_without_a_trace_then_steps_as_float32_and_resumes(exact_few: Path, shards: Path, tmp_path: Path) -> None:
+    train_here(tmp_path, shards, *FEW_PATCHES)
+    steps, exact = runs.records(tmp_path, "step"), runs.records(exact_few, "step")
+    skipped = [step["step"] for step in steps if step["grad_norm"] is None]
+    assert skipped == [1, 2, 3, 4, 5]  # more than three in a row, and yet no reason to stop
+    assert runs.status(tmp_path)["skipped_steps"] == 5
+    for step in skipped:
+        assert not checkpoint_of(tmp_path, step).optimizer["state"]
+        assert runs.largest_difference(runs.weights(tmp_path, step), runs.weights(tmp_path, 1)) == 0
+    for found, wanted in zip(steps, exact, strict=True):
+        assert found["loss"] == pytest.approx(wanted["loss"], rel=0.005)  # measured: 0.002
+        if found["step"] not in skipped:
+            assert found["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=0.1)  # unscaled: measured 0.02
+    first = checkpoint_of(tmp_path, 6).optimizer["state"].values()
+    average = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(moments["exp_avg"]) for moments in first]))
+    assert float(average) == pytest.approx(0.1, rel=0.1)  # of a gradient of norm 1: clipped after it was unscaled, not before
+    at_the_end = checkpoint_of(tmp_path, 10)
+    assert at_the_end.progress["scaler"]["scale"] == 2**15
+
+    for step in (8, 9, 10):
+        shutil.rmtree(tmp_path / "checkpoints" / f"step-{step:08d}")
+    (tmp_path / "status.json").write_text(json.dumps(runs.status(tmp_path) | {"status": "unfinished"}))
+    train_here(tmp_path, shards, *FEW_PATCHES)
+    again = checkpoint_of(tmp_path, 10)
+    assert runs.largest_difference(again.model, at_the_end.model) == 0
+    assert again.progress["scaler"] == at_the_end.progress["scaler"]
+    assert again.progress["progress"]["skipped"] == 5
+
+
+class Poison:
+    """Spoils some steps of a training, counted from 1: {3: 'gradient'} of one tensor, or 'activation': the pixels are infinite."""
+
+    def __init__(self, steps: dict[int, str], here: bool = True, first: int = 1) -> None:
+        self.steps, self.here, self.number = steps, here, first
+        self.weights: list[str] = []  # a hash of this rank's, before each step
+
+    def __call__(self, accelerator: Accelerator, wrapped: nn.Module, *more: Any) -> Any:
+        bare: Any = accelerator.unwrap_model(wrapped)
+        digest = hashlib.sha256()
+        for tensor in bare.parameters():
+            digest.update(tensor.detach().contiguous().numpy().tobytes())
+        self.weights.append(digest.hexdigest())
+        kind = self.steps.get(self.number) if self.here else None
+        self.number += 1
+        if kind == "gradient":
+            hook = next(bare.hyper.parameters()).register_hook(lambda gradient: gradient * math.nan)
+        else:
+            hook = bare.backbone.register_forward_pre_hook(lambda _, inputs: (inputs[0] * (math.inf if kind else 1),))
+        try:
+            return accumulate_gradient(accelerator, wrapped, *more)
+        finally:
+            hook.remove()
+
+
+SKIPPED = {2: "gradient", 3: "activation", 5: "activation", 7: "gradient", 8: "activation", 9: "gradient"}
+TWO_SETS = ("data.shards=null", "model.backbone=test_resnet", "ema.decay=0.9", "save.every_steps=1", "save.keep=99")
+
+
+def train_poisoned(rank: int, port: int, folder: Path, shards: Path) -> None:
+    """What one process of two does: trains, is poisoned on rank 1, and says how it ended."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    training.accumulate_gradient = poison = Poison(SKIPPED, here=rank == 1)  # type: ignore[assignment]
+    sets = f"data.sets={{one: {{shards: {shards}}}, other: {{shards: {shards}}}}}"
+    try:
+        training.train(config_of(folder, shards, sets, *TWO_SETS))
+    except TrainingError as error:
+        (folder / f"rank-{rank}.json").write_text(json.dumps({"error": str(error), "weights": poison.weights}))
+
+
+def test_steps_spoiled_on_one_rank_are_skipped_by_both_without_a_trace_and_the_third_in_a_row_ends_the_run(
+    shards: Path, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(train_poisoned, (port, tmp_path, shards), nprocs=2)
+    ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    images = make_plan(load_config(tmp_path / "config.yaml"), 2)
+    names = [images.collection.name_of(images.collection.training_images[image]) for image in images.order.batch(8).images]
+    assert {name.partition("/")[0] for name in names} == {"one", "other"}
+    assert f"step 9: the gradient was not finite 3 times in a row; the images of this batch are {', '.join(names)};" in ranks[0]["error"]
+    told = runs.status(tmp_path)
+    assert (told["status"], told["steps"], told["skipped_steps"]) == ("failed", 8, 5)
+    assert told["reason"] == f"TrainingError: {ranks[0]['error']}"
+    for step in range(2, 9):
+        before, after = checkpoint_of(tmp_path, step - 1), checkpoint_of(tmp_path, step)
+        skipped = step in SKIPPED
+        assert (ranks[0]["weights"][step - 1] == ranks[0]["weights"][step]) == skipped
+        assert all(torch.equal(before.model[name], after.model[name]) for name in before.model) == skipped  # and no statistics
+        assert all(torch.equal(before.average[name], after.average[name]) for name in before.average) == skipped
+        moments = [state.optimizer["state"] for state in (before, after)]
+        assert all(torch.equal(moments[0][n][key], moments[1][n][key]) for n in moments[0] for key in moments[0][n]) == skipped
+
+
+def test_three_in_a_row_are_three_also_across_two_sessions(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "accumulate_gradient", Poison({2: "gradient", 3: "gradient"}))
+    monkeypatch.setattr(training.StopRequest, "heard", lambda request: runs_to(tmp_path) == 3 and setattr(request, "reason", "a test") is None)
+    train_here(tmp_path, shards)
+    monkeypatch.undo()
+    told = runs.status(tmp_path)
+    assert (told["status"], told["steps"], told["skipped_steps"]) == ("unfinished", 3, 2)
+    monkeypatch.setattr(training, "accumulate_gradient", Poison({4: "gradient"}, first=4))
+    with pytest.raises(TrainingError, match="step 4: the gradient was not finite 3 times in a row"):
+        train_here(tmp_path, shards)
+
+
+def runs_to(folder: Path) -> int:
+    """Steps that the run in `folder` has told of."""
+    return len(runs.records(folder, "step"))

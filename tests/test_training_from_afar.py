@@ -1,0 +1,136 @@
+"""Training on shards that lie on a server: a real nginx, real ranks and loader workers, and one cache that they share."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import runs
+import torch
+from nginx import Nginx, serving
+
+from dist_train.__main__ import main
+from dist_train.config import Config, load_config, save_config
+from shards.manifest import Shards
+
+pytestmark = pytest.mark.timeout(600)
+
+SECRET = "s3cr3t"  # noqa: S105  the password of anna, and the signature, at that nginx
+
+
+@pytest.fixture(scope="module")
+def server(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
+    """A server of those shards, under /tiny."""
+    root = tmp_path_factory.mktemp("www")
+    shutil.copytree(shards, root / "tiny")
+    with serving(root, tmp_path_factory.mktemp("nginx")) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty cache for every test."""
+    monkeypatch.setenv("DIST_TRAIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def with_password(server: Nginx) -> str:
+    return f"{server.url}/secret/tiny".replace("://", f"://anna:{SECRET}@")
+
+
+def with_signature(server: Nginx) -> str:
+    return f"{server.url}/signed/tiny?sig={SECRET}"
+
+
+def downloads(server: Nginx) -> Counter[str]:
+    """How often each file was sent."""
+    return Counter(Path(said["path"]).name for said in server.requests() if said["status"] in (200, 206))
+
+
+def everything_in(folder: Path) -> bytes:
+    return b"".join(str(path).encode() + path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_run_from_afar_is_the_run_on_the_folder_fetches_each_shard_once_and_writes_no_secret(
+    server: Nginx, shards: Path, tmp_path: Path
+) -> None:
+    settings = ("data.workers=2", "train.epochs=1", "model.backbone=test_convnext")
+    runs.train(2, tmp_path / "near", shards, *settings)
+    far = tmp_path / "far"
+    far.mkdir()
+    (far / "stop").touch()  # a run that is stopped after its first step, and goes on with another address
+    said = runs.train(2, far, with_password(server), *settings)
+    assert runs.status(far)["steps"] == 1
+    said += runs.train(2, far, with_signature(server), *settings)
+    assert "going on from" in said
+    near, other = (runs.weights(folder, 5) for folder in (tmp_path / "near", far))
+    assert all(torch.equal(near[name], other[name]) for name in near)
+    assert (far / "scores-test.csv").read_bytes() == (tmp_path / "near" / "scores-test.csv").read_bytes()
+    fetched = downloads(server)
+    assert {name: fetched[name] for name in fetched if name.endswith(".tar")} == {record["file"]: 1 for record in Shards(shards).files}
+    assert SECRET not in said
+    assert SECRET.encode() not in everything_in(far)
+    for settings_file in (far / "config.yaml", far / "best" / "config.yaml"):
+        assert load_config(settings_file).data.shards == f"{server.url}/signed/tiny?***"
+
+
+def test_a_plan_reads_an_address_fetches_no_shard_and_shows_no_secret(
+    server: Nginx, empty_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = downloads(server)
+    sets = f"data.sets={{one: {{shards: '{with_password(server)}'}}, other: {{shards: '{with_signature(server)}'}}}}"
+    for data in (f"data.shards={with_password(server)}", sets):
+        assert main(["plan", str(empty_config), data, "model.backbone=test_convnext"]) == 0
+        told = capfd.readouterr()
+        assert f"{server.url.replace('://', '://***@')}/secret/tiny" in told.out
+        assert "train 40, val 10, test 10 images" in told.out
+        assert SECRET not in told.out + told.err
+    assert not [name for name in downloads(server) - before if name.endswith(".tar")]
+
+
+@pytest.fixture
+def empty_config(tmp_path: Path) -> Path:
+    path = tmp_path / "empty.yaml"
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("setting", "complaint"),
+    [
+        ("data.shards={url}/secret/nothing", "manifest.json: is not there"),
+        ("data.shards={url}x/secret/tiny", "cannot be read"),
+        ("data.sets={url}/secret/tiny", "should be a valid dictionary"),
+        ("data.shards=[{url}/secret/tiny]", "should be a valid string"),
+        ("datashards={url}/secret/tiny", "write settings as section.key=value"),
+        ("data.shards={url}/secret/tiny: [", "the value is not YAML"),
+    ],
+)
+def test_no_complaint_repeats_the_secret_of_an_address(
+    server: Nginx, empty_config: Path, tmp_path: Path, setting: str, complaint: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.remote.PAUSES", (0.0,))
+    url = server.url.replace("://", f"://anna:{SECRET}@")
+    assert main(["train", str(empty_config), f"run.folder={tmp_path / 'run'}", setting.format(url=url)]) == 1
+    told = capfd.readouterr()
+    assert complaint in told.err
+    assert SECRET not in told.out + told.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_address_as_it_was_written_down_is_asked_for_again(server: Nginx, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for address in (with_password(server), with_signature(server)):
+        save_config(Config.model_validate({"data": {"shards": address}}), tmp_path / "config.yaml")
+        assert main(["plan", str(tmp_path / "config.yaml")]) == 1
+        assert "is written down here without its password or signature; name the whole address again" in capfd.readouterr().err
+        assert main(["plan", str(tmp_path / "config.yaml"), f"data.shards={address}", "model.backbone=test_convnext"]) == 0
+
+
+def test_a_relative_folder_is_written_down_as_it_was_named(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shards.parent)
+    config = Config.model_validate({"data": {"sets": {"one": {"shards": Path(shards.name)}, "other": {"shards": f"./{shards.name}?x@y"}}}})
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
