@@ -120,6 +120,7 @@ def test_a_node_that_dies_in_the_middle_of_an_epoch_costs_a_restart(
 def test_a_job_that_reaches_its_time_limit_is_requeued_only_so_often(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     job = submit(cluster, folder, shards, *ENDLESS, options=(*ONE, "--time=1"), MAX_RESTARTS="1")
+    wait_for_step(job, folder, 1)
     job.wait("PENDING", "COMPLETING", limit=LIMIT)  # Slurm looks at its clock every 30 s, and finds that less than 120 s are left
     before = status(folder)
     assert (before["status"], before["reason"]) == ("unfinished", "asked to stop by the file `stop` in the run folder")
