@@ -21,6 +21,7 @@ import webdataset as wds
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from dist_train.living import LivingContext
 from dist_train.order import Batch
 from shards.manifest import ShardError
 
@@ -118,7 +119,14 @@ class PatchReader:
 def patch_batches(reader: PatchReader, batch_images: int, workers: int, pin_memory: bool = False) -> Iterator[PatchBatch]:
     """The reader's steps in order, `batch_images` images a step (fewer in the last one where they run out)."""
     pipeline = wds.DataPipeline(reader, wds.map(_mirrored), wds.batched(batch_images, collation_fn=_collated, partial=True))
-    loader = wds.WebLoader(pipeline, batch_size=None, num_workers=workers, worker_init_fn=_leave_signals_to_the_rank, pin_memory=pin_memory)
+    loader = wds.WebLoader(
+        pipeline,
+        batch_size=None,
+        num_workers=workers,
+        worker_init_fn=_leave_signals_to_the_rank,
+        pin_memory=pin_memory,
+        multiprocessing_context=LivingContext() if workers else None,
+    )
     _end_workers_at_exit()
     try:
         yield from loader

@@ -55,7 +55,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """Looks over the shoulder of every training that follows."""
     found = Seen()
 
-    def watched_branches(self: model.LocalDistortionBranches, maps: list[Tensor], original: Any = model.LocalDistortionBranches.forward) -> Tensor:
+    def watched_branches(
+        self: model.LocalDistortionBranches, maps: list[Tensor], original: Any = model.LocalDistortionBranches.forward
+    ) -> Tensor:
         vector: Tensor = original(self, maps)
         found.branch_types.add(vector.dtype)
         return vector
@@ -152,7 +154,14 @@ def test_the_average_of_a_bf16_run_speaks_with_its_own_weights(shards: Path, tmp
     assert np.abs(told[""] - told["-ema"]).max() > 0.2 * told[""].std()
 
 
-FEW_PATCHES = ("train.global_batch=4", "data.patches_per_image=1", "optim.lr=1e-6", "optim.clip_norm=1", "save.every_steps=1", "save.keep=99")
+FEW_PATCHES = (
+    "train.global_batch=4",
+    "data.patches_per_image=1",
+    "optim.lr=1e-6",
+    "optim.clip_norm=1",
+    "save.every_steps=1",
+    "save.keep=99",
+)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +184,7 @@ def fp16_on_the_cpu(exact_few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**20)
         return accelerator
 
-    monkeypatch.setattr(training, "_start", start)
+    monkeypatch.setattr(training, "open_accelerator", start)
 
 
 def checkpoint_of(folder: Path, step: int) -> Checkpoint:
@@ -281,7 +290,9 @@ def test_steps_spoiled_on_one_rank_are_skipped_by_both_without_a_trace_and_the_t
 
 def test_three_in_a_row_are_three_also_across_two_sessions(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "accumulate_gradient", Poison({2: "gradient", 3: "gradient"}))
-    monkeypatch.setattr(training.StopRequest, "heard", lambda request: runs_to(tmp_path) == 3 and setattr(request, "reason", "a test") is None)
+    monkeypatch.setattr(
+        training.StopRequest, "heard", lambda request: runs_to(tmp_path) == 3 and setattr(request, "reason", "a test") is None
+    )
     train_here(tmp_path, shards)
     monkeypatch.undo()
     told = runs.status(tmp_path)

@@ -18,7 +18,7 @@ from shards.manifest import Shards
 
 pytestmark = pytest.mark.timeout(600)
 
-SECRET = "s3cr3t"  # noqa: S105  the password of anna, and the signature, at that nginx
+SECRET = "s3cr3t"  # the password of anna, and the signature, at that nginx
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,13 @@ def empty_config(tmp_path: Path) -> Path:
     ],
 )
 def test_no_complaint_repeats_the_secret_of_an_address(
-    server: Nginx, empty_config: Path, tmp_path: Path, setting: str, complaint: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    server: Nginx,
+    empty_config: Path,
+    tmp_path: Path,
+    setting: str,
+    complaint: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("shards.remote.PAUSES", (0.0,))
     url = server.url.replace("://", f"://anna:{SECRET}@")

@@ -1,0 +1,55 @@
+"""Loader workers that are known to live.
+
+A worker is forked from a rank that has threads: gloo's, autograd's, the one that watches. The child inherits every lock as it
+is at that moment, and one that another thread holds will never be opened there. In CPython before 3.11.8 any foreign thread that
+is just entering the interpreter holds such a lock (cpython issue 112275): once in some thousand forks on a busy machine a worker
+is stillborn, its rank waits for its first batch, and all others for that rank. So a worker says that it lives before anybody
+counts on it, and one that says nothing is ended, and forked anew.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from multiprocessing.context import ForkContext, ForkProcess
+from multiprocessing.popen_fork import Popen
+
+import torch
+
+PATIENCE = 20.0  # seconds; a living child needs milliseconds, on a machine that is far too busy a second
+TRIES = 5
+
+
+class LivingProcess(ForkProcess):
+    """A child whose `start` returns once it runs, or has ended by itself."""
+
+    def run(self) -> None:
+        torch.set_num_threads(1)  # the loader's first act: it takes locks too
+        os.write(self._mouth, b"!")
+        os.close(self._mouth)
+        super().run()
+
+    @staticmethod
+    def _Popen(process_obj: LivingProcess) -> Popen:  # what `start` calls to fork
+        for _ in range(TRIES):
+            ear, process_obj._mouth = os.pipe()
+            child: Popen = ForkProcess._Popen(process_obj)  # type: ignore[attr-defined]
+            os.close(process_obj._mouth)
+            heard, _, _ = select.select([ear], [], [], PATIENCE)  # something is heard, too, when a child ends without a word
+            os.close(ear)
+            if heard:
+                return child
+            print(f"loader worker {child.pid} did not come to life in {PATIENCE:g} s; forking another", file=sys.stderr, flush=True)
+            child.kill()
+            child.wait()
+            child.close()
+        raise RuntimeError(f"{TRIES} loader workers in a row did not come to life; data.workers=0 does without them")
+
+    _mouth: int
+
+
+class LivingContext(ForkContext):
+    """What a DataLoader takes as multiprocessing_context."""
+
+    Process = LivingProcess  # type: ignore[assignment]

@@ -1,0 +1,67 @@
+"""A worker that is forked with a lock that nobody opens is ended, and another takes its place."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_train import living
+from dist_train.data import PatchReader, TrainingVisits, patch_batches
+from dist_train.order import Order
+from shards.manifest import Shards
+
+
+class Stillbirths:
+    """From now on, while there are names of forks in `stuck`, the forks of those numbers wait for ever as soon as they are made."""
+
+    def __init__(self) -> None:
+        self.stuck: set[int] = set()
+        self.forks = 0
+        os.register_at_fork(before=self._count, after_in_child=self._wait)
+
+    def _count(self) -> None:
+        self.forks += 1
+
+    def _wait(self) -> None:
+        while self.forks in self.stuck:
+            time.sleep(1)
+
+
+@pytest.fixture(scope="module")
+def stillbirths() -> Stillbirths:
+    return Stillbirths()  # a hook at fork stays for the life of the process
+
+
+@pytest.fixture
+def reader(shards: Path) -> PatchReader:
+    opened = Shards(shards)
+    _, parts = opened.split()
+    order = Order(seed=3, num_images=len(parts["train"]), stored_patches=4, patches_per_image=2, passes=1, global_batch=8)
+    return PatchReader(opened, TrainingVisits(order, parts["train"], True, 0, 1), 0, 5)
+
+
+def test_a_worker_that_does_not_come_to_life_is_replaced_and_the_batches_are_the_same(
+    reader: PatchReader, stillbirths: Stillbirths, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(living, "PATIENCE", 0.5)
+    expected = list(patch_batches(reader, 8, workers=0))
+    monkeypatch.setattr(stillbirths, "stuck", {stillbirths.forks + 1, stillbirths.forks + 3})
+    before = stillbirths.forks
+    found = list(patch_batches(reader, 8, workers=2))
+    assert stillbirths.forks == before + 4
+    assert len(found) == len(expected) == 5
+    assert all(torch.equal(one.pixels, other.pixels) for one, other in zip(found, expected, strict=True))
+    assert capfd.readouterr().err.count("did not come to life in 0.5 s; forking another") == 2
+
+
+def test_workers_that_never_come_to_life_are_an_error_and_not_a_wait(
+    reader: PatchReader, stillbirths: Stillbirths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(living, "PATIENCE", 0.05)
+    monkeypatch.setattr(stillbirths, "stuck", set(range(stillbirths.forks, stillbirths.forks + 99)))
+    with pytest.raises(RuntimeError, match=r"5 loader workers in a row did not come to life; data\.workers=0 does without them"):
+        next(iter(patch_batches(reader, 8, workers=1)))
