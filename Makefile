@@ -12,11 +12,12 @@ export OMP_NUM_THREADS ?= 1
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 export MALLOC_MMAP_MAX_ ?= 0
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test test-slurm lint clean
 
 help:
 	@echo "make demo     photographs -> shards -> a training on two processes -> one test; about 4 minutes on 2 cores"
 	@echo "make test     every test; about 10 minutes on 2 cores"
+	@echo "make test-slurm  slurm/*.sh on a real Slurm of three nodes on this machine; needs root and Debian; about 6 minutes on 2 cores"
 	@echo "make lint     ruff, mypy and shellcheck"
 	@echo "make install  the virtual environment alone ($(VENV)); one to two minutes and 6 GB, once"
 
@@ -38,14 +39,20 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@echo "== every test: about 10 minutes on 2 cores"
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+test-slurm: $(INSTALLED)
+	@echo "== jobs on a real Slurm, started and ended on this machine: about 6 minutes on 2 cores"
+	@[ "$$(id -u)" = 0 ] || { echo "make test-slurm needs root, to make machines out of namespaces"; exit 1; }
+	command -v slurmctld munged ip >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends slurm-wlm munge iproute2
+	$(BIN)/python -m pytest tests/slurm
 
 lint: $(INSTALLED)
 	@echo "== ruff, mypy, shellcheck: under a minute"
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck slurm/*.sh .ci/run
+	$(BIN)/shellcheck slurm/*.sh tests/slurm/mini-slurm .ci/run
 
 clean:
 	rm -rf $(VENV) demo

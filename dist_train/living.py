@@ -14,6 +14,7 @@ import select
 import sys
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
+from multiprocessing.process import BaseProcess
 
 import torch
 
@@ -31,10 +32,11 @@ class LivingProcess(ForkProcess):
         super().run()
 
     @staticmethod
-    def _Popen(process_obj: LivingProcess) -> Popen:  # what `start` calls to fork  # noqa: N802
+    def _Popen(process_obj: BaseProcess) -> Popen:  # what `start` calls to fork
+        assert isinstance(process_obj, LivingProcess)
         for _ in range(TRIES):
             ear, process_obj._mouth = os.pipe()
-            child: Popen = ForkProcess._Popen(process_obj)  # type: ignore[attr-defined]
+            child = ForkProcess._Popen(process_obj)
             os.close(process_obj._mouth)
             heard, _, _ = select.select([ear], [], [], PATIENCE)  # something is heard, too, when a child ends without a word
             os.close(ear)
@@ -52,4 +54,4 @@ class LivingProcess(ForkProcess):
 class LivingContext(ForkContext):
     """What a DataLoader takes as multiprocessing_context."""
 
-    Process = LivingProcess  # type: ignore[assignment]
+    Process = LivingProcess

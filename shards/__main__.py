@@ -1,4 +1,4 @@
-"""python -m shards build | doctor | split | demo | check | show: make a shard folder, once, and look at it."""
+"""python -m shards list | doctor | build | split | demo | check | show | fetch: make a shard folder, once, and look at it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from shards.adapters import ADAPTERS, adapters_as_text
@@ -33,13 +34,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 an error that was explained or a folder not safe to build, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
-        return int(options.run(options) or 0)
+        status = int(options.run(options) or 0)
+        sys.stdout.flush()
+        return status
     except ShardError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # as by `| head`; nobody reads what is left, and Python would complain of it at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        print(f"error: {_refusal(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"interrupted; {options.after_interrupt}", file=sys.stderr)
         return 130
+
+
+def _refusal(error: OSError) -> ShardError:
+    """What to say when the disk refuses what nobody thought of: a folder that may not be read, a server that is gone."""
+    return ShardError(f"{error.filename or 'the disk'}: {error.strerror or error}; see that it is there and that you may use it")
 
 
 def _build(options: argparse.Namespace) -> None:
@@ -116,6 +130,8 @@ def _doctor(options: argparse.Namespace) -> int:
         return 2
     except ShardError as error:
         findings = [refused(error)]
+    except OSError as error:
+        findings = [refused(_refusal(error))]
     print((as_json if options.json else as_text)(name, findings))
     return 0 if is_safe(findings) else 1
 
@@ -190,11 +206,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_build, after_interrupt="the same command goes on where this one stopped")
     _add_source(command)
-    command.add_argument("--out", type=Path, required=True, help="the shard folder to write, new or empty")
+    command.add_argument("--out", type=_path, required=True, help="the shard folder to write, new or empty")
     command.add_argument("--patches", type=int, default=Settings.patches, help="patches per image")
     command.add_argument("--size", type=int, default=Settings.patch_size, help="width and height of a patch in pixels")
     command.add_argument("--seed", type=int, default=Settings.seed, help="of the patch boxes and of the splits")
-    command.add_argument("--rounds", type=_rounds, metavar="N", help="numbered splits (default: 10 where there is no official split)")
+    command.add_argument("--rounds", type=_number, metavar="N", help="numbered splits (default: 10 where there is no official split)")
     _add_ratio(command)
     command.add_argument(
         "--layout",
@@ -240,18 +256,18 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("demo", help="write the built-in photographs with computed pseudo-opinions (not human ratings)")
     command.set_defaults(run=_demo, after_interrupt="the same command begins anew")
-    command.add_argument("--out", type=Path, required=True, help="the folder to write")
+    command.add_argument("--out", type=_path, required=True, help="the folder to write")
     _add_workers(command)
 
     command = commands.add_parser("split", help="add split tables to a shard folder, or take them elsewhere; pixels are not touched")
     command.set_defaults(run=_split, after_interrupt="no table was changed")
-    command.add_argument("folder", type=Path)
+    command.add_argument("folder", type=_path)
     action = command.add_mutually_exclusive_group(required=True)
-    action.add_argument("--rounds", type=_rounds, metavar="N", help="add N random splits by content: round-01 and on")
+    action.add_argument("--rounds", type=_number, metavar="N", help="add N random splits by content: round-01 and on")
     action.add_argument(
-        "--import", dest="imported", type=Path, metavar="FILE", help="add the splits of a table: id,part or pyiqa's meta csv"
+        "--import", dest="imported", type=_path, metavar="FILE", help="add the splits of a table: id,part or pyiqa's meta csv"
     )
-    action.add_argument("--export", dest="exported", type=Path, metavar="FILE", help="write the splits to a new file")
+    action.add_argument("--export", dest="exported", type=_path, metavar="FILE", help="write the splits to a new file")
     _add_ratio(command)
     command.add_argument("--seed", type=int, help="of what is drawn (default: the seed that the shards were built with)")
     command.add_argument("--name", help="of the rounds (default: round), or of the one split to import or export (default: all)")
@@ -264,21 +280,21 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=explanation)
         command.set_defaults(run=run, after_interrupt="nothing was changed")
-        command.add_argument("folder", help="a shard folder, or its URL: http://, https:// or s3://")
+        command.add_argument("folder", type=_stated, help="a shard folder, or its URL: http://, https:// or s3://")
     return parser
 
 
 def _add_source(command: argparse.ArgumentParser) -> None:
     source = command.add_argument_group("the data, either a table ...")
-    source.add_argument("--table", type=Path, help="csv, .xlsx or .json with image and score (or mos), and optionally std, group, split")
-    source.add_argument("--images", type=Path, help="the folder that the table's image column is relative to")
+    source.add_argument("--table", type=_path, help="csv, .xlsx or .json with image and score (or mos), and optionally std, group, split")
+    source.add_argument("--images", type=_path, help="the folder that the table's image column is relative to")
     source.add_argument("--name", help="the data set's name (default: the table's folder)")
     source.add_argument("--label", help="what the score is called in every report (default: MOS); with --dataset, which of its labels")
     source.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the ends of the score's scale, such as 1 5")
     source.add_argument("--lower-is-better", action="store_true", help="the score is a DMOS or the like")
     known = command.add_argument_group("... or a data set as it is distributed")
     known.add_argument("--dataset", choices=sorted(ADAPTERS), metavar="NAME", help="its name; `python -m shards list` shows them all")
-    known.add_argument("--root", type=Path, help="the folder it was unpacked to")
+    known.add_argument("--root", type=_path, help="the folder it was unpacked to")
 
 
 def _add_resize(command: argparse.ArgumentParser) -> None:
@@ -291,7 +307,7 @@ def _add_resize(command: argparse.ArgumentParser) -> None:
 
 def _add_workers(command: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    command.add_argument("--workers", type=int, default=cores, help="processes (default: one per core this process may use)")
+    command.add_argument("--workers", type=_number, default=cores, help="processes (default: one per core this process may use)")
 
 
 def _add_ratio(command: argparse.ArgumentParser) -> None:
@@ -311,11 +327,20 @@ def _ratio(text: str) -> str:
     return text
 
 
-def _rounds(text: str) -> int:
-    value = int(text)
-    if value < 1:
+def _stated(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty, as a shell variable is that was never set; name a file or folder")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_stated(text))
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}': write 1 or more")
-    return value
+    return int(text)
 
 
 def _share(text: str) -> Share:
@@ -330,10 +355,10 @@ def _counted(number: int, thing: str) -> str:
 
 
 def _mebibytes(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"'{text}' is no size of a shard")
-    return value
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no size of a shard; write a number of MiB, such as 128")
 
 
 if __name__ == "__main__":

@@ -44,7 +44,10 @@ class Cache:
     def of_this_node() -> Cache:
         """The cache that the environment names. Raises ShardError when its bound is no number."""
         home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dist_train"
-        folder = Path(os.environ.get("DIST_TRAIN_CACHE") or home).expanduser()
+        try:
+            folder = Path(os.environ.get("DIST_TRAIN_CACHE") or home).expanduser()
+        except RuntimeError as error:  # in a container a user may have none
+            raise ShardError("this user has no home folder for a cache; set DIST_TRAIN_CACHE to a folder on a local disk") from error
         text = os.environ.get("DIST_TRAIN_CACHE_GIB") or str(DEFAULT_GIB)
         try:
             return Cache(folder, int(float(text) * 2**30))
@@ -73,7 +76,7 @@ class Cache:
     def room(self) -> int:
         """Bytes that one data set could take here, were all others evicted."""
         with self._usable():
-            held = sum(path.stat().st_size for path in self._files())
+            held = sum(stat.st_size for stat, _ in self._files())
             return max(0, min(self.limit, held + shutil.disk_usage(self.folder).free - KEEP_FREE))
 
     @contextmanager
@@ -92,7 +95,7 @@ class Cache:
         while (descriptor := _locked(path)) is None:
             with _alone_with(part):
                 if path.exists():  # another process fetched it while this one waited
-                    part.unlink()
+                    part.unlink(missing_ok=True)
                     continue
                 try:
                     if not self._make_room(part, size, needed) and not required:
@@ -115,7 +118,7 @@ class Cache:
                 if other != part and (written := _bytes_of_living(other)) is not None:
                     whole = int(other.name.split(".")[1])
                     coming, awaited = coming + whole, awaited + max(0, whole - written)
-            files = sorted(((entry.stat(), entry) for entry in self._files()), key=lambda file: file[0].st_mtime_ns)
+            files = sorted(self._files(), key=lambda file: file[0].st_mtime_ns)
             free = shutil.disk_usage(self.folder).free - KEEP_FREE - awaited
             excess = max(sum(stat.st_size for stat, _ in files) + coming + size - self.limit, size - free)
             for stat, path in files:
@@ -125,8 +128,11 @@ class Cache:
                 part.unlink(missing_ok=True)
             return excess <= 0
 
-    def _files(self) -> Iterator[Path]:
-        return (path for path in self.folder.iterdir() if len(path.name) == 64)
+    def _files(self) -> Iterator[tuple[os.stat_result, Path]]:
+        for path in self.folder.iterdir():
+            if len(path.name) == 64:
+                with suppress(FileNotFoundError):  # evicted, or found to be damaged, by another process since it was listed
+                    yield path.stat(), path
 
 
 def _locked(path: Path) -> int | None:

@@ -31,13 +31,17 @@ def check(folder: str | Path) -> Shards:
         for shard, record in enumerate(shards.files):
             path = shards.where(record["file"])
             try:
-                with shards.whole_shard(shard) as file, tarfile.open(file) as tar:
+                with shards.whole_shard(shard) as file, tarfile.open(file, "r:") as tar:
                     intact = file_sha256(file) == record["sha256"]
                     for _ in range(record["images"]):
                         _check_image(tar, shards, number, next(rows), path)
                         number += 1
                         bar.update()
-            except (tarfile.TarError, OSError, EOFError, UnicodeDecodeError) as error:
+            except OSError as error:  # the disk or the right to read it: no reason to delete anything
+                raise ShardError(
+                    f"{path}: cannot be read ({error.strerror or error}); see that the disk is there, then check again"
+                ) from error
+            except (tarfile.TarError, EOFError, UnicodeDecodeError) as error:
                 raise ShardError(f"{path}: is no longer a readable tar file ({error}); {_REWRITE}") from error
             if not intact:
                 raise ShardError(f"{path}: a byte outside the pixels was changed (its SHA-256 is another); {_REWRITE}")

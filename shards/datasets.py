@@ -5,6 +5,7 @@ Scores are kept as distributed. What stays together in a split is the group.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ _GROUP = ("group", "ref_name")
 _PART = ("split", "official_split")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One image: its id, where the file is, and what people said of it."""
 
@@ -125,7 +126,7 @@ def data_set_of(name: str, label: Label, resize: str, rows: Iterable[Row], table
 
 def missing_pictures(data_set: DataSet) -> list[Row]:
     """The rows whose picture is not on the disk."""
-    return [row for row in data_set.rows if not row.file.is_file()]
+    return [row for row in data_set.rows if not os.path.isfile(row.file)]  # of Path, a name that is too long for a disk is an error
 
 
 def refuse_missing_pictures(data_set: DataSet) -> None:
@@ -145,7 +146,7 @@ def naming(row: Row) -> Iterator[None]:
 
 def image_id(name: str, where: str) -> str:
     """The id of the image at the relative path `name`: the path without its suffix, fit for a WebDataset key."""
-    stem = str(Path(name).with_suffix("")) if name.strip() else ""
+    stem = str(Path(name).with_suffix("")) if Path(name).name else ""
     key = _NOT_IN_A_KEY.sub("_", stem).strip("_")
     if not key:
         raise ShardError(f"{where}: there is no image name; write one, or take the row out")
@@ -153,5 +154,5 @@ def image_id(name: str, where: str) -> str:
 
 
 def _column(records: Sequence[Record], names: Sequence[str]) -> str | None:
-    """The first of `names` that the table has, or None."""
-    return next((name for name in names if name in records[0]), None)
+    """The first of `names` that the table has, or None. An entry of a JSON list may lack what the others have: its record says so."""
+    return next((name for name in names if any(name in record for record in records)), None)

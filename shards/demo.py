@@ -12,10 +12,8 @@ of the split. Every byte follows from the tables below and from the versions tha
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,7 +29,9 @@ from tqdm import tqdm
 
 from shards.manifest import ShardError
 from shards.photographs import decode_photograph, decoder_versions
-from shards.workers import worker_pool
+from shards.tables import csv_bytes
+from shards.whole_files import write_bytes
+from shards.workers import WorkerPool
 
 WIDTH, HEIGHT = 512, 384
 LEVELS = (1, 2, 3, 4, 5)
@@ -107,8 +107,8 @@ def make_demo(out: Path, workers: int = 1) -> Path:
     with ExitStack() as stack:
         run: Callable[..., Iterator[float]] = map
         if workers > 1:
-            pool = stack.enter_context(worker_pool(workers))
-            run = partial(pool.map, chunksize=len(names) // len(CONTENTS))  # a content a chunk: each is decoded once
+            pool = stack.enter_context(WorkerPool(workers))
+            run = partial(pool.in_order, at_once=len(names) // len(CONTENTS))  # a content at once: each is decoded once
         scores = list(tqdm(run(partial(write_image, images), names), total=len(names), desc="demo", unit="image"))
     (out / "ABOUT.txt").write_text(about, encoding="utf-8", newline="\n")
     _write_table(table, names, scores)
@@ -294,11 +294,6 @@ def _refuse_strangers(out: Path, names: list[str]) -> None:
 
 
 def _write_table(table: Path, names: list[str], scores: list[float]) -> None:
-    unfinished = table.with_suffix(".partial")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image", "score", "group", "split"])
-        for name, score in zip(names, scores, strict=True):
-            group = CONTENTS[name.split("-")[0]][0]
-            writer.writerow([name, f"{score:.3f}", group, PHOTOGRAPHS[group].split])
-    os.replace(unfinished, table)
+    groups = [CONTENTS[name.split("-")[0]][0] for name in names]
+    rows = [[name, f"{score:.3f}", group, PHOTOGRAPHS[group].split] for name, score, group in zip(names, scores, groups, strict=True)]
+    write_bytes(table, csv_bytes([["image", "score", "group", "split"], *rows]))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -20,15 +21,10 @@ from tqdm import tqdm
 from shards.datasets import DataSet
 from shards.duplicates import Look, look_of
 from shards.manifest import ShardError
-from shards.photographs import SUFFIXES, decode_photograph, photograph_size
-from shards.workers import worker_pool
+from shards.photographs import DEEP, ORIENTATION, SUFFIXES, decode_photograph, photograph_size
+from shards.workers import WorkerPool
 
-_ORIENTATION = 0x0112
-_KINDS = {"1": "grey", "L": "grey", "LA": "grey", "I;16": "grey", "I;16B": "grey", "I;16L": "grey", "I;16N": "grey"} | {
-    "P": "palette",
-    "PA": "palette",
-    "CMYK": "CMYK",
-}
+_KINDS = dict.fromkeys(("1", "L", "LA", *DEEP), "grey") | {"P": "palette", "PA": "palette", "CMYK": "CMYK"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ def examine(data_set: DataSet, workers: int = 1, headers_only: bool = False) -> 
 
 def picture_at(file: Path, headers_only: bool = False) -> PictureFile:
     """What there is to know of one file. Never raises for a bad one."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         return PictureFile(missing=True)
     try:
         size = photograph_size(file)
@@ -86,9 +82,9 @@ def _traits(source: Path | io.BytesIO) -> frozenset[str]:
     """In what a picture that can be opened is unlike an ordinary one."""
     with Image.open(source) as picture:
         found = {_KINDS.get(picture.mode, "")}
-        if Image.Image.getexif(picture).get(_ORIENTATION, 1) in range(2, 9):
+        if Image.Image.getexif(picture).get(ORIENTATION, 1) in range(2, 9):
             found.add("turned")
-        if picture.mode.startswith("I;16") or any(";16" in str(tile) for tile in picture.tile):  # Pillow opens 16-bit colour as 8-bit
+        if picture.mode in DEEP or any(";16" in str(tile) for tile in picture.tile):  # Pillow opens 16-bit colour as 8-bit
             found.add("16 bits")
         if picture.has_transparency_data:
             found.add("transparent")
@@ -103,9 +99,9 @@ def _seen(files: Sequence[Path], workers: int, headers_only: bool) -> Iterator[P
         if workers <= 1 or len(files) <= 1:
             yield from map(look, files)
             return
-        pool = stack.enter_context(worker_pool(workers))
+        pool = stack.enter_context(WorkerPool(workers))
         try:
-            yield from pool.map(look, files, chunksize=min(16, -(-len(files) // workers)))
+            yield from pool.in_order(look, files, at_once=min(16, -(-len(files) // workers)))
         except BrokenProcessPool as error:
             raise ShardError("a worker process was killed, perhaps for want of memory; run the same with fewer --workers") from error
 

@@ -7,6 +7,7 @@ accent apart) or with the other slash; what is not found is counted, and the mes
 from __future__ import annotations
 
 import glob
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ class Pictures:
         found = self.folder
         for part in re.split(r"[/\\]", name):
             found = found / self._listing(found)[1].get(_loosely(part), part)
-        return found if found.exists() else written
+        return found if os.path.exists(found) else written
 
     def _listing(self, folder: Path) -> tuple[set[str], dict[str, str]]:
         """The names in a folder, and each by its loose form; a loose form that two names share leads to neither."""
@@ -75,8 +76,8 @@ class Root:
 def missing_message(missing: Sequence[tuple[Path, str]], total: int) -> str:
     """What to say of files that are not there, given as (file, where the table names it), out of `total` in the table."""
     file, where = missing[0][0].absolute(), missing[0][1]
-    one_level_off = [*file.parent.glob(f"*/{glob.escape(file.name)}"), file.parents[1] / file.name]
-    if elsewhere := next((path for path in one_level_off if path.is_file()), None):
+    one_level_off = [*glob.glob(f"{glob.escape(str(file.parent))}/*/{glob.escape(file.name)}"), str(file.parents[1] / file.name)]
+    if elsewhere := next((path for path in one_level_off if os.path.isfile(path)), None):
         hint = f"{elsewhere} is there: name the folder that the table's names are relative to"
     else:
         hint = _unpack(file.parent, file.parents[1]) or "check the table's names and the image folder, or take the rows out of the table"

@@ -184,9 +184,10 @@ class Shards:
         self._opened = folder
         self.remote = _remote_folder(str(folder))
         self.folder: Path | str = str(self.remote) if self.remote else Path(folder)  # a URL without its secrets: it is shown and logged
+        self._mend = "check the URL, or upload the folder again" if self.remote else BUILD_AGAIN
         self._descriptors: dict[int, int | None] = {}
         if self.remote:
-            self.manifest = _parsed_manifest(self.remote.read("manifest.json"), self.remote.address("manifest.json"))
+            self.manifest = _parsed_manifest(self.remote.read("manifest.json"), self.remote.address("manifest.json"), self._mend)
         else:
             self.manifest = _read_manifest(Path(folder))
         self.label = Label(**self.manifest["label"])
@@ -203,7 +204,7 @@ class Shards:
             index = self.path("index.npy")
         self.index = _mapped(index)  # all of it; for one image there is row()
         if self.index.dtype != self.layout.index_dtype() or self.index.shape != (len(self),):
-            raise ShardError(f"{self.where('index.npy')}: was changed after it was written (its rows are others); {BUILD_AGAIN}")
+            raise ShardError(f"{self.where('index.npy')}: was changed after it was written (its rows are others); {self._mend}")
         self._index_file = index.open("rb")
         self._first_row = index.stat().st_size - self.index.nbytes
 
@@ -303,7 +304,7 @@ class Shards:
         content = os.pread(self._index_file.fileno(), size, self._first_row + image * size)
         row: np.void = np.frombuffer(content.ljust(size), self.index.dtype)[0]
         if row_checksum(row, self.manifest["plan"]) != row["row_checksum"]:
-            raise ShardError(f"{self.where('index.npy')}: the row of image {image} was changed after it was written; {BUILD_AGAIN}")
+            raise ShardError(f"{self.where('index.npy')}: the row of image {image} was changed after it was written; {self._mend}")
         return row
 
     def _read_plane(self, image: int, row: np.void, plane: int) -> np.ndarray:
@@ -411,17 +412,21 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         begun = (folder / ".build").is_dir()
         hint = f"an unfinished build lies there: {BUILD_AGAIN}" if begun else "build some with `python -m shards build`"
         raise ShardError(f"{folder}: holds no shards (no manifest.json); {hint}")
-    return _parsed_manifest(path.read_bytes(), str(path))
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ShardError(f"{path}: cannot be read ({error.strerror}); see that the disk is there and that you may read it") from error
+    return _parsed_manifest(content, str(path), BUILD_AGAIN)
 
 
-def _parsed_manifest(content: bytes, path: str) -> dict[str, Any]:
+def _parsed_manifest(content: bytes, path: str, mend: str) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(content)
         form = manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{path}: is not a manifest of ours ({error}); {BUILD_AGAIN}") from error
+        raise ShardError(f"{path}: is not a manifest of ours ({error}); {mend}") from error
     if form != FORMAT:
         raise ShardError(f"{path}: format {form}, this version reads format {FORMAT}; build the shards again in another folder")
     if manifest_sha256(manifest) != manifest.get("sha256"):
-        raise ShardError(f"{path}: was changed after it was written (its SHA-256 does not match); {BUILD_AGAIN}")
+        raise ShardError(f"{path}: was changed after it was written (its SHA-256 does not match); {mend}")
     return manifest

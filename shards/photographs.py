@@ -22,8 +22,8 @@ from shards.manifest import ShardError
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})  # looked for in a folder
 
 _SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
-_ORIENTATION = 0x0112
-_DEEP = {"I;16", "I;16B", "I;16L", "I;16N"}  # 16-bit grey, which Pillow would clip to 255 instead of scaling
+ORIENTATION = 0x0112  # the EXIF tag
+DEEP = {"I;16", "I;16B", "I;16L", "I;16N"}  # 16-bit grey, which Pillow would clip to 255 instead of scaling
 _BOUNDLESS = {"I", "F"}  # 32-bit grey: nobody knows which value is white, and Pillow would clip at 255
 
 
@@ -42,7 +42,7 @@ def photograph_size(path: Path) -> tuple[int, int]:
         width, height = picture.size
         # A PNG may carry its orientation after the pixels, and Pillow's own PngImageFile.getexif would decode them all
         # to look there. Such a file is refused when it is decoded, because its size is then not the one found here.
-        sideways = Image.Image.getexif(picture).get(_ORIENTATION) in _SIDEWAYS
+        sideways = Image.Image.getexif(picture).get(ORIENTATION) in _SIDEWAYS
     return (height, width) if sideways else (width, height)
 
 
@@ -59,7 +59,7 @@ def upright_photograph(content: bytes, name: str | Path) -> Image.Image:
     with _opened(io.BytesIO(content), name) as picture:
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
-        if picture.mode in _DEEP:
+        if picture.mode in DEEP:
             grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
             return Image.fromarray(np.repeat(grey[..., None], 3, axis=2))
         return picture if picture.mode == "RGB" else picture.convert("RGB")

@@ -44,7 +44,7 @@ def _files(examination: Examination) -> Iterator[Finding]:
             "point --images or --root at the pictures" if len(missing) == len(pairs) else "put them back, or take out their rows",
             places(missing),
         )
-    if broken := [f"{examination.name(row.file)} ({picture.problem})" for row, picture in pairs if picture.problem]:
+    if broken := [f"{examination.name(row.file)} {picture.problem}" for row, picture in pairs if picture.problem]:
         yield Finding(
             "error",
             f"{len(broken):,} of {len(pairs):,} pictures cannot be decoded",

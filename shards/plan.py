@@ -20,9 +20,10 @@ from shards.datasets import DataSet, Row, naming, refuse_missing_pictures
 from shards.manifest import FORMAT, Layout, ShardError
 from shards.patches import resized_size
 from shards.photographs import photograph_size
-from shards.splits import RATIO, all_splits
+from shards.splits import RATIO, all_splits, split_table
 
 _LONGEST_SIDE = np.iinfo(np.uint16).max  # the index keeps sizes and corners in 16 bits
+_MOST_PATCHES = 10_000  # a row of the index names every one, and all are in memory when they are cut
 _LARGEST_PLANE = 2**31 - 2**16  # bytes; Linux reads no more at once, and the index keeps lengths in 32 bits
 
 
@@ -41,7 +42,7 @@ class Settings:
     codec: str = "raw"  # a name of shards.codecs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """One image of the plan: its row, how long its file is, its upright size and the size at which it is stored."""
 
@@ -99,7 +100,8 @@ class Plan:
 
     def digest(self) -> str:
         """A hash of everything that decides the shard folder, but for the pictures' contents."""
-        return _digest([self.choices(), [task.digest() for task in self.tasks], self.splits])
+        splits = {name: hashlib.sha256(split_table(parts)).hexdigest() for name, parts in self.splits.items()}  # one in memory at a time
+        return _digest([self.choices(), [task.digest() for task in self.tasks], splits])
 
 
 def plan_build(data_set: DataSet, settings: Settings) -> Plan:
@@ -107,9 +109,10 @@ def plan_build(data_set: DataSet, settings: Settings) -> Plan:
 
     Raises ShardError for the first picture that is missing or unreadable, and for settings that make no sense.
     """
-    if settings.patch_size < 8 or settings.patches < 1:
+    if settings.patch_size < 8 or not 1 <= settings.patches <= _MOST_PATCHES:
         raise ShardError(
-            f"--size {settings.patch_size} --patches {settings.patches}: a patch is at least 8 pixels wide, and an image has at least one"
+            f"--size {settings.patch_size} --patches {settings.patches}: a patch is at least 8 pixels wide, "
+            f"and an image has at least one and at most {_MOST_PATCHES:,}"
         )
     rule = settings.resize or data_set.resize
     try:

@@ -52,6 +52,13 @@ class RemoteFolder:
         scheme = url.partition("://")[0].lower()
         if scheme not in SCHEMES:
             raise ShardError(f"{redacted(url)}: shards are read from a folder, http://, https:// or s3://, and from nothing else")
+        try:
+            parts = urlsplit(url)
+            whole = bool(parts.netloc) and not parts.fragment
+        except ValueError:
+            whole = False
+        if not whole:
+            raise ShardError(f"{redacted(url)}: is no whole URL; name server and folder, and write a # in a password or a name as %23")
         if "://***@" in url or url.endswith("?***"):
             raise ShardError(f"{url}: is written down here without its password or signature; name the whole address again")
         self._scheme = scheme

@@ -106,13 +106,6 @@ def record_rows(out: Path, task: ShardTask) -> list[dict[str, Any]]:
         return [json.loads(line) for line in islice(note, 1, None)]
 
 
-def npy_bytes(array: np.ndarray) -> bytes:
-    """An array as a .npy file."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
     """What the disk answers while `path` is written becomes a ShardError about it."""

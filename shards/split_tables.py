@@ -10,10 +10,9 @@ A table that is there already is never overwritten.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
-import io
+import os
 import re
 from bisect import bisect
 from collections import Counter
@@ -24,11 +23,10 @@ from pathlib import Path
 from shards.datasets import Row, image_id
 from shards.manifest import PARTS, ShardError, Shards, file_sha256
 from shards.shard_file import explained
-from shards.splits import WITHOUT_VALIDATION, split_table, stated_split
-from shards.tables import Record, read_records
+from shards.splits import FEWEST, WITHOUT_VALIDATION, split_table, stated_split
+from shards.tables import Record, csv_bytes, read_records
 from shards.whole_files import write_bytes
 
-FEWEST = 3  # images in val or test: a rank correlation of two is always 1 or -1
 FORMS = ("pyiqa", "plain")
 
 _IMAGE_COLUMNS = ("id", "image", "name", "img_name", "image_name", "img_path", "dist_name", "dist_img")
@@ -57,8 +55,9 @@ def add_splits(shards: Shards, splits: Mapping[str, Mapping[str, str]]) -> list[
         if not _NAME.fullmatch(name):
             raise ShardError(f"'{name}' cannot be the name of a split: use letters, digits, '-', '_' and '.' in --name")
         path, table = folder / f"{name}.csv", split_table(parts)
-        known = file_sha256(path) if path.exists() else shards.built_splits.get(name)
-        if not path.exists():
+        there = os.path.exists(path)  # of Path, a name that is too long for a disk is an error
+        known = file_sha256(path) if there else shards.built_splits.get(name)
+        if not there:
             new[path] = table
         if known is not None and known != hashlib.sha256(table).hexdigest():
             raise ShardError(f"{path}: is there already and says otherwise; no table is overwritten: choose another name with --name")
@@ -115,13 +114,9 @@ def pyiqa_table(rows: Sequence[Row], splits: Mapping[str, Mapping[str, str]]) ->
 
     pyiqa looks for pictures by img_name, a bare file name here. The last column, id, is for reading the table back.
     """
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["img_name", "mos", "std", *map(_column_of, splits), "id"])
-    for row in rows:
-        std = "" if row.std is None else row.std
-        writer.writerow([row.file.name, row.opinion, std, *(parts.get(row.id, "") for parts in splits.values()), row.id])
-    return table.getvalue().encode()
+    header = ["img_name", "mos", "std", *map(_column_of, splits), "id"]
+    lines = ([row.file.name, row.opinion, row.std, *(parts.get(row.id) for parts in splits.values()), row.id] for row in rows)
+    return csv_bytes([header, *lines])  # which leaves the field of None empty
 
 
 def _parts_of(shards: Shards, rows: Sequence[Row], name: str) -> dict[str, str]:

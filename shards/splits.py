@@ -9,19 +9,19 @@ group, and a second table named `<name>-no-val` keeps the protocol as it is, for
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from shards.datasets import Row
 from shards.manifest import PARTS, ShardError
+from shards.tables import csv_bytes
 
 ROUNDS = 10  # the protocol of the field where no official split exists: the median over ten random ones
 RATIO = "70/10/20"  # of the images, in percent
 VALIDATION_SHARE = 0.125  # of the training images, where a protocol brings no validation part: 80/20 becomes 70/10/20
 WITHOUT_VALIDATION = "-no-val"  # ends the name of a table without a validation part, and of no other
+FEWEST = 3  # images in val or test: a rank correlation of two is always 1 or -1
 ROUGH = 50  # over fewer images an SRCC of 0.8 has a 95 % interval wider than 0.2 (Fisher's z)
 
 
@@ -112,18 +112,21 @@ def what_to_know(rows: Sequence[Row], splits: Mapping[str, Mapping[str, str]]) -
         if name + WITHOUT_VALIDATION in splits:
             cut = f"{images['val']:,} of {images['train'] + images['val']:,} training images were cut out as val"
             names_of.setdefault(f"{cut}; the same with '{WITHOUT_VALIDATION}' in its name keeps them in train", []).append(name)
+        if images["train"] < max(images["val"], images["test"]):
+            few = f"only {images['train']:,} of {images.total():,} images are in train"
+            names_of.setdefault(f"{few}; one content is very large, unless the ratio says so", []).append(name)
         if small := [f"{part} {count}" for part, count in _in_order(images) if part != "train" and 0 < count < ROUGH]:
             names_of.setdefault(f"an SRCC over fewer than {ROUGH} images is rough ({', '.join(small)})", []).append(name)
-    return sentences + [f"{', '.join(names)}: {told_once}" for told_once, names in names_of.items()]
+    return sentences + [f"{_briefly(names)}: {told_once}" for told_once, names in names_of.items()]
+
+
+def _briefly(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]} ... {names[-1]} ({len(names):,} splits)"
 
 
 def split_table(parts: Mapping[str, str]) -> bytes:
     """A split as a csv file with the columns id and part, sorted by id."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["id", "part"])
-    writer.writerows(sorted(parts.items()))
-    return table.getvalue().encode()
+    return csv_bytes([("id", "part"), *sorted(parts.items())])
 
 
 def _named(name: str, parts: dict[str, str], brings_validation: bool) -> dict[str, dict[str, str]]:

@@ -18,9 +18,8 @@ from shards.datasets import DataSet, Row
 from shards.findings import Finding, places
 from shards.manifest import PARTS, ShardError
 from shards.plan import Settings
-from shards.splits import ROUGH, WITHOUT_VALIDATION, all_splits
+from shards.splits import FEWEST, ROUGH, WITHOUT_VALIDATION, all_splits
 
-_FEWEST = 3  # images of a part: over two, an SRCC is 1 or -1
 _DISTORTED = re.compile(r"(?P<content>.+)(?P<mark>[._-])(?P<distortion>.+?)(?P=mark)0?(?P<level>[1-9]|10)")
 _LISTS_WITH_FAULTS = {
     ("live", 982): "203 of the 982 rows of LIVE are its references (Q-Align's live.json has them): leave out the rows with orgs = 1",
@@ -221,9 +220,9 @@ def _parts(data_set: DataSet) -> Iterator[Finding]:
     for part, (number, name) in smallest.items():
         if number < ROUGH:
             yield Finding(
-                "error" if number < _FEWEST else "warning",
+                "error" if number < FEWEST else "warning",
                 f"{part} has {number} image(s) in the split {name}",
-                f"{ROUGH} or more: over fewer an SRCC is rough" if number >= _FEWEST else f"{_FEWEST} at the very least, better {ROUGH}",
+                f"{ROUGH} or more: over fewer an SRCC is rough" if number >= FEWEST else f"{FEWEST} at the very least, better {ROUGH}",
                 "add images; state an interval with every figure",
             )
 

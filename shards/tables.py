@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +23,12 @@ _EXTRA = "run `pip install dist-train[datasets]`"
 class Record:
     """A row: the text under each column, whatever the case of the column's name, and where the row stands, for messages."""
 
+    __slots__ = ("_fields", "columns", "where")  # there is one per row
+
     def __init__(self, where: str, fields: dict[str, str]) -> None:
         self.where = where
-        self.columns = list(fields)
-        self._fields = {column.casefold(): text for column, text in fields.items()}
+        self.columns = tuple(fields)
+        self._fields = {sys.intern(column.casefold()): text for column, text in fields.items()}
 
     def __contains__(self, column: str) -> bool:
         return column.casefold() in self._fields
@@ -81,22 +85,26 @@ def read_sheet(path: Path, needed: Sequence[str] = (), sheet: str | None = None)
     with _explained(path, "an Excel file"):
         book = load_workbook(path, read_only=True, data_only=True)
         names = book.sheetnames
-        cells = [] if sheet and sheet not in names else list(book[sheet or names[0]].iter_rows(values_only=True))
+        cells: list[tuple[object, ...]] = []
+        if not sheet or sheet in names:
+            page = book[sheet or names[0]]
+            page.reset_dimensions()  # the size that the file states is wrong in what some programs write
+            cells = list(page.iter_rows(values_only=True))
         book.close()
     if sheet and sheet not in names:
         raise ShardError(f"{path}: has no sheet '{sheet}'; it has: {', '.join(names)}")
-    lines = [(f"row {number}", [_cell_text(cell) for cell in row]) for number, row in enumerate(cells, 1)]
+    width = max(map(len, cells), default=0)
+    lines = [(f"row {number}", [*map(_cell_text, row), *[""] * (width - len(row))]) for number, row in enumerate(cells, 1)]
     wanted = {column.casefold() for column in needed}
     header = next((at for at, (_, fields) in enumerate(lines) if wanted <= {field.casefold() for field in fields}), 0) if needed else 0
-    lines = lines[header:]
-    named = [at for at, field in enumerate(lines[0][1]) if field] if lines else []  # a sheet may begin with empty columns
-    return _records(path, [(where, [fields[at] if at < len(fields) else "" for at in named]) for where, fields in lines], needed)
+    return _records(path, lines[header:], needed)
 
 
 def read_json(path: Path) -> list[Record]:
     """The entries of a JSON list of objects, such as Q-Align's lists of {"image": ..., "gt_score": ...}."""
     with _explained(path, "a JSON list in UTF-8"):
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        json.dumps(entries, ensure_ascii=False).encode()  # an escape such as \ud800 alone is no text
     if not isinstance(entries, list) or not entries:
         raise ShardError(f'{path}: is no list of images; write [{{"image": "a.png", "gt_score": 3.5}}, ...]')
     records = []
@@ -128,22 +136,35 @@ def read_mat(path: Path, variable: str) -> list[Any]:
     return list(np.atleast_1d(values[variable]).ravel(order="F").tolist())
 
 
+def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
+    """Rows as a csv file in UTF-8, the same bytes on every system."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
 def _records(path: Path, lines: Iterable[tuple[str, list[str]]], needed: Sequence[str] = ()) -> list[Record]:
     lines = [(where, fields) for where, fields in lines if any(fields)]  # spreadsheets leave rows of nothing at the end
     if len(lines) < 2:
         raise ShardError(f"{path}: has no rows; write a line of column names and a line per image")
     header = lines[0][1]
-    folded = [column.casefold() for column in header]
+    named = [
+        at for at, column in enumerate(header) if column
+    ]  # spreadsheets leave columns of nothing, other programs number the rows in one
+    columns = [header[at] for at in named]
+    folded = [column.casefold() for column in columns]
     if missing := [column for column in needed if column.casefold() not in folded]:
-        raise ShardError(f"{path}: lacks the column(s) {', '.join(missing)}; it has: {', '.join(header)}")
-    if twice := [column for column in header if folded.count(column.casefold()) > 1]:
+        raise ShardError(f"{path}: lacks the column(s) {', '.join(missing)}; it has: {', '.join(columns)}")
+    if twice := [column for column in columns if folded.count(column.casefold()) > 1]:
         raise ShardError(f"{path}: has two columns called '{twice[0]}'; rename one")
     for where, fields in lines[1:]:
         if len(fields) != len(header):
             raise ShardError(
                 f"{path}, {where}: has {len(fields)} fields for {len(header)} columns; put a field that holds a comma in double quotes"
             )
-    return [Record(f"{path}, {where}", dict(zip(header, fields, strict=True))) for where, fields in lines[1:]]
+    return [
+        Record(f"{path}, {where}", {column: fields[at] for column, at in zip(columns, named, strict=True)}) for where, fields in lines[1:]
+    ]
 
 
 def _cell_text(value: object) -> str:
@@ -166,10 +187,11 @@ def _explained(path: Path, form: str) -> Iterator[None]:
         raise ShardError(f"{path}: is not {form} ({error}); save it as one, or download it again") from error
 
 
-def number_in(text: str, where: str) -> float:
-    """The finite number that `text` is. Raises ShardError that says where it stands."""
+def number_in(said: object, where: str) -> float:
+    """The finite number that a text says, or a MATLAB file holds. Raises ShardError that says where it stands."""
+    text = str(said)
     try:
-        value = float(text)
+        value = float(text.replace("_", "?"))  # Python would read 3_5 as 35
     except ValueError:
         comma = " and no comma" if "," in text else ""
         raise ShardError(f"{where}: '{text}' is not a number; write one with a decimal point{comma}, or take the row out") from None

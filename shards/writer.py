@@ -32,7 +32,7 @@ from shards.plan import Plan, ShardTask
 from shards.progress import Counts, Progress
 from shards.shard_file import complete_record, explained, write_shard
 from shards.whole_files import write_once
-from shards.workers import worker_pool
+from shards.workers import WorkerPool
 
 _PAUSE = 0.2  # seconds between two looks at what the workers have counted
 
@@ -101,7 +101,7 @@ def _write_all(out: Path, tasks: Sequence[ShardTask], workers: int, progress: Pr
         return
     counts, waiting = Counts(workers), iter(tasks)
     try:
-        with worker_pool(workers, _count_in, counts) as pool:
+        with WorkerPool(workers, _count_in, counts) as pool:
             running: dict[Future[None], int] = {}  # each with its place among the counts
 
             def begin(place: int) -> None:
@@ -156,7 +156,7 @@ def _enter(out: Path, plan: Plan) -> dict[str, str]:
             raise ShardError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
         own = {"choices": plan.choices(), "versions": finished["versions"] if finished else _versions(plan)}
         with explained(note):
-            if note.exists():  # and says nothing
+            if note.exists() and not _read_json(note):  # it was damaged; another build's, which came since we looked, stays
                 note.unlink()
             write_once(note, json.dumps(own).encode())
         begun = _read_json(note) or own

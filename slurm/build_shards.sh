@@ -10,7 +10,7 @@
 # show it the others' files, give the same line again, or run the same `python -m shards build` by hand: what is complete
 # is not written again. So too after a bad picture was mended, or with another number of tasks.
 #
-# VENV names the virtual environment (default .venv).
+# VENV names the virtual environment (default .venv); what this site needs stands where slurm/train.sh says.
 #SBATCH --job-name=build-shards
 #SBATCH --ntasks=1
 #SBATCH --output=slurm-%x-%A-%a.log
@@ -19,7 +19,12 @@
 #SBATCH --requeue
 # Before the time limit Slurm sends USR1 to this shell alone (B:), up to 60 s earlier than asked for.
 #SBATCH --signal=B:USR1@30
-set -euo pipefail
+set -eo pipefail
+container=() srun_options=()
+site=${DIST_TRAIN_SITE:-$HOME/.config/dist_train/site.sh}
+# shellcheck source=/dev/null
+if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site"; fi
+set -u
 
 # With gaps in the array the shares of the missing tasks would be written by nobody.
 if [ $# -eq 0 ] || [ "${SLURM_ARRAY_TASK_MIN:-}" != 1 ] || [ "$SLURM_ARRAY_TASK_MAX" != "$SLURM_ARRAY_TASK_COUNT" ]; then
@@ -36,7 +41,7 @@ fi
 
 # A log file needs the progress bar every half minute, not ten times a second. An option --workers of the user comes last and wins.
 export TQDM_MININTERVAL=${TQDM_MININTERVAL:-30}
-srun --cpus-per-task="$cores" "$bin/python" -m shards build \
+srun --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" "$bin/python" -m shards build \
     --share "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" --workers "$cores" "$@" &
 step=$!
 

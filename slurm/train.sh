@@ -1,38 +1,89 @@
 #!/usr/bin/env bash
-# sbatch slurm/train.sh CONFIG [key=value ...]: one torchrun per node, one process per GPU.
+# sbatch slurm/train.sh CONFIG [key=value ...]: one training on all nodes of the job, one process per GPU, until it has finished.
 #
-#   sbatch --nodes=2 --gpus-per-node=4 slurm/train.sh configs/koniq10k_resnet50.yaml data.shards=/data/koniq10k
+#   sbatch --nodes=2 --gpus-per-node=4 --cpus-per-task=32 slurm/train.sh configs/koniq10k_resnet50.yaml data.shards=/data/koniq10k
 #
-# VENV names the virtual environment (default .venv); PROCESSES_PER_NODE overrides the number of GPUs, for CPU nodes.
+# To be submitted from the root of the repository. The job may be preempted, reach its time limit or lose a node: it goes back
+# into the queue and on from its checkpoint, on as many nodes as it then gets (--nodes=1-4). These variables change it:
+#
+#   VENV                the virtual environment (.venv)
+#   PROCESSES_PER_NODE  for nodes without GPUs, on which it is one otherwise
+#   MAX_RESTARTS        how often the job may start again (100)
+#   DIST_TRAIN_SITE     a file of this site's own settings (~/.config/dist_train/site.sh), read by bash when it is there. Such as
+#                           module load cuda
+#                           export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0     # the interface between the nodes
+#                           container=(apptainer exec --nv /images/torch.sif)        # goes before every command
+#                           srun_options=(--network=...)                             # goes to srun
 #SBATCH --job-name=dist-train
 #SBATCH --ntasks-per-node=1
 #SBATCH --output=slurm-%x-%j.log
+# Every turn of the job writes to the end of the same log.
 #SBATCH --open-mode=append
 #SBATCH --requeue
-# 120 s before the time limit Slurm sends USR1 to this shell alone (B:); Slurm may be up to 60 s early.
+# 120 s before the time limit Slurm sends USR1 to this shell alone (B:), up to 60 s earlier than asked for.
 #SBATCH --signal=B:USR1@120
-set -euo pipefail
+set -eo pipefail
+container=() srun_options=()
+site=${DIST_TRAIN_SITE:-$HOME/.config/dist_train/site.sh}
+# shellcheck source=/dev/null
+if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site"; fi
+set -u # only now: the functions of many module systems use what they never set
 
 [ $# -ge 1 ] || { echo "usage: sbatch slurm/train.sh CONFIG [key=value ...]" >&2; exit 2; }
+config=$1
+shift
 bin=${VENV:-.venv}/bin
-processes=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
+restarts=${SLURM_RESTART_COUNT:-0}
+
+# USR1, the time is up: a file asks the training to save and to end at its next step. A file reaches every node, while a signal
+# would kill torchrun. What stands in the file tells it from one by which a person stops the run.
+# TERM, `scancel` or Slurm's own requeue: Slurm has told every process of the job, and the training saves. Nothing is left to do
+# here but to stay, so that what becomes of the job is Slurm's decision.
+# Bash runs these between its commands, and while it is in `wait`.
+folder='' time_is_up=no ended_by_slurm=no
+ask_to_stop() {
+    time_is_up=yes
+    if [ -n "$folder" ]; then mkdir -p "$folder" && echo "$SLURM_JOB_ID" >"$folder/stop"; fi
+}
+trap ask_to_stop USR1
+trap 'ended_by_slurm=yes' TERM
 
 # The run folder that CONFIG and the settings name: there the stop file goes, and there status.json tells how it ended.
-folder=$("$bin/python" -m dist_train folder "$@")
+# A wrong config ends the job here.
+folder=$("${container[@]}" "$bin/python" -m dist_train folder "$config" "$@")
+status_file=$folder/status.json
+before=$(stat --printf='%i %y' "$status_file" 2>/dev/null || true)
+take_back() { if [ "$(cat "$folder/stop" 2>/dev/null)" = "$SLURM_JOB_ID" ]; then rm "$folder/stop"; fi; }
+take_back # a turn that was killed may have left one
+if [ "$time_is_up" = yes ]; then ask_to_stop; fi # it came before the folder had a name
 
-# All processes meet on the first node. The node list is quoted: unquoted, its brackets would be a file pattern.
+# Half of a process's cores read patches ahead, four at most; the others compute. A setting of the user comes later and wins.
+processes=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
+cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
+share=$((cores > processes ? cores / processes : 1))
+workers=$((share < 4 ? 1 : share < 8 ? share / 2 : 4))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > workers ? share - workers : 1))}
+
+# When a collective on GPUs times out, every rank leaves its last 2,000 collectives as run.folder/collectives-RANK, for
+# torchfrtrace to say which rank was missing.
+export TORCH_FR_BUFFER_SIZE=2000 TORCH_FR_DUMP_ON_TIMEOUT=1 TORCH_FR_DUMP_TEMP_FILE=$folder/collectives-
+# After TERM torchrun kills its processes in 30 s; Slurm's own KillWait or GraceTime decides how long a last save may take.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
+
+# All processes meet on the first node. The node list is quoted: unquoted, its brackets would be a file pattern. Ports from
+# 32768 on are those that the kernel gives away.
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-port=$((10000 + SLURM_JOB_ID % 50000))
+port=$((10000 + SLURM_JOB_ID % 20000))
+world=$((SLURM_JOB_NUM_NODES * processes))
+echo "== job $SLURM_JOB_ID, restart $restarts: $world processes, $processes on each of $SLURM_JOB_NODELIST;" \
+    "$OMP_NUM_THREADS thread(s) and $workers loader worker(s) each; run folder $folder"
 
-# Tells the training to save and end at its next step. A file reaches every node; a signal would kill torchrun.
-time_is_up=no
-trap 'time_is_up=yes; mkdir -p "$folder"; touch "$folder/stop"' USR1
-
-# srun does not take over the CPUs per task that sbatch was given.
-srun --kill-on-bad-exit=1 --wait=60 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$bin/torchrun" \
+# One launcher per node. When one fails the others end too (--kill-on-bad-exit), and when one has ended well they have a minute.
+# The turn is part of the meeting's name, so that nothing left over from the last one can come to it.
+srun --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" "$bin/torchrun" \
     --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
-    --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID" \
-    --module dist_train train "$@" "run.processes=$((SLURM_JOB_NUM_NODES * processes))" &
+    --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.$restarts" \
+    --module dist_train train "$config" "data.workers=$workers" "$@" "run.processes=$world" &
 step=$!
 
 # A trapped signal ends `wait` early, so wait again until the step has really ended.
@@ -41,13 +92,30 @@ while kill -0 "$step" 2>/dev/null; do
     code=0
     wait "$step" || code=$?
 done
+trap : USR1
+take_back # it may have come after the last step
 
-# status.json tells how it ended, not the exit code: torchrun turns every code into 1. Only a run that ended well because its
-# time was up goes on later; one that fails, or that a person stopped, does not. (Preempted jobs are requeued by Slurm itself.)
-status=$("$bin/python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["status"])' "$folder/status.json" || echo "failed")
-echo "run in $folder: $status"
-if [ "$status" = unfinished ] && [ "$time_is_up" = yes ] && [ "$code" -eq 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+# status.json tells how it ended, not the exit code: torchrun turns every code into 1. One that this turn has not touched is of
+# an earlier turn: either it had ended well and there was nothing to do, or this turn did not begin.
+status=failed reason="the training did not begin; the log says why"
+if [ "$(stat --printf='%i %y' "$status_file" 2>/dev/null || true)" != "$before" ]; then
+    { read -r status; read -r reason; } < <("${container[@]}" "$bin/python" -c '
+import json, sys
+about = json.load(open(sys.argv[1]))
+print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$status_file")
+elif [ "$code" -eq 0 ]; then
+    status=finished reason="in an earlier job"
+fi
+echo "== job $SLURM_JOB_ID, restart $restarts: run $status ($reason)"
+
+# Only a run that was asked to stop, by the time limit or by a preemption, goes on later. Preemption with a grace time sends TERM
+# to the training alone; if TERM came here too, Slurm has decided already. One that fails or that a person stopped does not go on.
+if [ "$status" = unfinished ] && [ "$ended_by_slurm" = no ] && { [ "$time_is_up" = yes ] || [[ $reason == *SIGTERM* ]]; }; then
+    if [ "$restarts" -lt "${MAX_RESTARTS:-100}" ]; then
+        scontrol requeue "$SLURM_JOB_ID"
+        exit 0
+    fi
+    echo "== job $SLURM_JOB_ID: $restarts restarts are enough (MAX_RESTARTS); the same sbatch line goes on"
 fi
 case $status in
     finished | "stopped early") exit 0 ;;

@@ -112,6 +112,16 @@ def test_a_missing_or_truncated_file_is_named_and_building_again_mends_it(
     assert contents(own.folder) == before
 
 
+def test_a_disk_that_fails_is_no_reason_to_delete_a_shard(own: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("shards.check.file_sha256", fail)
+    with pytest.raises(ShardError, match=r"shard-000000.tar: cannot be read \(Input/output error\)") as refusal:
+        check(own.folder)
+    assert "delete" not in str(refusal.value)
+
+
 def test_reading_a_damaged_patch_is_an_error_that_names_the_image_and_spares_the_others(built: Shards, tmp_path: Path) -> None:
     shards = Shards(shutil.copytree(built.folder, tmp_path / "out"))
     flip(shards.folder / "shard-000001.tar", pixels_of_cup03(shards))

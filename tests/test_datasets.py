@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,8 +64,9 @@ def test_a_stated_name_and_label_are_kept(tmp_path: Path) -> None:
         'image , score , split\na.png , "3" , train\n',
         "image,score,split\na.png,3,train\n\n,,\n",
         "split,score,image\ntrain,3,a.png\n",
+        ",image,score,split,,\n0,a.png,3,train,,\n",
     ],
-    ids=["byte order mark and CR LF", "spaces and quotes", "empty rows", "another order of columns"],
+    ids=["byte order mark and CR LF", "spaces and quotes", "empty rows", "another order of columns", "columns without a name"],
 )
 def test_what_spreadsheets_do_to_a_table_does_not_matter(tmp_path: Path, text: str) -> None:
     (only,) = read(tmp_path, text).rows
@@ -109,7 +111,10 @@ def test_an_id_is_the_path_without_its_suffix_fit_for_a_webdataset_key(name: str
         ("image,score\na.png,3\nb.png,NaN\n", "scores.csv, line 3, column score: 'NaN' is not finite"),
         ("image,score\na.png,3\nb.png,inf\n", "scores.csv, line 3, column score: 'inf' is not finite"),
         ("image,score,std\na.png,3,nan\n", "scores.csv, line 2, column std: 'nan' is not finite"),
+        ("image,score\na.png,3_5\n", "scores.csv, line 2, column score: '3_5' is not a number"),
         ("image,score\n,3\n", "scores.csv, line 2: there is no image name"),
+        ("image,score\n.,3\n", "scores.csv, line 2: there is no image name"),
+        ("image,score\n/,3\n", "scores.csv, line 2: there is no image name"),
         ("image,score,split\na.png,3,holdout\n", "scores.csv, line 2, column split: 'holdout' is no part.*train, val, test"),
         ("image,score,group\na.png,3,cup\nb.png,3,\n", "scores.csv, line 3, column group: is empty.*'b.png'"),
         (
@@ -176,6 +181,15 @@ def test_an_excel_table_is_read_like_a_csv_with_numbers_as_excel_keeps_them(tmp_
     ]
 
 
+def test_an_excel_file_that_misstates_its_own_size_is_read_whole(tmp_path: Path) -> None:
+    honest = write_book(tmp_path / "honest.xlsx", ["image", "score"], ["a.png", 3], ["b.png", 4])
+    with zipfile.ZipFile(honest) as parts, zipfile.ZipFile(tmp_path / "scores.xlsx", "w") as changed:
+        for name in parts.namelist():
+            changed.writestr(name, parts.read(name).replace(b'<dimension ref="A1:B3"', b'<dimension ref="A1"'))
+    assert b'"A1"' in zipfile.ZipFile(tmp_path / "scores.xlsx").read("xl/worksheets/sheet1.xml")
+    assert [row.opinion for row in read_table(tmp_path / "scores.xlsx", tmp_path).rows] == [3.0, 4.0]
+
+
 def test_the_names_of_columns_may_be_written_in_any_case(tmp_path: Path) -> None:
     (only,) = read(tmp_path, "Image,MOS,STD,Group,Split\na.png,3,0.5,cup,Train\n").rows
     assert only == Row("a", tmp_path / "images/a.png", 3.0, 0.5, "cup", "train")
@@ -212,6 +226,8 @@ def test_a_list_of_q_align_is_read_as_it_is(tmp_path: Path, image: str) -> None:
         ("[]", r"list.json: is no list of images; write \["),
         ('["a.png"]', r"list.json, entry 1: is no object; write"),
         ('[{"image": "a", "gt_score": 3}, {"image": "b"}]', r"list.json, entry 2: lacks 'gt_score'; it has: image"),
+        ('[{"image": "a", "gt_score": 3}, {"image": "b", "gt_score": 4, "group": "cup"}]', r"list.json, entry 1: lacks 'group'"),
+        ('[{"image": "a", "gt_score": 3, "group": "\\ud800"}]', r"list.json: is not a JSON list in UTF-8 \(.*surrogates"),
         ('[{"image": "a", "gt_score": null}]', r"list.json, entry 1, column gt_score: '' is not a number"),
         ('[{"image": "a", "conversations": []}]', r"list.json: lacks a column score \(or mos\); it has: image, conversations"),
     ],

@@ -184,7 +184,7 @@ def fp16_on_the_cpu(exact_few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**20)
         return accelerator
 
-    monkeypatch.setattr(training, "_start", start)
+    monkeypatch.setattr(training, "open_accelerator", start)
 
 
 def checkpoint_of(folder: Path, step: int) -> Checkpoint:

@@ -12,7 +12,7 @@ from photographs import plan_of, shards_of
 from shards import progress, writer
 from shards.progress import Counts, Progress
 from shards.shard_file import write_shard
-from shards.workers import worker_pool
+from shards.workers import WorkerPool
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
@@ -57,7 +57,7 @@ def take(shared: Counts) -> None:
 
 def test_what_several_processes_count_adds_up() -> None:
     shared = Counts(3)
-    with worker_pool(3, take, shared) as pool:
+    with WorkerPool(3, take, shared) as pool:
         list(pool.map(count, range(3), (1_000, 2_000, 3_000)))
     assert shared.total() == (6_000, 18_000)
 

@@ -71,7 +71,8 @@ def test_own_photographs_train_with_the_commands_as_printed(own_photographs: Pat
 
 def test_the_run_folder_holds_what_the_readme_says(own_photographs: Path) -> None:
     folder = own_photographs / "run"
-    for name in re.findall(r"^\| `(.*?) \|", README, re.MULTILINE):
+    section = README.split("\n## What a run leaves\n", 1)[1].split("\n## ", 1)[0]
+    for name in re.findall(r"^\| `(.*?) \|", section, re.MULTILINE):
         for path in re.findall(r"[\w./*-]+", name.replace("`", "")):
             assert list(folder.glob(path.rstrip("/"))), path
     status = json.loads((folder / "status.json").read_text())

@@ -531,11 +531,43 @@ def test_a_cache_that_cannot_be_is_named(upload: Callable[..., Uploaded], tmp_pa
         Shards(cups.url)
 
 
+def test_a_user_without_a_home_is_told_to_name_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DIST_TRAIN_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda user: {}[user])
+    with pytest.raises(ShardError, match="this user has no home folder for a cache; set DIST_TRAIN_CACHE"):
+        Shards("http://host/cups")
+
+
+@pytest.mark.parametrize("url", ["http://", "s3://", "http://[::1/cups", "http://anna:s3#cr3t@host/cups"])
+def test_what_is_no_whole_url_is_refused_before_anybody_is_asked(url: str) -> None:
+    with pytest.raises(ShardError, match="is no whole URL; name server and folder") as refusal:
+        Shards(url)
+    assert "cr3t" not in str(refusal.value)
+
+
+def test_a_file_that_vanishes_from_the_cache_while_it_is_counted_is_no_error(near: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    near.mkdir(parents=True, exist_ok=True)
+    for letter in "ab":
+        (near / (letter * 64)).write_bytes(bytes(99))
+    listed = list(near.iterdir())
+    (near / ("b" * 64)).unlink()
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(listed))
+    assert cache.Cache(near, 1 << 20).room() == 1 << 20
+
+
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for package, url in (("aiohttp", "https://host/cups"), ("s3fs", "s3://bucket/cups")):
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(ShardError, match=rf"manifest\.json: a package is missing \(.*{package}.*the extra named remote"):
             Shards(url)
+
+
+def test_a_page_instead_of_a_manifest_is_answered_with_what_mends_an_upload(upload: Callable[..., Uploaded]) -> None:
+    cups = upload()
+    (cups.folder / "manifest.json").write_text("<html>please sign in</html>")
+    with pytest.raises(ShardError, match=r"manifest\.json: is not a manifest of ours \(.*\); check the URL, or upload the folder again"):
+        Shards(cups.url)
 
 
 def test_a_manifest_cannot_name_a_file_outside_the_cache(upload: Callable[..., Uploaded], tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ class AtOnce(Executor):
 
 
 def test_after_a_bad_picture_nothing_new_is_begun(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "worker_pool", lambda _, prepare, *arguments: prepare(*arguments) or AtOnce())
+    monkeypatch.setattr(writer, "WorkerPool", lambda _, prepare, *arguments: prepare(*arguments) or AtOnce())
     break_file(folder / "images" / "cup00.png")
     with pytest.raises(ShardError, match=r"cup00.png"):
         shards_of(folder, tmp_path / "out", workers=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -135,6 +137,11 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "range the wrong way round": (nothing, ["--range", "5", "1"], r"--range 5 1: write the two ends of the scale, the lower one first"),
     "one id twice": (columns(image=[*NAMES[:11], NAMES[3]]), [], r"scores.csv: two rows have the id 'cup03'.*take one out"),
     "no such picture": (remove, [], r"images/cup05.png: there is no such file \(.*scores.csv, line 7\), 1 of 12 .*check the table's names"),
+    "name too long for a disk": (
+        columns(image=["x" * 300 + ".png", *NAMES[1:]]),
+        [],
+        r"images/x+.png: there is no such file \(.*scores.csv, line 2\), 1 of 12 pictures are missing",
+    ),
     "not a picture": (
         spoil("images/cup05.png", b"text"),
         [],
@@ -152,6 +159,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "two contents": (columns(group=["a", "b"] * 6), [], r"scores.csv: 2 content.* cannot be cut .* needs at least 3; add images"),
     "unknown resize rule": (nothing, ["--resize", "small"], r"resize rule 'small': write none, exact:WIDTHxHEIGHT or short:PIXELS"),
+    "more patches than memory": (nothing, ["--patches", "99999999999"], r"--patches 99999999999: .*at most 10,000"),
     "no patches": (nothing, ["--patches", "0"], r"--patches 0: .*an image has at least one"),
     "two sources": (nothing, ["--dataset", "demo", "--root", "."], r"--dataset brings its own table and scale: leave out --table"),
     "unused option": (nothing, ["--root", "."], r"name the data: --table scores.csv --images DIR, or --dataset NAME --root DIR"),
@@ -206,7 +214,62 @@ def test_a_shard_size_that_is_none_is_a_usage_error(cups: Path, tmp_path: Path, 
     for size in ("0", "-1", "nan", "inf", "big"):
         with pytest.raises(SystemExit, match="2"):
             main(build_arguments(cups, tmp_path / "out", "--shard-mib", size))
-        assert "argument --shard-mib: " in capsys.readouterr().err
+        assert f"argument --shard-mib: '{size}' is no size of a shard" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["build", "--dataset", "demo", "--root", "", "--out", "out"],
+        ["build", "--table", "t.csv", "--images", "", "--out", "out"],
+        ["demo", "--out", ""],
+        ["show", ""],
+        ["split", "", "--rounds", "1"],
+    ],
+    ids=" ".join,
+)
+def test_an_empty_name_never_means_the_working_folder(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert "is empty, as a shell variable is that was never set; name a file or folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--workers", "--rounds"])
+def test_a_number_that_is_none_is_a_usage_error(cups: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    for number in ("0", "-2", "1.5", "many", ""):
+        with pytest.raises(SystemExit, match="2"):
+            main(build_arguments(cups, tmp_path / "out", option, number))
+        assert f"argument {option}: '{number}': write 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["pictures", "table", "root of a data set", "shards"])
+def test_what_may_not_be_read_is_one_clear_line(unbroken: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    with TemporaryDirectory() as name:  # the folders that pytest makes are closed to others
+        place = Path(name)
+        place.chmod(0o755)
+        folder, out = make_folder(place / "cups"), Path(shutil.copytree(unbroken, place / "out"))
+        closed, arguments = {
+            "pictures": (folder / "images", build_arguments(folder, place / "new")),
+            "table": (folder / "scores.csv", build_arguments(folder, place / "new")),
+            "root of a data set": (folder, ["doctor", "--dataset", "kadid10k", "--root", str(folder), "--json"]),
+            "shards": (out, ["show", str(out)]),
+        }[kind]
+        closed.chmod(0)
+        if os.getuid() == 0:
+            os.seteuid(65534)  # root may read everything
+        try:
+            assert main(arguments) == 1
+        finally:
+            os.seteuid(os.getuid())
+    said = capsys.readouterr()
+    told = json.loads(said.out)["findings"][0]["found"] if "--json" in arguments else said.err.splitlines()[-1]
+    assert str(closed) in told and "Permission denied" in told
+
+
+def test_a_reader_that_goes_away_costs_no_traceback(unbroken: Path) -> None:
+    ours = subprocess.Popen(command("show", unbroken), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ours.stdout.close()
+    assert ours.wait(LIMIT) == 1 and ours.stderr.read() == ""
 
 
 # interrupted for real

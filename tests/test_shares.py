@@ -213,6 +213,24 @@ def test_of_two_decoders_that_begin_at_once_the_first_decides_and_the_other_is_r
     assert len(stamps(tmp_path / "out")) == 12
 
 
+def test_a_build_that_comes_between_a_look_and_the_note_is_not_forgotten(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, make = tmp_path / "out", Path.mkdir
+
+    def make_late(path: Path, *arguments: object, **options: object) -> None:
+        if path.parent == out and not path.exists():  # this build has looked and found nothing
+            make(path, *arguments, **options)
+            build_share(plan_of(pictures, shard_bytes=ONE, seed=7), out, Share(1, 24))
+        else:
+            make(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", make_late)
+    with pytest.raises(ShardError, match="out: was begun with another seed"):
+        build_share(plan_of(pictures, shard_bytes=ONE), out, Share(2, 24))
+    assert len(stamps(out)) == 1
+
+
 def test_a_note_of_a_build_that_says_nothing_is_written_anew(pictures: Path, whole: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "out" / ".build").mkdir(parents=True)
     (tmp_path / "out" / ".build" / "plan.json").write_bytes(b"")

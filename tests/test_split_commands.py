@@ -206,6 +206,7 @@ BAD_COMMANDS = {
     ),
     "no such split": (["--export", "new.csv", "--name", "mine"], r"there is no split 'mine'; there are: round-01, round-02"),
     "no such folder": (["--export", "no/such/folder/new.csv"], r"new.csv: cannot be written \(No such file or directory\)"),
+    "a name too long for a disk": (["--import", "good.csv", "--name", "x" * 300], r"x\.csv: cannot be written \(File name too long\)"),
     "a name with a path": (["--import", "good.csv", "--name", "../mine"], r"'../mine' cannot be the name of a split: use letters"),
     "an unknown image": (["--import", "bad.csv"], r"bad.csv, line 2, column id: 'cupp05' names no image .*did you mean 'cup05'\?\), or"),
 }

@@ -231,6 +231,19 @@ def test_it_is_said_that_without_groups_every_image_is_its_own_content_and_that_
     ]
 
 
+def test_it_is_said_that_a_very_large_content_leaves_few_images_to_train() -> None:
+    rows = rows_of([1, 1, 498])
+    told = what_to_know(rows, all_splits(rows, 0))
+    assert any("only 1 of 500 images are in train" in sentence for sentence in told)
+
+
+def test_a_thousand_rounds_are_told_of_in_short() -> None:
+    rows = rows_of([1] * 4)
+    assert what_to_know(rows, all_splits(rows, 0, 1000))[1:] == [
+        "round-01, round-02 ... round-1000 (1,000 splits): an SRCC over fewer than 50 images is rough (val 1, test 1)"
+    ]
+
+
 def test_a_split_without_val_that_stands_alone_is_told_of_too() -> None:
     rows = rows_of([1] * 100)
     splits = {"mine-no-val": all_splits(rows, 0, 1, "80/20")["round-01-no-val"]}

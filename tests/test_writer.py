@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from shards.check import check, describe
 from shards.manifest import Label, ShardError, Shards
 from shards.patches import patch_boxes, resize
+from shards.writer import build
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
 
@@ -54,6 +56,19 @@ def test_another_opinion_or_another_split_changes_the_fingerprint(folder: Path, 
 
 
 # what is in them
+
+
+def test_the_pixels_in_memory_do_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    def peak(images: int) -> int:
+        plan = plan_of(make_folder(tmp_path / str(images), [f"cup{number:03d}.png" for number in range(images)], 192, 144))
+        tracemalloc.start()
+        build(plan, tmp_path / f"out{images}")
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(3)  # brings what is imported late
+    assert peak(96) - peak(12) < 84 * 192 * 144 * 3 / 20  # bytes; a twentieth of the pixels that are stored more
 
 
 def test_a_patch_holds_the_very_pixels_of_the_picture(built: Shards) -> None:

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# One training per split and seed, as one job array: task t trains split t / SEEDS with seed t % SEEDS, as slurm/train.sh does.
+#
+#   bash slurm/sweep.sh CONFIG [key=value ...]                        lists the tasks, and how to submit them
+#   sbatch --array=0-29 --gpus-per-node=1 slurm/sweep.sh CONFIG [key=value ...]
+#
+# Each has a run folder of its own, SPLIT-seed-SEED in the run.folder of CONFIG. The same line once more goes on with what is
+# unfinished; what has finished ends at once. `python -m dist_train compare` compares what came out.
+#
+#   SPLITS  the names of split tables (all of data.shards but those that end in -no-val, which are for another protocol)
+#   SEEDS   the seeds (0 1 2)
+#
+# and those of slurm/train.sh. An array may leave tasks out (--array=3,7) or run a few at a time (--array=0-29%4).
+#SBATCH --job-name=sweep
+#SBATCH --ntasks-per-node=1
+#SBATCH --output=slurm-%x-%A-%a.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+set -eo pipefail
+container=()
+site=${DIST_TRAIN_SITE:-$HOME/.config/dist_train/site.sh}
+# shellcheck source=/dev/null
+if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site"; fi
+set -u
+
+[ $# -ge 1 ] || { echo "usage: bash slurm/sweep.sh CONFIG [key=value ...]" >&2; exit 2; }
+python=("${container[@]}" "${VENV:-.venv}/bin/python")
+
+folder=$("${python[@]}" -m dist_train folder "$@")
+if [ -z "${SPLITS:-}" ]; then
+    SPLITS=$("${python[@]}" -c '
+import sys
+from pathlib import Path
+from dist_train.config import load_config
+from shards.manifest import Shards
+
+place = load_config(Path(sys.argv[1]), sys.argv[2:]).data.shards or sys.exit("sweep.sh: needs data.shards, or SPLITS")
+print(*[name for name in Shards(place).split_names() if not name.endswith("-no-val")])' "$@")
+fi
+read -r -a splits <<<"$SPLITS"
+read -r -a seeds <<<"${SEEDS:-0 1 2}"
+tasks=$((${#splits[@]} * ${#seeds[@]}))
+
+if [ -z "${SLURM_ARRAY_TASK_ID:-}" ]; then
+    for ((task = 0; task < tasks; task++)); do
+        echo "$task: $folder/${splits[task / ${#seeds[@]}]}-seed-${seeds[task % ${#seeds[@]}]}"
+    done
+    echo "sbatch --array=0-$((tasks - 1)) slurm/sweep.sh $*"
+    exit
+fi
+if [ "$SLURM_ARRAY_TASK_ID" -ge "$tasks" ]; then
+    echo "sweep.sh: ${#splits[@]} splits and ${#seeds[@]} seeds are tasks 0 to $((tasks - 1)); there is no task $SLURM_ARRAY_TASK_ID" >&2
+    exit 2
+fi
+split=${splits[SLURM_ARRAY_TASK_ID / ${#seeds[@]}]}
+seed=${seeds[SLURM_ARRAY_TASK_ID % ${#seeds[@]}]}
+exec bash slurm/train.sh "$@" "data.split=$split" "run.seed=$seed" "run.folder=$folder/$split-seed-$seed"

@@ -1,0 +1,77 @@
+"""The promises of slurm/sweep.sh and slurm/build_shards.sh: an array of jobs does what one would do, task by task."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from cluster import ROOT, Cluster
+from photographs import contents
+from runs import TINY, status
+
+from dist_train.config import load_config
+from shards.datasets import read_table
+from shards.manifest import Label
+from shards.plan import Settings, plan_build
+from shards.writer import build
+
+pytestmark = pytest.mark.timeout(300)
+LIMIT = 250  # seconds for an array
+OPINION = Label("pseudo-opinion", 0.0, 100.0, True)
+
+
+@pytest.fixture(scope="module")
+def table(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photographs' table without the split that it states."""
+    path = tmp_path_factory.mktemp("table") / "scores.csv"
+    path.write_text("".join(line.rpartition(",")[0] + "\n" for line in (photographs / "scores.csv").read_text().splitlines()))
+    return path
+
+
+def test_a_sweep_trains_every_split_with_every_seed_in_a_folder_of_its_own(
+    cluster: Cluster, photographs: Path, table: Path, tmp_path: Path
+) -> None:
+    rounds = Settings(patch_size=64, patches=4, shard_bytes=2 << 20, rounds=2, ratio="60/40")
+    build(plan_build(read_table(table, photographs / "images", "tiny", OPINION), rounds), tmp_path / "shards")
+    words = [str(TINY), f"data.shards={tmp_path / 'shards'}", f"run.folder={tmp_path}/sweep", "train.epochs=1"]
+    *tasks, line = cluster("bash", "slurm/sweep.sh", *words, SEEDS="4 7").splitlines()
+    folders = [tmp_path / "sweep" / f"round-{split:02d}-seed-{seed}" for split in (1, 2) for seed in (4, 7)]
+    assert tasks == [f"{task}: {folder}" for task, folder in enumerate(folders)]
+    assert line == f"sbatch --array=0-3 slurm/sweep.sh {' '.join(words)}"
+
+    def submit(array: str) -> str:
+        job = cluster.submit(tmp_path / "log-%A-%a", f"--array={array}", *line.split()[2:], SEEDS="4 7")
+        job.wait_until_ended(limit=LIMIT)
+        states[array] = sorted(job.fields("JobState"))
+        return job.log()
+
+    states: dict[str, list[str]] = {}
+    log = submit("0-3")
+    assert states["0-3"] == ["COMPLETED"] * 4, log
+    for folder in folders:
+        resolved = load_config(folder / "config.yaml")
+        assert status(folder)["status"] == "finished" and f"{resolved.data.split}-seed-{resolved.run.seed}" == folder.name
+    assert "this run has finished" in submit("2") and states["2"] == ["COMPLETED"]
+    assert "there is no task 4" in submit("4") and states["4"] == ["FAILED"]
+
+
+def test_a_build_of_which_one_task_is_killed_and_requeued_has_the_bytes_of_one_process(
+    cluster: Cluster, photographs: Path, table: Path, tmp_path: Path
+) -> None:
+    # As many and as large patches as keep a task busy for some seconds; a shard is a few pictures.
+    settings = Settings(patch_size=128, patches=50, shard_bytes=1 << 20, layout="patches", codec="zstd")
+    whole = build(plan_build(read_table(table, photographs / "images", "tiny", OPINION), settings), tmp_path / "whole")
+    source = ("--table", table, "--images", photographs / "images", "--name", "tiny", "--label", OPINION.name, "--range", "0", "100")
+    cut = ("--size", "128", "--patches", "50", "--shard-mib", "1", "--layout", "patches", "--codec", "zstd", "--out", tmp_path / "out")
+    job = cluster.submit(tmp_path / "log-%A-%a", "--array=1-3", ROOT / "slurm/build_shards.sh", *source, *cut)
+    end = time.monotonic() + LIMIT
+    while not (tmp_path / "out" / "shard-000001.tar").exists():  # the first of share 2/3
+        assert time.monotonic() < end, job.log()
+        time.sleep(0.02)
+    cluster("scontrol", "requeue", f"{job.number}_2")
+    assert len(list((tmp_path / "out").glob("shard-*.tar"))) < len(list(whole.folder.glob("shard-*.tar"))), "too late: all shards are there"
+    job.wait_until_ended(limit=LIMIT)
+    assert sorted(job.fields("JobState")) == ["COMPLETED"] * 3, job.log()
+    assert sorted(job.fields("Restarts")) == ["0", "0", "1"]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
