@@ -116,7 +116,24 @@ def open_collection(data: Data) -> Collection:
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise ConfigError(f"data.sets: the sets have patches of different sizes ({found} pixels); build them with one --size")
+    _refuse_leaks(members)
     return Collection(tuple(members))
+
+
+def _refuse_leaks(members: Sequence[Member]) -> None:
+    """Raises ConfigError when the very file of a photograph trains in one set and chooses or tests in another."""
+    first: dict[str, tuple[str, str, str]] = {}
+    for member in members:
+        part_of = {number: part for part, numbers in member.parts.items() for number in numbers.tolist()}
+        for number, row in enumerate(member.shards.image_rows()):
+            if number in part_of:
+                here = (member.name, row["id"], part_of[number])
+                there = first.setdefault(row["sha256"], here)
+                if there[0] != here[0] and (there[2] == "train") != (here[2] == "train"):
+                    raise ConfigError(
+                        f"data.sets: '{there[1]}' of {there[0]} ({there[2]}) and '{here[1]}' of {here[0]} ({here[2]}) are the same "
+                        f"photograph: a model would be judged on what it has trained on; choose other splits, or leave one set out"
+                    )
 
 
 def _standard_scale(shards: Shards, training: np.ndarray) -> Scale:

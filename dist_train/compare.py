@@ -188,6 +188,8 @@ def _read_run(folder: Path) -> TestedRun:
     if status is None:
         raise ConfigError(f"{folder}: there is no run (no status.json); name a run folder, or a pattern in quotes that matches some")
     path = folder / SCORES
+    if "sets" in (status.get("test") or {}):
+        raise ConfigError(f"{folder}: is a run on several data sets, which are not compared; `evaluate` tells of each set")
     if not path.is_file() or not status.get("test"):
         raise ConfigError(f"{folder}: this run has not been tested ({status['status']}: {status['reason']}); let it finish first")
     try:

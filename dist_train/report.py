@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ COLUMNS = ("srcc", "plcc", "krcc", "rmse", "patch_srcc", "patch_plcc", "spread")
 
 def final_table(status: Mapping[str, Any]) -> str:
     """Validation and test figures of the best epoch, aligned, with what they are figures of."""
-    head = f"{'':<6}" + "".join(f"{name:>12}" for name in COLUMNS)
-    rows = [f"{part:<6}" + "".join(_cell(status[part].get(name)) for name in COLUMNS) for part in ("val", "test") if status.get(part)]
+    panels = dict(_panels(status))
+    width = max(6, *(len(name) + 1 for name in panels)) if panels else 6
+    head = f"{'':<{width}}" + "".join(f"{name:>12}" for name in COLUMNS)
+    rows = [f"{name:<{width}}" + "".join(_cell(panel.get(column)) for column in COLUMNS) for name, panel in panels.items()]
     told = [
         "",
         f"{status['status']}: {status['reason']}",
@@ -30,10 +32,19 @@ def final_table(status: Mapping[str, Any]) -> str:
         + ("  <- ON TEST: the test figures are too good" if status["selected_on"] == "test" else ""),
         head,
         *rows,
-        *(line for part in ("val", "test") if status.get(part) for line in _further(part, status[part])),
+        *(line for name, panel in panels.items() for line in _further(name, panel)),
         *([status["train_and_val"]] if status.get("train_and_val") else []),
     ]
     return "\n".join(told)
+
+
+def _panels(status: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every panel of a status with the name of its row: of val and test, of each of several sets, of the averaged weights."""
+    for part in ("val", "test"):
+        for whose, panel in (("", status.get(part)), (" ema", (status.get("average") or {}).get(part))):
+            if panel:
+                yield part + whose, panel
+                yield from ((f"{part}{whose} {name}", of_set) for name, of_set in panel.get("sets", {}).items())
 
 
 def cross_table(panels: Mapping[str, Mapping[str, Any]]) -> str:
@@ -105,7 +116,8 @@ def draw_report(folder: Path) -> Path:
     for axes in (order, spread):
         if best is not None:
             axes.axvline(best, color="grey", linewidth=0.8)
-        axes.legend()
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
     order.set(title="SRCC (train: as said while the weights moved)")
     order.set_xlabel(f"epoch\n{train_and_val(epochs)}", fontsize=8)
     spread.set(title="spread of the patch scores within images", xlabel="epoch", ylabel="label units")

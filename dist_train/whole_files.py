@@ -29,7 +29,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
     """Replaces the file `path` by safetensors, at once, with `about` as JSON in their metadata."""
     part = part_path(path)
-    metadata = {_ABOUT: json.dumps(about, sort_keys=True)} if about else None
+    metadata = {_ABOUT: json.dumps(about)} if about else None
     try:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, metadata)
         part.chmod(0o644)  # safetensors makes files that only their owner can read

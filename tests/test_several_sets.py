@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from dist_train.config import Config, Data
 from dist_train.errors import ConfigError
 from dist_train.model_folder import open_model
 from dist_train.plan import describe_plan, make_plan
+from dist_train.report import final_table
 from shards.datasets import read_table
 from shards.manifest import Label, Shards
 from shards.plan import Settings, plan_build
@@ -82,6 +85,17 @@ def test_sets_and_shards_together_or_patches_of_two_sizes_are_refused(shards: Pa
         open_collection(Data.model_validate({"sets": {"tiny": {"shards": shards}, "large": {"shards": tmp_path / "large"}}}))
 
 
+def test_a_photograph_that_trains_in_one_set_and_tests_in_another_is_refused(shards: Path, worse_is_more: Path, tmp_path: Path) -> None:
+    turned = shutil.copytree(worse_is_more, tmp_path / "turned")
+    parts = {"train": "test", "test": "train", "val": "val"}
+    with (turned / "splits" / "official.csv").open() as file:
+        rows = [f"{row['id']},{parts[row['part']]}" for row in csv.DictReader(file)]
+    (turned / "splits" / "turned.csv").write_text("\n".join(["id,part", *rows]))
+    sets = {"tiny": {"shards": shards}, "turned": {"shards": turned, "split": "turned"}}
+    with pytest.raises(ConfigError, match=r"of tiny \(\w+\) and '[\w-]+' of turned \(\w+\) are the same photograph"):
+        open_collection(Data.model_validate({"sets": sets}))
+
+
 def test_the_plan_states_the_proportions(shards: Path, worse_is_more: Path) -> None:
     sets = {"tiny": {"shards": shards}, "worse": {"shards": worse_is_more}}
     plan = make_plan(Config.model_validate({"data": {"sets": sets}, "train": {"global_batch": 12}}), 2)
@@ -113,7 +127,11 @@ def test_a_run_on_two_sets_reports_each_and_their_mean_on_their_own_scales(run_o
         assert rows and all(low < float(row["score"]) < high for row in rows), name
         scores, opinions = ([float(row[column]) for row in rows] for column in ("score", "opinion"))
         assert told["test"]["sets"][name]["rmse"] == pytest.approx(np.sqrt(np.mean((np.array(scores) - opinions) ** 2)))
-    assert set(open_model(run_of_both).scales) == {"tiny", "worse"}
+    assert list(open_model(run_of_both).scales) == ["tiny", "worse"]  # in the order of the config: the first is predict's scale
+    told = final_table(told)
+    assert all(re.search(rf"^{row} +-?0\.\d{{4}}", told, re.MULTILINE) for row in ("test", "test tiny", "test worse", "test ema worse")), (
+        told
+    )
 
 
 def test_averaged_weights_have_their_own_best_and_test_and_load_without_the_average(run_of_both: Path) -> None:
