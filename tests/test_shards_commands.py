@@ -290,7 +290,13 @@ def many_unbroken(many: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 def start_and_wait_for_a_shard(arguments: list[str], out: Path) -> subprocess.Popen[str]:
     """A build in a session of its own, as soon as two shards are complete. It is nice, so that this process can outrun it."""
-    process = subprocess.Popen(["nice", "-n", "19", *command(*arguments)], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        ["nice", "-n", "19", *command(*arguments)],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it, and hands that on
+    )
     end = time.monotonic() + LIMIT
     while len(list(out.glob(".build/shard-*.json"))) < 2:
         assert process.poll() is None and time.monotonic() < end
@@ -337,7 +343,7 @@ def test_ctrl_c_says_how_to_go_on_and_the_same_command_does(
     process = start_and_wait_for_a_shard(arguments, out)
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to every process of the command
     _, errors = process.communicate(timeout=LIMIT)
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert errors.splitlines()[-1] == "interrupted; the same command goes on where this one stopped"
     assert "Traceback" not in errors
     before = complete_shards(out)
