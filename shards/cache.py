@@ -17,6 +17,7 @@ import fcntl
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from shards.manifest import ShardError
 
 DEFAULT_GIB = 100.0
 KEEP_FREE = 1 << 30  # bytes; a full disk would stop everybody's jobs, not only this one
+LOOK_AGAIN = 0.02  # seconds between two looks at a lock that another process holds
 
 
 def is_full(error: Exception) -> bool:
@@ -152,14 +154,23 @@ def _locked(path: Path) -> int | None:
 
 @contextmanager
 def _alone_with(path: Path) -> Iterator[None]:
-    """Waits until no other process is in here with the same `path`, which is made when it is not there."""
+    """Waits until no other process is in here with the same `path`, which is made when it is not there.
+
+    It looks again and again, since the kernel would let it wait for a file that has long got its final name and whose readers
+    hold it for as long as they run.
+    """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is_still(path, descriptor):
-                yield
-                return
+            while _is_still(path, descriptor):
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    time.sleep(LOOK_AGAIN)
+                    continue
+                if _is_still(path, descriptor):
+                    yield
+                    return
         finally:
             os.close(descriptor)
 

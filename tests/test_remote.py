@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import multiprocessing
 import os
@@ -13,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -186,6 +188,30 @@ def test_a_process_killed_while_it_fetches_leaves_the_file_to_the_next_one(uploa
     assert digest and not complaint
     assert [name for name, *_ in cups.requests()].count("shard-000000.tar") == 2  # the one that was cut off, and the whole one
     assert not list(near.glob("*.part"))
+
+
+def test_who_waited_for_a_file_is_not_held_up_by_those_who_read_it_already(tmp_path: Path) -> None:
+    content, found = b"a shard", list[bytes]()
+    sha256 = hashlib.sha256(content).hexdigest()
+    part, path = tmp_path / f"{sha256}.{len(content)}.part", tmp_path / sha256
+    fetcher = os.open(part, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(fetcher, fcntl.LOCK_EX)
+
+    def wait() -> None:
+        descriptor = cache.Cache(tmp_path, 1 << 20).open(sha256, len(content), lambda _: pytest.fail("it was fetched a second time"))
+        assert descriptor is not None
+        found.append(os.pread(descriptor, 99, 0))
+        os.close(descriptor)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    time.sleep(0.3)
+    os.write(fetcher, content)
+    part.rename(path)
+    fcntl.flock(fetcher, fcntl.LOCK_SH)  # whoever fetched it reads it, to the end of the run
+    waiting.join(5)
+    os.close(fetcher)
+    assert found == [content]
 
 
 def test_what_was_not_used_for_longest_makes_room_for_another_data_set(
