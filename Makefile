@@ -15,8 +15,8 @@ export MALLOC_MMAP_MAX_ ?= 0
 .PHONY: help install demo test test-slurm lint clean
 
 help:
-	@echo "make demo     photographs -> shards -> a training on two processes -> one test; about 4 minutes on 2 cores"
-	@echo "make test     every test; about 10 minutes on 2 cores"
+	@echo "make demo     photographs -> shards -> a training on two processes -> one test; about 5 minutes on 2 cores"
+	@echo "make test     every test; about 13 minutes on 2 cores"
 	@echo "make test-slurm  slurm/*.sh on a real Slurm of three nodes on this machine; needs root and Debian; about 6 minutes on 2 cores"
 	@echo "make lint     ruff, mypy and shellcheck"
 	@echo "make install  the virtual environment alone ($(VENV)); one to two minutes and 6 GB, once"
@@ -31,14 +31,14 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(INSTALLED)
-	@echo "== the demo, in $(DEMO)/: about 4 minutes on 2 cores; delete $(DEMO)/run to train again"
+	@echo "== the demo, in $(DEMO)/: about 5 minutes on 2 cores; delete $(DEMO)/run to train again"
 	$(BIN)/python -m shards demo --out $(DEMO)
 	$(BIN)/python -m shards build --dataset demo --root $(DEMO) --out $(DEMO)/shards --patches 12 --size 160
 	$(BIN)/accelerate launch --config_file launch/cpu.yaml -m dist_train train configs/demo.yaml \
 		data.shards=$(DEMO)/shards run.folder=$(DEMO)/run
 
 test: $(INSTALLED)
-	@echo "== every test: about 10 minutes on 2 cores"
+	@echo "== every test: about 13 minutes on 2 cores"
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-slurm: $(INSTALLED)

@@ -77,8 +77,8 @@ class Data(_Section):
     """The shard folder (`python -m shards build`), or the address of one."""
     split: str | None = None
     """Name of a table in its splits folder. null: official when there is one, else round-01."""
-    sets: dict[str, DataSet] = {}
-    """Several data sets by name, instead of shards and split: opinions are standardised per set, pairs form within a set."""
+    sets: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], DataSet] = {}
+    """Several data sets by name (it is part of file names), instead of shards and split: opinions are standardised per set, pairs form within a set."""
     patches_per_image: int = Field(1, ge=1)
     """Patches that an image shows each time it is visited."""
     passes: int | None = Field(None, ge=1)
@@ -224,7 +224,7 @@ class Config(_Section):
     log: Log = Log()
 
 
-ELSEWHERE = {  # what other trainers call it
+WORDS_OF_OTHERS = {  # what other trainers call it
     "alpha": "loss.rank_weight",
     "batch_size": "train.global_batch",
     "checkpoint_every": "save.every_steps",
@@ -320,7 +320,7 @@ def _explanations(error: ValidationError) -> Iterator[tuple[str, str]]:
 
 def _did_you_mean(key: str) -> str:
     name = key.rpartition(".")[2]
-    close = [ELSEWHERE[name]] if name in ELSEWHERE else []
+    close = [WORDS_OF_OTHERS[name]] if name in WORDS_OF_OTHERS else []
     close = close or [known for known in known_keys() if known.rpartition(".")[2] == name][:1]  # right, but in another section
     close = close or difflib.get_close_matches(key, [*known_keys(), *Config.model_fields], n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""

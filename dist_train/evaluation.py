@@ -45,8 +45,8 @@ class Scores:
         """
         label = shards.label
         patches = self.patches if spoken.higher_is_better == label.higher_is_better else -self.patches
-        rows = list(shards.image_rows())
-        rows = [rows[image] for image in self.images]
+        wanted = np.isin(np.arange(len(shards)), self.images)
+        rows = [row for row, here in zip(shards.image_rows(), wanted, strict=True) if here]
         means, _, opinions = per_image(self.images, patches, self.opinions)
         stds = np.array([float(row["std"] or "nan") for row in rows])
         panel = two_level_panel(self.images, patches, self.opinions)

@@ -81,7 +81,7 @@ def plcc_loss(scores: Tensor, opinions: Tensor) -> Tensor:
 
 
 def norm_in_norm_loss(scores: Tensor, opinions: Tensor) -> Tensor:
-    """Norm-in-norm with p = 1 and q = 2: Li, Jiang and Jiang, ACM Multimedia 2020, eq. 1 to 4. Between 0 and 1.
+    """Norm-in-norm with p = 1 and q = 2: Li, Jiang and Jiang, ACM Multimedia 2020. Between 0 and 1.
 
     Scores and opinions [n] are centred and divided by their Euclidean norm; the loss is the sum of absolute differences over
     its largest value, 2 sqrt(n).
@@ -103,7 +103,7 @@ def ranking_loss(scores: Tensor, opinions: Tensor, sets: Tensor, margin: float) 
 def fidelity_loss(scores: Tensor, opinions: Tensor, sets: Tensor, label_std: float) -> Tensor:
     """Mean of 1 - sqrt(q) over the pairs of one set with y_i > y_j, where q = Phi((p_i - p_j) / (sqrt(2) label_std)).
 
-    The fidelity loss of Tsai et al., "FRank", SIGIR 2007, as UNIQUE (Zhang et al., IEEE TIP 2021, eq. 5) and LIQE (Zhang et
+    The fidelity loss of Tsai et al., "FRank", SIGIR 2007, as UNIQUE (Zhang et al., IEEE TIP 2021) and LIQE (Zhang et
     al., CVPR 2023) use it: Thurstone's case V gives the probability q that the better image wins, and the truth is 1. A
     score's uncertainty is taken as one standard deviation of the label. All are [n]; 0 when there is no pair.
     """

@@ -106,6 +106,8 @@ def row_of(
 
 def data_set_of(name: str, label: Label, resize: str, rows: Iterable[Row], table: Path) -> DataSet:
     """The rows in order, once it is known that ids are unique and opinions differ and are on the scale. Raises ShardError otherwise."""
+    if not name or Path(name).name != name:
+        raise ShardError(f"--name '{name}': is part of file names, so it may not be empty or hold a slash; choose another")
     ordered = tuple(sorted(rows, key=lambda row: row.id))
     for first, second in pairwise(ordered):
         if first.id == second.id:

@@ -308,3 +308,9 @@ def test_of_two_files_the_one_that_is_written_as_in_the_table_is_taken(tmp_path:
     data_set = read(tmp_path, "image,score\ncup.png,3\n./CUP.png,4\nCup.png,5\n")
     assert {row.id: row.file.name for row in data_set.rows} == {"CUP": "CUP.png", "Cup": "Cup.png", "cup": "cup.png"}
     assert [row.id for row in missing_pictures(data_set)] == ["Cup"]  # which of the two is meant is not for us to say
+
+
+@pytest.mark.parametrize("name", ["a/b", "/", "."])
+def test_a_name_that_cannot_be_part_of_a_file_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ShardError, match=r"--name '.*': is part of file names"):
+        read(tmp_path, "image,score\na.png,1\nb.png,2\n", name=name)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import runs
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from dist_train.collection import Collection, open_collection
@@ -94,6 +95,12 @@ def test_a_photograph_that_trains_in_one_set_and_tests_in_another_is_refused(sha
     sets = {"tiny": {"shards": shards}, "turned": {"shards": turned, "split": "turned"}}
     with pytest.raises(ConfigError, match=r"of tiny \(\w+\) and '[\w-]+' of turned \(\w+\) are the same photograph"):
         open_collection(Data.model_validate({"sets": sets}))
+
+
+@pytest.mark.parametrize("name", ["a/b", "", ".. /x"])
+def test_a_set_is_called_by_a_name_that_may_be_part_of_a_file_name(shards: Path, name: str) -> None:
+    with pytest.raises(ValidationError):
+        Data.model_validate({"sets": {name: {"shards": shards}}})
 
 
 def test_the_plan_states_the_proportions(shards: Path, worse_is_more: Path) -> None:
