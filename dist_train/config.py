@@ -78,7 +78,7 @@ class Data(_Section):
     split: str | None = None
     """Name of a table in its splits folder. null: official when there is one, else round-01."""
     sets: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], DataSet] = {}
-    """Several data sets by name (it is part of file names), instead of shards and split: opinions are standardised per set, pairs form within a set."""
+    """Several data sets by name, which is part of file names, instead of shards and split: opinions are standardised per set."""
     patches_per_image: int = Field(1, ge=1)
     """Patches that an image shows each time it is visited."""
     passes: int | None = Field(None, ge=1)
@@ -134,7 +134,7 @@ class Loss(_Section):
     rank_margin: float = Field(0.1, ge=0)
     """By how much the better of a pair must be ahead, for the hinge."""
     rank_margin_unit: Literal["label", "std"] = "label"
-    """label: the margin is in units of the label. std: in standard deviations of the training opinions."""
+    """label: the margin is in units of the label. std: in standard deviations of the training opinions, as always for several sets."""
     consistency_weight: float = Field(0.0, ge=0)
     """Weight of the variance of an image's patch scores, in units of the label: variance / standard deviation of the opinions."""
     scope: Literal["global", "rank"] = "global"

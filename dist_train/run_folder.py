@@ -21,6 +21,7 @@ FINISHED = ("finished", "stopped early")
 FREE = (
     "run.folder",
     "run.device",
+    "run.compile",
     "run.processes",
     "data.workers",
     "train.micro_batch",
@@ -38,7 +39,7 @@ def enter_run_folder(plan: Plan) -> bool:
     folder = plan.config.run.folder
     settings, status = folder / "config.yaml", read_status(folder)
     if settings.is_file():
-        _refuse_other_settings(settings, plan.config)
+        refuse_other_settings(settings, plan.config)
     elif strangers := sorted(path.name for path in folder.glob("*") if path.name != "stop"):
         raise ConfigError(f"{folder}: is not empty ({strangers[0]}) and holds no run; choose a new or empty folder as run.folder")
     if status:
@@ -107,7 +108,8 @@ def record_failure(folder: Path, error: BaseException) -> None:
     write_status(folder, {**(read_status(folder) or {}), "status": "failed", "reason": redacted(f"{type(error).__name__}: {error}")})
 
 
-def _refuse_other_settings(path: Path, config: Config) -> None:
+def refuse_other_settings(path: Path, config: Config) -> None:
+    """Raises ConfigError when the config saved at `path`, of a run, asks for another result than `config`."""
     before, now = _flat(load_config(path)), _flat(config)
     changed = [
         f"{key} was {before.get(key)}, is {now.get(key)}"

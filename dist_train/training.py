@@ -61,7 +61,7 @@ def train(config: Config) -> None:
     accelerator = open_accelerator(config)
     refuse_another_world(accelerator.num_processes, config.run.processes)
     ranks.connect()
-    plan = make_plan(config, ranks.world())
+    plan = make_plan(config, ranks.world(), accelerator.device.type)
     if ranks.first_does(lambda: enter_run_folder(plan)):
         try:
             _run(plan, accelerator)
@@ -190,10 +190,10 @@ def _step_if_finite(
     progress.skipped_in_a_row = 0 if finite else progress.skipped_in_a_row + 1
     scaling = accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1.0  # it is still looking for its scale
     if progress.skipped_in_a_row >= SKIPS_IN_A_ROW and not scaling:
-        ids = ", ".join(plan.collection.name_of(int(image)) for image in images[:8])
+        ids = ", ".join(plan.collection.name_of(int(image)) for image in images)
         raise TrainingError(
             f"step {progress.step + 1}: the gradient was not finite {SKIPS_IN_A_ROW} times in a row; "
-            f"the images of this batch are {ids}{' ...' if len(images) > 8 else ''}; "
+            f"the images of this batch are {ids}; "
             f"a lower optim.lr, optim.clip_norm, or run.precision=no may help"
         )
     return norms
@@ -222,7 +222,7 @@ def _judge(training: Training, model: HyperIQA, best: Best, suffix: str) -> tupl
     chooser = training.config.stop.select_on
     parts = [part for part in dict.fromkeys(["val", str(chooser)]) if any(len(m.parts[part]) for m in training.plan.collection.members)]
     scores = {part: found for part in parts if (found := _score(training, model, part))}
-    panels = {part: panel_of(found) for part, found in scores.items()}
+    panels = {part: panel_of(found, training.plan.collection) for part, found in scores.items()}
     value = panels[chooser]["srcc"] if panels else math.nan
     best.early_stop, verdict = ranks.announce(best.early_stop.judge(training.progress.epochs_judged, value))
     if verdict is Verdict.NEW_BEST:
