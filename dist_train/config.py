@@ -78,7 +78,8 @@ class Data(_Section):
     split: str | None = None
     """Name of a table in its splits folder. null: official when there is one, else round-01."""
     sets: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], DataSet] = {}
-    """Several data sets by name (it is part of file names), instead of shards and split: opinions are standardised per set, pairs form within a set."""
+    """Several data sets by name (it is part of file names), instead of shards and split: opinions are standardised per set,
+    pairs form within a set."""
     patches_per_image: int = Field(1, ge=1)
     """Patches that an image shows each time it is visited."""
     passes: int | None = Field(None, ge=1)

@@ -9,6 +9,7 @@ run.folder/
   best/model.safetensors   the best epoch's weights, with config.yaml beside it (best-ema/: of the averaged weights)
   checkpoints/step-*/      where an interrupted run goes on
   report.png               curves, and score against opinion
+  lock                     while the run goes on: whose it is
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from dist_train.overfitting import train_and_val
 from dist_train.plan import Plan, describe_plan, make_plan
 from dist_train.report import draw_report, final_table
 from dist_train.run_folder import about_data, enter_run_folder, record_failure, write_status
+from dist_train.run_lock import RunLock, held_run_folder
 from dist_train.state import Best, EpochScores, Training, open_training, save_training, status_of
 from dist_train.stopping import StopRequest, Verdict
 from dist_train.whole_files import read_about
@@ -62,22 +64,23 @@ def train(config: Config) -> None:
     refuse_another_world(accelerator.num_processes, config.run.processes)
     ranks.connect()
     plan = make_plan(config, ranks.world())
-    if ranks.first_does(lambda: enter_run_folder(plan)):
-        try:
-            _run(plan, accelerator)
-        except Exception as error:
-            if ranks.claim_failure(error):
-                with suppress(OSError):  # a full disk must not hide the cause
-                    record_failure(config.run.folder, error)
-            raise
+    with held_run_folder(config.run.folder) as lock:
+        if ranks.first_does(lambda: enter_run_folder(plan)):
+            try:
+                _run(plan, accelerator, lock)
+            except Exception as error:
+                if ranks.claim_failure(error) and not lock.is_lost():  # else the folder is another job's
+                    with suppress(OSError):  # a full disk must not hide the cause
+                        record_failure(config.run.folder, error)
+                raise
     ranks.disconnect()
 
 
-def _run(plan: Plan, accelerator: Accelerator) -> None:
+def _run(plan: Plan, accelerator: Accelerator, lock: RunLock) -> None:
     request = StopRequest(plan.config.run.folder)
     if ranks.is_first():
         print(describe_plan(plan), flush=True)
-    training = open_training(plan, accelerator)
+    training = open_training(plan, accelerator, lock)
     ranks.first_does(lambda: write_status(plan.config.run.folder, status_of(training) | {"status": "unfinished", "reason": "training"}))
     try:
         stopped_by = _train_until_done(training, request)
@@ -100,6 +103,7 @@ def _train_until_done(training: Training, request: StopRequest) -> str | None:
     batches = _training_batches(training)
     saved = time.monotonic()
     while not progress.stopped:
+        training.lock.refuse_if_known_lost()
         judged = progress.step == (progress.epochs_judged + 1) * plan.steps_per_epoch
         if judged:
             _judge_epoch(training)
@@ -235,6 +239,7 @@ def _finish(training: Training) -> None:
     """The one test, from the best epoch, and everything that is told of it."""
     config, progress = training.config, training.progress
     folder, chooser = config.run.folder, config.stop.select_on
+    training.lock.refuse_if_lost()
     if progress.best.early_stop.best_epoch is None:
         raise TrainingError(
             f"no epoch had a {chooser} SRCC, so there is no best model to test; the losses are in {folder / 'metrics.jsonl'}"
@@ -242,6 +247,7 @@ def _finish(training: Training) -> None:
     figures = _test_best(training, training.model, "")
     if training.averaged_model is not None and progress.best_average.early_stop.best_epoch is not None:
         figures["average"] = _test_best(training, training.averaged_model, AVERAGE)
+    training.lock.refuse_if_lost()
     if not ranks.is_first():
         return
     early = progress.epochs_judged < config.train.epochs
@@ -310,6 +316,7 @@ def _save_best(training: Training, model: HyperIQA, best: Best, scores: dict[str
     config, collection = training.config, training.plan.collection
 
     def save() -> None:
+        training.lock.refuse_if_lost()
         panels = {part: final_panel_of(found, collection) for part, found in scores.items()}
         about = {"epoch": best.early_stop.best_epoch, "panels": finite_or_none(panels)} | about_data(training.plan)
         for part, found in scores.items():
