@@ -8,8 +8,8 @@
         scores.safetensors     the training scores of the epoch so far, for its metrics
         progress.json          step, early stop, what data and config it belongs to, and the SHA-256 of the files above
 
-A checkpoint is written under a temporary name, synced and renamed. The newest one whose files are as it says is resumed
-from; a damaged one is passed over, aloud.
+A checkpoint is written under a temporary name, synced and renamed, and never written to after that: a later one of the same step
+takes its place whole. The newest one whose files are as it says is resumed from; a damaged one is passed over, aloud.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dist_train.retention import Retention
 from dist_train.whole_files import save_tensors, write_json
 from shards.manifest import file_sha256
 from shards.whole_files import sync
@@ -47,15 +48,15 @@ class Checkpoint:
         return int(self.progress["step"])
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, still_ours: Callable[[], None] = lambda: None) -> Path:
-    """Writes `folder`/step-*, complete or not at all, then removes all but the newest `keep`.
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, retention: Retention, still_ours: Callable[[], None] = lambda: None) -> Path:
+    """Writes `folder`/step-*, complete or not at all, then removes those that `retention` lets go.
 
     `still_ours` raises when the folder belongs to another job by now: then nothing is written, and nothing gets its name.
     """
     still_ours()
     target = folder / f"step-{checkpoint.step:08d}"
     part, replaced = folder / f".{target.name}.part", folder / f".{target.name}.replaced"
-    for leftover in folder.glob(".step-*"):  # of a save that was cut off
+    for leftover in folder.glob(".step-*.part"):  # of a save that was cut off
         shutil.rmtree(leftover)
     part.mkdir(parents=True)
     save_tensors(part / "model.safetensors", checkpoint.model)
@@ -67,18 +68,21 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int, still_ours:
     sync(part)
     still_ours()
     if target.exists():
-        target.rename(replaced)  # whole until its successor stands
+        if replaced.exists():
+            shutil.rmtree(replaced)
+        target.rename(replaced)  # whole, and found, until its successor stands
     part.rename(target)
     sync(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
-    for old in [path for path in _newest_first(folder) if path.name <= target.name][keep:]:  # a later one is damaged and does not count
+    standing = {_step_of(path): path for path in _standing(folder)}
+    for old in [*folder.glob(".step-*.replaced"), *(standing[step] for step in retention.superseded(standing, checkpoint.step))]:
         shutil.rmtree(old)
     return target
 
 
 def newest_complete_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint below `folder` whose files are whole; None when there is none. Damaged ones are said aloud."""
-    for path in _newest_first(folder):
+    found = [*folder.glob(".step-*.replaced"), *_standing(folder)]  # where both are of one step, a save was cut off at its very end
+    for path in sorted(found, key=_step_of)[::-1]:
         try:
             progress = _read_progress(path)
             files = progress["files"]
@@ -108,5 +112,9 @@ def _read_progress(path: Path) -> dict[str, Any]:
     return progress
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), reverse=True)
+def _standing(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.lstrip(".").removeprefix("step-").removesuffix(".replaced"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -29,6 +30,7 @@ from dist_train.moments import group_settings, load_moments, named_moments
 from dist_train.optim import build_adam
 from dist_train.plan import Plan
 from dist_train.pretrained import load_pretrained
+from dist_train.retention import Retention
 from dist_train.run_folder import about_data, refuse_other_data, write_status
 from dist_train.run_lock import RunLock
 from dist_train.stopping import EarlyStop
@@ -170,11 +172,12 @@ def _differences(saved: dict[str, Any], device: torch.device) -> list[str]:
     return [f"{key} was {before.get(key)} when this was saved, now it is {value}" for key, value in now.items() if before.get(key) != value]
 
 
-def save_training(training: Training) -> None:
-    """A checkpoint by rank 0; the others wait for its outcome."""
+def save_training(training: Training, since: float) -> None:
+    """A checkpoint by rank 0; the others wait for its outcome. `since`: when the time began that its cost is measured against."""
     accelerator, config, optimizer = training.accelerator, training.config, training.optimizer
 
     def save() -> None:
+        begun = time.monotonic()
         progress = {
             "step": training.progress.step,
             "progress": asdict(training.progress),
@@ -186,8 +189,11 @@ def save_training(training: Training) -> None:
         average = training.average.state_dict() if training.average is not None else {}
         moments = named_moments(optimizer, training.model)
         checkpoint = Checkpoint(training.model.state_dict(), moments, average, training.epoch_scores.tensors(), progress)
-        save_checkpoint(config.run.folder / "checkpoints", checkpoint, config.save.keep, training.lock.refuse_if_lost)
+        retention = Retention.of(config.save, training.plan.steps_per_epoch, training.progress.best.early_stop.best_epoch)
+        path = save_checkpoint(config.run.folder / "checkpoints", checkpoint, retention, training.lock.refuse_if_lost)
         write_status(config.run.folder, status_of(training) | {"status": "unfinished", "reason": "training"})
+        size, ended = sum(file.stat().st_size for file in path.iterdir()), time.monotonic()
+        training.journal.save(checkpoint.step, ended - begun, size, ended - since)
 
     ranks.first_does(save)
 

@@ -3,7 +3,7 @@
 run.folder/
   config.yaml              every setting, as resolved
   status.json              finished, stopped early, unfinished or failed, and the figures; scripts act on it
-  metrics.jsonl            a line per step and per epoch
+  metrics.jsonl            a line per step, per epoch and per checkpoint
   scores-val.csv           image, opinion, score, spread of the best epoch
   scores-test.csv          the same for the test part, from the best epoch
   best/model.safetensors   the best epoch's weights, with config.yaml beside it (best-ema/: of the averaged weights)
@@ -36,7 +36,7 @@ from dist_train.errors import ConfigError, TrainingError
 from dist_train.evaluation import Scores, final_panel_of, panel_of, score_part, write_scores
 from dist_train.gradient import Targets, accumulate_gradient, rehearse
 from dist_train.history import forget_hyper_gradient, forget_moments
-from dist_train.journal import finite_or_none, read_records
+from dist_train.journal import cost_of_saving, finite_or_none, read_records
 from dist_train.launch import refuse_another_world
 from dist_train.model import HyperIQA
 from dist_train.model_folder import WEIGHTS, Cutting, save_model
@@ -112,7 +112,7 @@ def _train_until_done(training: Training, request: StopRequest) -> str | None:
         old = ranks.is_first() and save.every_minutes is not None and time.monotonic() - saved >= 60 * save.every_minutes
         stop, old = ranks.agree_each([request.heard(), old])
         if judged or stop or old or (save.every_steps and progress.step % save.every_steps == 0):
-            save_training(training)
+            save_training(training, saved)
             saved = time.monotonic()
         if stop:
             return ranks.announce(", ".join({reason for reason in ranks.gather_first(request.withdraw()) if reason}))
@@ -253,7 +253,8 @@ def _finish(training: Training) -> None:
     early = progress.epochs_judged < config.train.epochs
     reason = f"{config.stop.patience} epochs without a better {chooser} SRCC" if early else f"all {config.train.epochs} epochs are done"
     status = status_of(training) | {"status": "stopped early" if early else "finished", "reason": reason} | figures
-    status["train_and_val"] = train_and_val(read_records(folder / "metrics.jsonl"))
+    records = read_records(folder / "metrics.jsonl")
+    status["train_and_val"], status["saving"] = train_and_val(records), cost_of_saving(records)
     write_status(folder, status)
     draw_report(folder)
     training.journal.say(final_table(status))
