@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -118,19 +119,28 @@ def why_gone(owner: Owner, me: Owner, start_of: Callable[[int], str | None] = pr
 
 
 class RunLock:
-    """The lock of one run folder, for this process. On all ranks but the first every method does nothing."""
+    """The lock of one run folder, for one job: its first rank takes it and beats, the others know whose it is."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None] = print) -> None:
+    def __init__(self, folder: Path, say: Callable[[str], None] | None = None) -> None:
         self._folder = folder
         self._path = folder / NAME
-        self._say = say
+        self._say = say or partial(print, flush=True)
         self._owner = Owner.of_this_process()
         self._record = self._owner.model_dump_json().encode() + b"\n"
         self._ended = threading.Event()
         self._beats = threading.Thread(target=self._beat, name="run lock", daemon=True)
         self._lost: str | None = None
 
-    def take(self) -> None:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Has the folder for this job while the block runs. A collective. Raises ConfigError on all ranks when another job has it."""
+        self._owner = ranks.first_does(self.take)
+        try:
+            yield
+        finally:
+            self.release()
+
+    def take(self) -> Owner:
         """Makes the lock ours, or raises ConfigError with the name of who has it. A stale one is taken over, aloud.
 
         Waits some seconds where only its counter can tell whether another machine's job lives.
@@ -140,10 +150,16 @@ class RunLock:
         for void in self._folder.glob(self._claim_on("*").name):  # of somebody who was killed, or who will find it gone and look again
             void.unlink(missing_ok=True)
         self._beats.start()
+        return self._owner
+
+    def is_ours(self) -> bool:
+        """Whether the file says so now; on any rank."""
+        return self._is_ours(self._path)
 
     def refuse_if_lost(self) -> None:
-        """Raises TrainingError when the lock is not ours any more, as the file says now."""
-        self.is_lost()
+        """Raises TrainingError on the first rank when the lock is not ours any more, as the file says now."""
+        if self._beats.is_alive():
+            self._look()
         self.refuse_if_known_lost()
 
     def refuse_if_known_lost(self) -> None:
@@ -153,12 +169,6 @@ class RunLock:
                 f"{self._folder}: {self._lost}; this job was taken for dead, perhaps because it was suspended, and ends without "
                 f"writing any more. What it has saved is what the other one goes on from"
             )
-
-    def is_lost(self) -> bool:
-        """Whether the folder was ours and is somebody else's now."""
-        if self._beats.is_alive():
-            self._look()
-        return self._lost is not None
 
     def release(self) -> None:
         """Lets go, if it is ours. Never raises: what stays behind is stale as soon as this process has ended."""
@@ -247,17 +257,6 @@ class RunLock:
 
     def _claim_on(self, token: str) -> Path:
         return self._folder / f".{NAME}-after-{token}"
-
-
-@contextmanager
-def held_run_folder(folder: Path) -> Iterator[RunLock]:
-    """Holds the lock of a run folder, on rank 0 for all. A collective. Raises ConfigError on all ranks when another job has it."""
-    lock = RunLock(folder, lambda text: print(text, flush=True))
-    ranks.first_does(lock.take)
-    try:
-        yield lock
-    finally:
-        lock.release()
 
 
 def _content(path: Path) -> bytes | None:
