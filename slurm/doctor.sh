@@ -33,8 +33,9 @@ world=$((SLURM_JOB_NUM_NODES * processes))
 # Each node says that it is there, so that one which hangs is known by its silence.
 code=0
 # shellcheck disable=SC2016 # each node's own shell reads $SLURMD_NODENAME
-srun --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" bash -c 'echo "== $SLURMD_NODENAME is here" && exec "$@"' here \
-    "${container[@]}" "${VENV:-.venv}/bin/torchrun" --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
+srun --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" \
+    bash -c 'echo "== $SLURMD_NODENAME is here" && exec "$@"' here \
+    "${VENV:-.venv}/bin/torchrun" --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
     --rdzv-backend=c10d --rdzv-endpoint="$first:$((10000 + SLURM_JOB_ID % 20000))" --rdzv-id="$SLURM_JOB_ID.doctor" \
     --rdzv-conf="join_timeout=$patience" --module dist_train doctor "$@" "run.processes=$world" --wait "$patience" || code=$?
 if [ "$code" -ne 0 ]; then

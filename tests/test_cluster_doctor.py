@@ -33,6 +33,16 @@ for found in ranks.compare_clocks():
 ranks.disconnect()
 """
 
+DEAF = """
+import os, sys, time
+from dist_train import ranks
+from dist_train.__main__ import main
+
+if os.environ["RANK"] == "1":
+    ranks.compare_clocks = lambda: time.sleep(100)
+sys.exit(main(sys.argv[1:]))
+"""
+
 
 def test_two_processes_on_good_data_are_fit_and_nothing_stays_behind(shards: Path, tmp_path: Path) -> None:
     run, told = tmp_path / "runs" / "run", tmp_path / "told.json"
@@ -78,6 +88,18 @@ def test_a_clock_that_is_ahead_is_measured_as_ahead(tmp_path: Path) -> None:
     own, other = re.findall(r"ahead by (\S+) (\S+)", ended.stdout)
     assert own == ("0.0", "0.0"), ended.stderr
     assert abs(float(other[0]) - 5) <= float(other[1]) + 1e-4 and float(other[1]) < 1
+
+
+def test_a_rank_that_hangs_at_the_network_is_given_up_and_the_rest_is_told(shards: Path, tmp_path: Path) -> None:
+    script = tmp_path / "deaf.py"
+    script.write_text(DEAF)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    words = ["doctor", str(runs.TINY), SMALL, f"data.shards={shards}", f"run.folder={tmp_path / 'run'}", "--wait", "12"]
+    ended = subprocess.run([sys.executable, *launcher, *words], capture_output=True, text=True, timeout=runs.LIMIT)
+    assert ended.returncode != 0
+    assert re.search(r"^shards +ok ", ended.stdout, re.MULTILINE) and re.search(r"^all-reduce +error ", ended.stdout, re.MULTILINE)
+    assert "the ranks did not hear from each other for 6 s" in " ".join(ended.stdout.split())
+    assert "verdict: not fit" in ended.stdout and not (tmp_path / "run").exists()
 
 
 def test_a_question_without_an_answer_is_given_up_and_the_next_one_is_asked() -> None:

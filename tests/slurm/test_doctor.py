@@ -33,3 +33,13 @@ def test_the_doctor_tells_of_every_node_and_finds_what_is_wrong(cluster: Cluster
     assert bad.wait_until_ended(limit=LIMIT) == ["FAILED"], bad.log()
     assert "n1 (ranks 0, 1), n2 (ranks 2, 3)" in " ".join(bad.log().split()) and "verdict: not fit (1 error)" in bad.log()
     assert not (tmp_path / "run").exists() and "restart 0" not in bad.log()  # the training was not begun
+
+
+def test_a_node_that_does_not_come_is_known_by_its_silence(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site.sh"
+    site.write_text("""container=(bash -c 'if [ "$SLURMD_NODENAME" = n2 ]; then sleep 200; fi; exec "$@"' hanging)\n""")
+    settings = (TINY, SMALL, f"run.folder={tmp_path / 'run'}", f"data.shards={shards}")
+    job = cluster.submit(tmp_path / "log", *TWO_BY_TWO, "slurm/doctor.sh", *settings, PATIENCE="10", DIST_TRAIN_SITE=str(site))
+    assert job.wait_until_ended(limit=LIMIT) == ["FAILED"], job.log()
+    assert "== n1 is here" in job.log() and "== n2 is here" not in job.log()
+    assert "not all of n[1-2] came within 10 s: look for the node that has not said it is here" in job.log()
