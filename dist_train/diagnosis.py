@@ -100,7 +100,7 @@ def judge(reports: Sequence[Report], facts: Facts) -> list[Check]:
         _precision(reports, facts),
         _clocks(reports, facts),
         _shards(reports),
-        Check("plan", facts.plan or "none", "settings that fit the data and the number of processes"),
+        Check("plan", facts.plan or "not examined on rank 0", "settings that fit the data and the number of processes"),
         _folder(reports, facts),
         _disk(facts),
         _speed(reports, facts),
@@ -291,7 +291,7 @@ def _folder(reports: Sequence[Report], facts: Facts) -> Check:
 
 def _disk(facts: Facts) -> Check:
     if facts.folder_bytes is None or facts.free_bytes is None:
-        return Check("disk", "not examined, as the checks above failed on rank 0", "room for the checkpoints")
+        return Check("disk", "not examined on rank 0", "room for the checkpoints")
     found, expected = (
         f"{_size(facts.free_bytes)} for this run in {facts.folder}",
         f"{_size(facts.folder_bytes)} for its checkpoints at most",

@@ -315,7 +315,7 @@ def look_together(facts: Facts, reports: list[Report], plan: Plan | None, device
     if device.type == "cuda":
         torch.cuda.empty_cache()  # of what the model took
         torch.cuda.set_device(device)
-    sums, small = ranks.time_all_reduces([numbers], device, SUMS) + ranks.time_all_reduces([1], device, SMALL_SUMS)
+    sums, small = ranks.time_all_reduces([(numbers, SUMS), (1, SMALL_SUMS)], device)
     return replace(facts, summed_bytes=4 * numbers, sum_seconds=statistics.median(sums), small_seconds=statistics.median(small))
 
 

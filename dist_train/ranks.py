@@ -163,11 +163,11 @@ def join(patience: float) -> None:
     connect()
 
 
-def time_all_reduces(sizes: Sequence[int], device: torch.device, repeats: int) -> list[list[float]]:
-    """For each of `sizes`, the seconds that `repeats` sums of so many float32 over all ranks take, as DDP sums gradients there."""
+def time_all_reduces(wanted: Sequence[tuple[int, int]], device: torch.device) -> list[list[float]]:
+    """For each (size, repeats), the seconds that so many sums of `size` float32 over all ranks take, as DDP sums gradients there."""
     group: Any = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     found = []
-    for size in sizes:
+    for size, repeats in wanted:
         buffer, taken = torch.zeros(size, device=device), []
         for _ in range(1 + repeats):  # the first one also opens the connections
             dist.barrier(_Link.control)
