@@ -172,6 +172,11 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def is_plain_name(name: object) -> bool:
+    """Whether `name` can be a file of some folder, or a part of its name, and lead nowhere else."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
 class Shards:
     """An opened shard folder. Safe to share with forked workers, reads each patch at its offset."""
 
@@ -433,4 +438,7 @@ def _parsed_manifest(content: bytes, path: str, mend: str) -> dict[str, Any]:
         raise ShardError(f"{path}: format {form}, this version reads format {FORMAT}; build the shards again in another folder")
     if manifest_sha256(manifest) != manifest.get("sha256"):
         raise ShardError(f"{path}: was changed after it was written (its SHA-256 does not match); {mend}")
+    for name in (manifest["data_set"], *manifest["splits"], *(record["file"] for record in manifest["shards"])):
+        if not is_plain_name(name):  # whoever wrote the folder made the hash, too
+            raise ShardError(f"{path}: names '{name}', which may lie outside of this folder; do not trust whoever made it")
     return manifest
