@@ -190,7 +190,7 @@ def _split(options: argparse.Namespace) -> None:
         splits = read_splits(options.imported, rows, seed, options.name)
     else:
         splits = numbered_rounds(rows, seed, options.rounds, options.ratio, options.name or "round")
-    new = add_splits(shards, splits)
+    new = add_splits(shards, rows, splits)
     print("\n".join(what_to_know(rows, splits)))
     print(f"new in {shards.path('splits')}: {', '.join(new) or 'nothing, all were there already'}")
 
