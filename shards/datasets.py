@@ -119,7 +119,8 @@ def _on_the_scale(rows: Iterable[Row], label: Label, table: Path) -> Iterator[Ro
 
 def missing_pictures(data_set: DataSet) -> Iterator[Row]:
     """The rows whose picture is not on the disk."""
-    return (row for row in data_set.rows if not os.path.isfile(row.file))  # of Path, a name that is too long for a disk is an error
+    files = enumerate(data_set.rows.files())
+    return (data_set.rows[number] for number, file in files if not os.path.isfile(file))  # of Path, too long a name is an error
 
 
 def refuse_missing_pictures(data_set: DataSet) -> None:

@@ -70,6 +70,10 @@ class Rows(Sequence[Row]):
         """The ids in ascending order."""
         return (image for (image,) in self._scratch.execute("select id from rows order by rowid"))
 
+    def files(self) -> Iterator[bytes]:
+        """Where the pictures are, in the order of the ids, as the disk is asked for them."""
+        return (file for (file,) in self._scratch.execute("select file from rows order by rowid"))
+
     def twins(self) -> tuple[Row, Row] | None:
         """The first two rows of one id; None when ids are unique."""
         found = self._scratch.execute(

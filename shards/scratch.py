@@ -15,7 +15,7 @@ class Scratch(sqlite3.Connection):
     """A database of its own, empty and writable. Whatever the disk refuses is a sqlite3.Error."""
 
     def __init__(self) -> None:
-        super().__init__("")
+        super().__init__("", check_same_thread=False)  # used by one thread, and thrown away by whichever comes along
         self.executescript(f"pragma journal_mode = off; pragma synchronous = off; pragma cache_size = -{_CACHE}")  # nothing to keep
 
     def __del__(self) -> None:

@@ -237,6 +237,13 @@ def _known_traps(data_set: DataSet) -> Iterator[Finding]:
             f"one of {', '.join(each.name for each in known.labels)}: they rank the images differently",
             "say in every report which one it is, and never mix them",
         )
+    if known and known.name == "kadid10k" and any(row.std is not None for row in data_set.rows):
+        yield Finding(
+            "note",
+            "the deviations are the roots of KADID-10k's column var",
+            "variances, as the column is called; two published rows seem to fit a standard deviation alone",
+            "take what is computed from std, such as the outlier ratio, with that doubt",
+        )
     if known and known.name.startswith("flive"):
         yield Finding(
             "note",

@@ -75,7 +75,7 @@ def _tid2013(root: Root, _: str) -> Found:
 
 
 def _kadid10k(root: Root, _: str) -> Found:
-    """The column called dmos rises with quality, and var is a variance."""
+    """The column called dmos rises with quality, and var is taken as the variance that its name says; the doctor tells of the doubt."""
     table, pictures = root.part("dmos.csv"), Pictures(root.part("images"))
     rows = []
     for record in read_csv(table, ("dist_img", "ref_img", "dmos", "var")):
