@@ -27,7 +27,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -165,10 +165,15 @@ def _digest_without(manifest: Mapping[str, Any], *left_out: str) -> str:
 
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, read in pieces of a megabyte."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+        return pieces_sha256(iter(lambda: file.read(1 << 20), b""))
+
+
+def pieces_sha256(pieces: Iterable[bytes]) -> str:
+    """The SHA-256 of a file that is made piece by piece."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
     return digest.hexdigest()
 
 
