@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,6 +38,10 @@ Place = Annotated[
 Folder = Annotated[Path, AfterValidator(Path.expanduser)]  # the shell leaves the ~ of `run.folder=~/run` to us
 
 
+_SHORTLY = reprlib.Repr()  # a few lines of YAML that refer to each other can stand for gigabytes
+_SHORTLY.maxstring, _SHORTLY.maxother, _SHORTLY.maxlevel = 300, 300, 2
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -54,6 +59,9 @@ class Run(_Section):
     """Compile the model with torch.compile: faster steps on a GPU after a slow start; numbers differ in the last digits."""
     processes: int | None = Field(None, ge=1)
     """The number of processes this run must have; it refuses to start as another number. null: whatever was launched."""
+    timeout_minutes: float = Field(10.0, gt=0)
+    """How long nothing may move before the run ends, naming the rank that is missing and what it was doing: longer than the slowest
+    save, and than the slowest rank may lag behind."""
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -78,7 +86,8 @@ class Data(_Section):
     split: str | None = None
     """Name of a table in its splits folder. null: official when there is one, else round-01."""
     sets: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], DataSet] = {}
-    """Several data sets by name, which is part of file names, instead of shards and split: opinions are standardised per set."""
+    """Several data sets by name (part of file names), instead of shards and split: opinions are standardised per set, and pairs form
+    within a set."""
     patches_per_image: int = Field(1, ge=1)
     """Patches that an image shows each time it is visited."""
     passes: int | None = Field(None, ge=1)
@@ -200,6 +209,10 @@ class Save(_Section):
     """A checkpoint when the last one is so old, so that a killed run loses no more than that. null: none for that reason."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints that are kept. The best model is kept apart, always."""
+    keep_best: bool = False
+    """Also keep the checkpoint of the best epoch so far, with its moments: one checkpoint more on the disk."""
+    keep_every_epochs: int | None = Field(None, ge=1)
+    """Also keep the checkpoint of every so many epochs. null: none for that reason."""
 
 
 class Log(_Section):
@@ -315,7 +328,7 @@ def _explanations(error: ValidationError) -> Iterator[tuple[str, str]]:
         if problem["type"] == "extra_forbidden":
             yield key, f"unknown key '{key}'{_did_you_mean(key)}"
         else:
-            yield key, f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+            yield key, f"{key}={_SHORTLY.repr(problem['input'])}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
 def _did_you_mean(key: str) -> str:

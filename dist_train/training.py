@@ -3,12 +3,13 @@
 run.folder/
   config.yaml              every setting, as resolved
   status.json              finished, stopped early, unfinished or failed, and the figures; scripts act on it
-  metrics.jsonl            a line per step and per epoch
+  metrics.jsonl            a line per step, per epoch and per checkpoint
   scores-val.csv           image, opinion, score, spread of the best epoch
   scores-test.csv          the same for the test part, from the best epoch
   best/model.safetensors   the best epoch's weights, with config.yaml beside it (best-ema/: of the averaged weights)
   checkpoints/step-*/      where an interrupted run goes on
   report.png               curves, and score against opinion
+  lock                     while the run goes on: whose it is
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -34,8 +36,9 @@ from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batch
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.evaluation import Scores, final_panel_of, panel_of, score_part, write_scores
 from dist_train.gradient import Targets, accumulate_gradient, rehearse
+from dist_train.heartbeat import doing, meeting
 from dist_train.history import forget_hyper_gradient, forget_moments
-from dist_train.journal import finite_or_none, read_records
+from dist_train.journal import cost_of_saving, finite_or_none, read_records
 from dist_train.launch import refuse_another_world
 from dist_train.model import HyperIQA
 from dist_train.model_folder import WEIGHTS, Cutting, save_model
@@ -44,6 +47,7 @@ from dist_train.overfitting import train_and_val
 from dist_train.plan import Plan, describe_plan, make_plan
 from dist_train.report import draw_report, final_table
 from dist_train.run_folder import about_data, enter_run_folder, record_failure, write_status
+from dist_train.run_lock import RunLock
 from dist_train.state import Best, EpochScores, Training, open_training, save_training, status_of
 from dist_train.stopping import StopRequest, Verdict
 from dist_train.whole_files import read_about
@@ -60,29 +64,38 @@ def train(config: Config) -> None:
     """
     accelerator = open_accelerator(config)
     refuse_another_world(accelerator.num_processes, config.run.processes)
-    ranks.connect()
+    lock = RunLock(config.run.folder)
+
+    def record(error: Exception) -> None:
+        if lock.is_ours():  # else the folder is another job's
+            record_failure(config.run.folder, error)
+
+    ranks.connect(timedelta(minutes=config.run.timeout_minutes), record)
     plan = make_plan(config, ranks.world(), accelerator.device.type)
-    if ranks.first_does(lambda: enter_run_folder(plan)):
-        try:
-            _run(plan, accelerator)
-        except Exception as error:
-            if ranks.claim_failure(error):
-                with suppress(OSError):  # a full disk must not hide the cause
-                    record_failure(config.run.folder, error)
-            raise
+    with lock.held():
+        if ranks.first_does(lambda: enter_run_folder(plan)):
+            try:
+                _run(plan, accelerator, lock)
+            except Exception as error:
+                if ranks.claim_failure(error):
+                    with suppress(OSError):  # a full disk must not hide the cause
+                        record(error)
+                raise
     ranks.disconnect()
 
 
-def _run(plan: Plan, accelerator: Accelerator) -> None:
+def _run(plan: Plan, accelerator: Accelerator, lock: RunLock) -> None:
     request = StopRequest(plan.config.run.folder)
     if ranks.is_first():
         print(describe_plan(plan), flush=True)
-    training = open_training(plan, accelerator)
+    with doing("opening the run"):
+        training = open_training(plan, accelerator, lock)
     ranks.first_does(lambda: write_status(plan.config.run.folder, status_of(training) | {"status": "unfinished", "reason": "training"}))
     try:
         stopped_by = _train_until_done(training, request)
         if stopped_by is None:
-            _finish(training)
+            with doing("the test"):
+                _finish(training)
         else:
             _leave_unfinished(training, stopped_by)
     finally:
@@ -95,20 +108,26 @@ def _train_until_done(training: Training, request: StopRequest) -> str | None:
     plan, progress, save = training.plan, training.progress, training.config.save
     refuse_bad_groups(training.model, training.optimizer)
     size = plan.collection.patch_size
-    blank = torch.zeros(plan.micro_batch, training.config.data.patches_per_image, 3, size, size, dtype=torch.uint8)
-    rehearse(training.wrapped, blank.to(training.accelerator.device), training.model.num_chances)
+    shape = (plan.micro_batch, training.config.data.patches_per_image, size, size, 3)
+    blank = torch.zeros(shape, dtype=torch.uint8).movedim(-1, 2)  # laid out as what is read, or it would be compiled twice
+    with meeting("the rehearsal"):
+        rehearse(training.wrapped, blank.to(training.accelerator.device), training.model.num_chances)
     batches = _training_batches(training)
     saved = time.monotonic()
     while not progress.stopped:
+        training.lock.refuse_if_known_lost()
         judged = progress.step == (progress.epochs_judged + 1) * plan.steps_per_epoch
         if judged:
-            _judge_epoch(training)
+            with doing(f"judging epoch {progress.epochs_judged}"):
+                _judge_epoch(training)
         else:
-            _train_step(training, batches)
+            with doing(f"step {progress.step + 1}"):
+                _train_step(training, batches)
         old = ranks.is_first() and save.every_minutes is not None and time.monotonic() - saved >= 60 * save.every_minutes
         stop, old = ranks.agree_each([request.heard(), old])
         if judged or stop or old or (save.every_steps and progress.step % save.every_steps == 0):
-            save_training(training)
+            with doing(f"saving step {progress.step}"):
+                save_training(training, saved)
             saved = time.monotonic()
         if stop:
             return ranks.announce(", ".join({reason for reason in ranks.gather_first(request.withdraw()) if reason}))
@@ -133,10 +152,11 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
     rates = plan.rates(step)
     set_rates(training.optimizer, rates)
     buffers = [buffer.clone() for buffer in training.model.buffers()]
-    scores, loss = accumulate_gradient(accelerator, training.wrapped, pixels, chances, targets, config.loss, plan.micro_batch)
-    forget_hyper_gradient(config.history, training.optimizer, step // plan.steps_per_epoch)
-    norm = accelerator.clip_grad_norm_(training.model.parameters(), config.optim.clip_norm or math.inf)
-    gradient_norm = float(norm)
+    with meeting("the gradient"):
+        scores, loss = accumulate_gradient(accelerator, training.wrapped, pixels, chances, targets, config.loss, plan.micro_batch)
+        forget_hyper_gradient(config.history, training.optimizer, step // plan.steps_per_epoch)
+        norm = accelerator.clip_grad_norm_(training.model.parameters(), config.optim.clip_norm or math.inf)
+        gradient_norm = float(norm)  # here a GPU is waited for
     norms = _step_if_finite(training, gradient_norm, images, rates, buffers)
 
     progress.step += 1
@@ -235,6 +255,7 @@ def _finish(training: Training) -> None:
     """The one test, from the best epoch, and everything that is told of it."""
     config, progress = training.config, training.progress
     folder, chooser = config.run.folder, config.stop.select_on
+    training.lock.refuse_if_lost()
     if progress.best.early_stop.best_epoch is None:
         raise TrainingError(
             f"no epoch had a {chooser} SRCC, so there is no best model to test; the losses are in {folder / 'metrics.jsonl'}"
@@ -242,12 +263,14 @@ def _finish(training: Training) -> None:
     figures = _test_best(training, training.model, "")
     if training.averaged_model is not None and progress.best_average.early_stop.best_epoch is not None:
         figures["average"] = _test_best(training, training.averaged_model, AVERAGE)
+    training.lock.refuse_if_lost()
     if not ranks.is_first():
         return
     early = progress.epochs_judged < config.train.epochs
     reason = f"{config.stop.patience} epochs without a better {chooser} SRCC" if early else f"all {config.train.epochs} epochs are done"
     status = status_of(training) | {"status": "stopped early" if early else "finished", "reason": reason} | figures
-    status["train_and_val"] = train_and_val(read_records(folder / "metrics.jsonl"))
+    records = read_records(folder / "metrics.jsonl")
+    status["train_and_val"], status["saving"] = train_and_val(records), cost_of_saving(records)
     write_status(folder, status)
     draw_report(folder)
     training.journal.say(final_table(status))
@@ -283,12 +306,13 @@ def open_accelerator(config: Config) -> Accelerator:
     """Joins the processes, on the device and in the precision of the config. Raises ConfigError when this machine has no such precision."""
     torch.backends.cudnn.benchmark = False  # it would choose another algorithm, and so another rounding, on every start
     torch.backends.cudnn.deterministic = True
-    patience = InitProcessGroupKwargs(timeout=ranks.TIMEOUT)
+    patience = timedelta(minutes=config.run.timeout_minutes)
+    group = InitProcessGroupKwargs(timeout=ranks.backstop(patience))
     cpu = config.run.device == "cpu" or not torch.cuda.is_available()  # told so, accelerate joins CPU processes; left to guess, it does not
     if cpu and config.run.precision == "fp16":  # accelerate would train in float32 without a word
         raise ConfigError("run.precision=fp16 needs a GPU, and this run has none; use bf16 or no")
     try:
-        return Accelerator(cpu=cpu, mixed_precision=config.run.precision, kwargs_handlers=[patience])
+        return Accelerator(cpu=cpu, mixed_precision=config.run.precision, kwargs_handlers=[group])
     except ValueError as error:  # fp16 without a GPU, bf16 on a GPU that lacks it
         raise ConfigError(f"run.precision={config.run.precision} does not work on this machine ({error}); use bf16 or no") from error
 
@@ -310,6 +334,7 @@ def _save_best(training: Training, model: HyperIQA, best: Best, scores: dict[str
     config, collection = training.config, training.plan.collection
 
     def save() -> None:
+        training.lock.refuse_if_lost()
         panels = {part: final_panel_of(found, collection) for part, found in scores.items()}
         about = {"epoch": best.early_stop.best_epoch, "panels": finite_or_none(panels)} | about_data(training.plan)
         for part, found in scores.items():
