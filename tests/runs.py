@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,19 @@ LIMIT = 150  # seconds; a run here takes 5 to 20, more on a busy machine
 _started: list[subprocess.Popen[str]] = []
 
 
+def command(
+    world: int, folder: Path, shards: Path, *settings: str, config: Path = TINY, program: Sequence[str] = ("-m", "dist_train")
+) -> list[str]:
+    """What a user types to train on `world` processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
+    return [sys.executable, *launcher, *program, "train", str(config), f"run.folder={folder}", f"data.shards={shards}", *settings]
+
+
 def start(world: int, folder: Path, shards: Path, *settings: str, config: Path = TINY) -> subprocess.Popen[str]:
     """Starts a training on `world` processes, its output going to one pipe."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"] if world > 1 else ["-m"]
-    command = [sys.executable, *launcher, "dist_train", "train", str(config), f"run.folder={folder}", f"data.shards={shards}", *settings]
+    words = command(world, folder, shards, *settings, config=config)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    _started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment))
+    _started.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment))
     return _started[-1]
 
 
