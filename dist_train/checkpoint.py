@@ -55,14 +55,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     for leftover in folder.glob(".step-*"):  # of a save that was cut off
         shutil.rmtree(leftover)
     part.mkdir(parents=True)
-    save_tensors(part / "model.safetensors", checkpoint.model)
-    torch.save(checkpoint.optimizer, part / "optimizer.pt")
-    save_tensors(part / "average.safetensors", checkpoint.average)
-    save_tensors(part / "scores.safetensors", checkpoint.scores)
-    files = {name: file_sha256(part / name) for name in FILES}
-    write_json(part / "progress.json", checkpoint.progress | {"files": files})
-    for path in (part / "optimizer.pt", part):  # the other files have been synced as they were written
-        sync(path)
+    try:
+        save_tensors(part / "model.safetensors", checkpoint.model)
+        torch.save(checkpoint.optimizer, part / "optimizer.pt")
+        save_tensors(part / "average.safetensors", checkpoint.average)
+        save_tensors(part / "scores.safetensors", checkpoint.scores)
+        files = {name: file_sha256(part / name) for name in FILES}
+        write_json(part / "progress.json", checkpoint.progress | {"files": files})
+        for path in (part / "optimizer.pt", part):  # the other files have been synced as they were written
+            sync(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)  # so that a full disk has room for the status that says so
+        raise
     if target.exists():
         target.rename(replaced)  # whole until its successor stands
     part.rename(target)

@@ -34,6 +34,7 @@ from dist_train.config import Config
 from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batches
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.evaluation import Scores, final_panel_of, panel_of, score_part, write_scores
+from dist_train.full_disk import naming_a_full_disk
 from dist_train.gradient import Targets, accumulate_gradient, rehearse
 from dist_train.heartbeat import doing, meeting
 from dist_train.history import forget_hyper_gradient, forget_moments
@@ -64,12 +65,15 @@ def train(config: Config) -> None:
     refuse_another_world(accelerator.num_processes, config.run.processes)
     ranks.connect(timedelta(minutes=config.run.timeout_minutes), lambda error: record_failure(config.run.folder, error))
     plan = make_plan(config, ranks.world())
-    if ranks.first_does(lambda: enter_run_folder(plan)):
+    with naming_a_full_disk(config.run.folder):
+        is_to_run = ranks.first_does(lambda: enter_run_folder(plan))
+    if is_to_run:
         try:
-            _run(plan, accelerator)
+            with naming_a_full_disk(config.run.folder):
+                _run(plan, accelerator)
         except Exception as error:
             if ranks.claim_failure(error):
-                with suppress(OSError):  # a full disk must not hide the cause
+                with suppress(OSError):  # a disk without room for even that must not hide the cause
                     record_failure(config.run.folder, error)
             raise
     ranks.disconnect()

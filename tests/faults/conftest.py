@@ -40,15 +40,15 @@ def trial_of(shards: Path, tmp_path: Path) -> Iterator[Callable[..., Trial]]:
 
 
 @pytest.fixture(scope="session")
-def unbroken(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Trial]]:
-    """The run of so many ranks that nothing disturbs, made once."""
-    made: dict[int, Trial] = {}
+def unbroken(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Trial]]:
+    """The run of so many ranks and epochs that nothing disturbs, made once."""
+    made: dict[tuple[int, int], Trial] = {}
 
-    def make(world: int) -> Trial:
-        if world not in made:
-            made[world] = Trial(world, tmp_path_factory.mktemp("unbroken") / "run", shards)
-            made[world].finish()
-        return made[world]
+    def make(world: int, epochs: int = 4) -> Trial:
+        if (world, epochs) not in made:
+            made[world, epochs] = Trial(world, tmp_path_factory.mktemp("unbroken") / "run", shards, epochs)
+            made[world, epochs].finish()
+        return made[world, epochs]
 
     yield make
     for trial in made.values():

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from trial import PROMPTLY, ROUNDS, STEPS, Attempt, Trial
+from trial import PROMPTLY, ROUNDS, Attempt, Trial
 
 pytestmark = pytest.mark.timeout(60 * (5 + ROUNDS))
 
@@ -28,19 +28,20 @@ def kill_somebody(attempt: Attempt, dice: random.Random) -> str:
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_bits_of_an_unbroken_one(
-    trial_of: Callable[..., Trial], unbroken: Callable[[int], Trial], dice: random.Random
+    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random
 ) -> None:
-    expected, trial = unbroken(2), trial_of(2)
-    # How far the run has come at each kill, and how long ago: it is starting, or in a step, a save or an evaluation, or finishing.
-    for step in sorted(dice.randint(0, STEPS) for _ in range(ROUNDS)):
-        delay = dice.uniform(0, {0: 9.0, STEPS: 1.5}.get(step, 0.4))
-        attempt = trial.start()
-        reached = trial.wait_for_step(attempt, step)
+    expected, trial = unbroken(2, epochs=12), trial_of(2, epochs=12)  # ranks that lose their launcher train on for six seconds
+    for step in sorted(dice.randint(1, trial.last_step) for _ in range(ROUNDS)):
+        done, attempt = trial.steps(), trial.start()
+        if dice.random() < 0.25 or done == trial.last_step:  # while it starts, or makes up what it had begun to finish
+            when, delay = "the start", dice.uniform(0, 9)
+        else:  # in a step, a save, an evaluation or a finish
+            when, delay = f"step {max(step, done + 1)}", dice.uniform(0, 1.5 if step == trial.last_step else 0.4)
+            assert trial.wait_for_step(attempt, max(step, done + 1)), attempt.said()
         time.sleep(delay)
-        victim = kill_somebody(attempt, dice)
-        began = time.monotonic()
+        victim, began = kill_somebody(attempt, dice), time.monotonic()
         attempt.wait(PROMPTLY)
-        print(f"{delay:.2f} s after step {step}: {victim}; all gone after {time.monotonic() - began:.1f} s")
-        assert reached and victim != "nobody", attempt.said()
+        print(f"{delay:.2f} s after {when}: {victim}; all gone after {time.monotonic() - began:.1f} s")
+        assert victim != "nobody", attempt.said()
     trial.finish()
     trial.assert_result_of(expected)

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from trial import BROKEN, PROMPTLY, ROUNDS, STEPS, Trial
+from trial import BROKEN, ROUNDS, Trial
 
 pytestmark = pytest.mark.timeout(900)
 
 
 def test_a_run_that_dies_before_any_of_its_writes_ends_with_the_bits_of_an_unbroken_one(
-    trial_of: Callable[..., Trial], unbroken: Callable[[int], Trial], dice: random.Random
+    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random
 ) -> None:
     expected, trial = unbroken(1), trial_of(1, program=BROKEN)
     for _ in range(max(1, ROUNDS // 5)):
@@ -31,11 +31,11 @@ def test_a_run_that_dies_before_any_of_its_writes_ends_with_the_bits_of_an_unbro
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "a truncated file", "a missing file"])
 def test_a_corrupt_newest_checkpoint_costs_the_steps_since_the_one_before_and_nothing_else(
-    trial_of: Callable[..., Trial], unbroken: Callable[[int], Trial], dice: random.Random, damage: str
+    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random, damage: str
 ) -> None:
     expected, trial = unbroken(1), trial_of(1)
     attempt = trial.start()
-    assert trial.wait_for_step(attempt, dice.randint(3, STEPS - 1)), attempt.said()
+    assert trial.wait_for_step(attempt, dice.randint(3, trial.last_step - 1)), attempt.said()
     attempt.kill()
     newest = max((trial.folder / "checkpoints").glob("step-*"))
     file = dice.choice([path for path in sorted(newest.iterdir()) if path.stat().st_size])
@@ -73,14 +73,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_named_costs_no_checkpoint_and_with_room_the_run_goes_on(
-    trial_of: Callable[..., Trial], unbroken: Callable[[int], Trial], dice: random.Random, small_disk: Path
+    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random, small_disk: Path
 ) -> None:
     expected, trial = unbroken(1), trial_of(1, folder=small_disk / "run")
     attempt = trial.start()
-    assert trial.wait_for_step(attempt, dice.randint(1, STEPS - 1)), attempt.said()
+    assert trial.wait_for_step(attempt, dice.randint(1, trial.last_step - 1)), attempt.said()
     with (small_disk / "ballast").open("wb") as ballast:
-        ballast.write(b"\0" * shutil.disk_usage(small_disk).free)
-    trial.assert_failed(attempt, str(trial.folder), "No space left on device", "disk")
+        ballast.write(b"\0" * (shutil.disk_usage(small_disk).free - dice.randrange(100_000, 12_000_000)))  # a checkpoint has 14 MB
+    trial.assert_failed(attempt, f"{trial.folder}: cannot be written, No space left on device: the disk {small_disk} has")
+    standing = [path.name for path in (trial.folder / "checkpoints").iterdir()]
+    assert standing and all(name.startswith("step-") for name in standing)
     (small_disk / "ballast").unlink()
-    assert "going on from" in trial.finish().said()
+    assert f"going on from {trial.folder}/checkpoints/{max(standing)}" in trial.finish().said()
     trial.assert_result_of(expected)

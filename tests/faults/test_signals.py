@@ -9,16 +9,16 @@ from collections.abc import Callable
 
 import pytest
 import runs
-from trial import ROUNDS, STEPS, Trial
+from trial import ROUNDS, Trial
 
 pytestmark = pytest.mark.timeout(60 * (5 + ROUNDS))
 
 
 def test_a_run_that_is_told_to_stop_again_and_again_ends_with_the_bits_of_an_unbroken_one(
-    trial_of: Callable[..., Trial], unbroken: Callable[[int], Trial], dice: random.Random
+    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random
 ) -> None:
     expected, trial = unbroken(2), trial_of(2, "save.every_steps=null")  # nothing is lost: the signal saves
-    for step in sorted(dice.randint(1, STEPS - 1) for _ in range(max(1, ROUNDS // 10))):
+    for step in sorted(dice.randint(1, trial.last_step - 1) for _ in range(max(1, ROUNDS // 10))):
         attempt = trial.start()
         assert trial.wait_for_step(attempt, step), attempt.said()
         dice.choice([*attempt.launcher(), *attempt.ranks()]).terminate()
@@ -31,11 +31,11 @@ def test_a_run_that_is_told_to_stop_again_and_again_ends_with_the_bits_of_an_unb
 
 
 def test_a_rank_that_stands_still_for_seconds_changes_nothing(
-    trial_of: Callable[..., Trial], unbroken: Callable[[int], Trial], dice: random.Random
+    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random
 ) -> None:
     expected, trial = unbroken(2), trial_of(2)
     attempt = trial.start()
-    for step in sorted(dice.sample(range(1, STEPS), 3)):
+    for step in sorted(dice.sample(range(1, trial.last_step), 3)):
         assert trial.wait_for_step(attempt, step), attempt.said()
         rank = dice.choice(attempt.ranks())
         rank.send_signal(signal.SIGSTOP)

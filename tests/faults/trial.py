@@ -20,8 +20,8 @@ import psutil
 import pytest
 import runs
 
-STEPS = 20  # of the run that is broken: four epochs of five
-SETTINGS = ("model.backbone=test_convnext", "model.dropout=0.1", "train.epochs=4", "stop.patience=null", "save.every_steps=1")
+EPOCH = 5  # steps of an epoch of the tests' shards
+SETTINGS = ("model.backbone=test_convnext", "model.dropout=0.1", "stop.patience=null", "save.every_steps=1")
 PROMPTLY = 30  # seconds within which all processes are gone once one of them is, or has failed; the README promises it
 A_RUN = 150  # seconds for a start of the command that nothing disturbs; it takes 15 on two idle cores
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "20"))  # random moments of the long tests
@@ -123,10 +123,17 @@ class Trial:
     """A run folder, and the command that is given again and again."""
 
     def __init__(
-        self, world: int, folder: Path, shards: Path, settings: Sequence[str] = (), program: Sequence[str] = ("-m", "dist_train")
+        self,
+        world: int,
+        folder: Path,
+        shards: Path,
+        epochs: int = 4,
+        settings: Sequence[str] = (),
+        program: Sequence[str] = ("-m", "dist_train"),
     ) -> None:
-        self.world, self.folder, self.attempts = world, folder, list[Attempt]()
-        self._command = runs.command(world, folder, shards, *SETTINGS, *settings, program=program)
+        self.world, self.folder, self.epochs = world, folder, epochs
+        self.attempts: list[Attempt] = []
+        self._command = runs.command(world, folder, shards, *SETTINGS, f"train.epochs={epochs}", *settings, program=program)
 
     def start(self, **environment: str) -> Attempt:
         """Gives the command, when all of the attempt before is gone."""
@@ -135,13 +142,17 @@ class Trial:
         self.attempts.append(Attempt(self._command, self.world, output, environment))
         return self.attempts[-1]
 
+    @property
+    def last_step(self) -> int:
+        return EPOCH * self.epochs
+
     def steps(self) -> int:
         """How many steps the journal tells of."""
         return len(runs.records(self.folder, "step"))
 
     def wait_for_step(self, attempt: Attempt, step: int) -> bool:
         """True once the journal tells of so many steps; the last one also wants its verdict. False when the attempt ended before."""
-        epochs = STEPS // 5 if step == STEPS else 0
+        epochs = self.epochs if step == self.last_step else 0
         return attempt.wait_until(lambda: self.steps() >= step and len(runs.records(self.folder, "epoch")) >= epochs, f"step {step}")
 
     def finish(self) -> Attempt:
@@ -162,9 +173,9 @@ class Trial:
     def assert_result_of(self, unbroken: Trial) -> None:
         """That this run has ended as the unbroken one: its weights and scores to the last bit, its steps once each."""
         assert runs.status(self.folder)["status"] == "finished"
-        assert [record["step"] for record in runs.records(self.folder, "step")] == list(range(1, STEPS + 1))
+        assert [record["step"] for record in runs.records(self.folder, "step")] == list(range(1, self.last_step + 1))
         assert runs.records(self.folder, "epoch") == runs.records(unbroken.folder, "epoch")
-        weights = f"checkpoints/step-{STEPS:08d}/model.safetensors"
+        weights = f"checkpoints/step-{self.last_step:08d}/model.safetensors"
         for name in (weights, "best/model.safetensors", "scores-val.csv", "scores-test.csv"):
             assert (self.folder / name).read_bytes() == (unbroken.folder / name).read_bytes(), name
         mine, other = (runs.status(trial.folder) for trial in (self, unbroken))
