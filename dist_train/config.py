@@ -204,6 +204,10 @@ class Save(_Section):
     """A checkpoint when the last one is so old, so that a killed run loses no more than that. null: none for that reason."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints that are kept. The best model is kept apart, always."""
+    keep_best: bool = False
+    """Also keep the checkpoint of the best epoch so far, with its moments: one checkpoint more on the disk."""
+    keep_every_epochs: int | None = Field(None, ge=1)
+    """Also keep the checkpoint of every so many epochs. null: none for that reason."""
 
 
 class Log(_Section):
