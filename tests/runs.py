@@ -106,6 +106,11 @@ def status(folder: Path) -> dict[str, Any]:
     return content
 
 
+def figures(folder: Path) -> dict[str, Any]:
+    """What status.json says, but for the times that were measured."""
+    return {key: value for key, value in status(folder).items() if key != "saving"}
+
+
 def weights(folder: Path, step: int) -> dict[str, Tensor]:
     """The weights in the checkpoint after `step`."""
     tensors: dict[str, Tensor] = load_file(folder / "checkpoints" / f"step-{step:08d}" / "model.safetensors")

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from trial import ROUNDS, Trial
+
+pytest.register_assert_rewrite("trial")  # a failure then shows both sides
+from trial import ROUNDS, Trial  # noqa: E402
 
 SEED = os.environ.get("FAULT_SEED") or secrets.token_hex(4)
 

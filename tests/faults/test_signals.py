@@ -43,3 +43,17 @@ def test_a_rank_that_stands_still_for_seconds_changes_nothing(
         rank.send_signal(signal.SIGCONT)
     assert attempt.wait() == 0, attempt.said()
     trial.assert_result_of(expected)
+
+
+def test_a_rank_that_stands_still_for_good_is_named_in_bounded_time_and_costs_nothing(
+    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random
+) -> None:
+    expected, trial = unbroken(2), trial_of(2, "run.timeout_minutes=0.25")
+    attempt = trial.start(TORCH_ELASTIC_SHUTDOWN_TIMEOUT="3")  # what torchrun gives a stopped rank to end by itself; 30 unless told
+    assert trial.wait_for_step(attempt, dice.randint(1, trial.last_step - 1)), attempt.said()
+    number = dice.randint(0, 1)
+    rank = attempt.ranks()[number]
+    rank.send_signal(signal.SIGSTOP)
+    trial.assert_failed(attempt, f"rank {number} (process {rank.pid} on ", "is silent", within=15 + 60)
+    trial.finish()
+    trial.assert_result_of(expected)

@@ -178,7 +178,7 @@ class Trial:
         weights = f"checkpoints/step-{self.last_step:08d}/model.safetensors"
         for name in (weights, "best/model.safetensors", "scores-val.csv", "scores-test.csv"):
             assert (self.folder / name).read_bytes() == (unbroken.folder / name).read_bytes(), name
-        mine, other = (runs.status(trial.folder) for trial in (self, unbroken))
+        mine, other = (runs.figures(trial.folder) for trial in (self, unbroken))
         assert mine == other
 
     def kill(self) -> None:
