@@ -312,6 +312,7 @@ def open_accelerator(config: Config) -> Accelerator:
     cpu = config.run.device == "cpu" or not torch.cuda.is_available()  # told so, accelerate joins CPU processes; left to guess, it does not
     if cpu and config.run.precision == "fp16":  # accelerate would train in float32 without a word
         raise ConfigError("run.precision=fp16 needs a GPU, and this run has none; use bf16 or no")
+    ranks.refuse_a_lost_launcher()
     try:
         return Accelerator(cpu=cpu, mixed_precision=config.run.precision, kwargs_handlers=[group])
     except ValueError as error:  # fp16 without a GPU, bf16 on a GPU that lacks it

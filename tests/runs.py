@@ -21,19 +21,25 @@ LIMIT = 150  # seconds; a run here takes 5 to 20, more on a busy machine
 _started: list[subprocess.Popen[str]] = []
 
 
-def command(
-    world: int, folder: Path, shards: Path, *settings: str, config: Path = TINY, program: Sequence[str] = ("-m", "dist_train")
+def words(
+    world: int,
+    folder: Path,
+    shards: Path,
+    *settings: str,
+    config: Path = TINY,
+    program: Sequence[str] = ("-m", "dist_train"),
+    command: str = "train",
 ) -> list[str]:
-    """What a user types to train on `world` processes."""
+    """What a user types to train, or for another command on a config, on `world` processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
-    return [sys.executable, *launcher, *program, "train", str(config), f"run.folder={folder}", f"data.shards={shards}", *settings]
+    return [sys.executable, *launcher, *program, command, str(config), f"run.folder={folder}", f"data.shards={shards}", *settings]
 
 
-def start(world: int, folder: Path, shards: Path, *settings: str, config: Path = TINY) -> subprocess.Popen[str]:
-    """Starts a training on `world` processes, its output going to one pipe."""
-    words = command(world, folder, shards, *settings, config=config)
+def start(world: int, folder: Path, shards: Path, *settings: str, config: Path = TINY, command: str = "train") -> subprocess.Popen[str]:
+    """Starts a training, or another command on a config, on `world` processes, its output going to one pipe."""
+    typed = words(world, folder, shards, *settings, config=config, command=command)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    _started.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment))
+    _started.append(subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment))
     return _started[-1]
 
 

@@ -133,7 +133,7 @@ class Trial:
     ) -> None:
         self.world, self.folder, self.epochs = world, folder, epochs
         self.attempts: list[Attempt] = []
-        self._command = runs.command(world, folder, shards, *SETTINGS, f"train.epochs={epochs}", *settings, program=program)
+        self._command = runs.words(world, folder, shards, *SETTINGS, f"train.epochs={epochs}", *settings, program=program)
 
     def start(self, **environment: str) -> Attempt:
         """Gives the command, when all of the attempt before is gone."""
