@@ -35,6 +35,7 @@ from dist_train.config import Config
 from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batches
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.evaluation import Scores, final_panel_of, panel_of, score_part, write_scores
+from dist_train.full_disk import naming_a_full_disk
 from dist_train.gradient import Targets, accumulate_gradient, rehearse
 from dist_train.heartbeat import doing, meeting
 from dist_train.history import forget_hyper_gradient, forget_moments
@@ -72,13 +73,14 @@ def train(config: Config) -> None:
 
     ranks.connect(timedelta(minutes=config.run.timeout_minutes), record)
     plan = make_plan(config, ranks.world(), accelerator.device.type)
-    with lock.held():
+    with naming_a_full_disk(config.run.folder), lock.held():
         if ranks.first_does(lambda: enter_run_folder(plan)):
             try:
-                _run(plan, accelerator, lock)
+                with naming_a_full_disk(config.run.folder):
+                    _run(plan, accelerator, lock)
             except Exception as error:
                 if ranks.claim_failure(error):
-                    with suppress(OSError):  # a full disk must not hide the cause
+                    with suppress(OSError):  # a disk without room for even that must not hide the cause
                         record(error)
                 raise
     ranks.disconnect()
@@ -311,6 +313,7 @@ def open_accelerator(config: Config) -> Accelerator:
     cpu = config.run.device == "cpu" or not torch.cuda.is_available()  # told so, accelerate joins CPU processes; left to guess, it does not
     if cpu and config.run.precision == "fp16":  # accelerate would train in float32 without a word
         raise ConfigError("run.precision=fp16 needs a GPU, and this run has none; use bf16 or no")
+    ranks.refuse_a_lost_launcher()
     try:
         return Accelerator(cpu=cpu, mixed_precision=config.run.precision, kwargs_handlers=[group])
     except ValueError as error:  # fp16 without a GPU, bf16 on a GPU that lacks it
