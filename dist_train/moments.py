@@ -1,6 +1,6 @@
 """Adam's moments under the names of the weights they belong to, so that a file of them needs neither pickle nor the model's order.
 
-`hyper.score.weight.exp_avg`, `.exp_avg_sq` and `.step` are those of the weight `hyper.score.weight`. A weight that has not been
+`hyper.last_weight.weight.exp_avg`, `.exp_avg_sq` and `.step` are those of the weight `hyper.last_weight.weight`. A weight that has not been
 stepped yet has none.
 """
 
