@@ -27,6 +27,7 @@ FINAL = {
         "rmse_mapped4": 7.25,
     },
     **{"mapping4": {"status": "fitted", "parameters": [5.0, 0.0, 2.5, 1.0]}, "plcc_mapped5": None, "rmse_mapped5": None},
+    **{"plcc_mapped": 0.76, "mapped_by": 4},
     **{"mapping5": {"status": "not fitted: 4 different scores for 5 parameters", "parameters": None}},
     **{"rmse_epsilon": 1.25, "outlier_ratio": 0.125},
 }
@@ -117,7 +118,7 @@ def test_the_table_across_data_sets_has_a_row_per_set_and_no_errors_in_units() -
     assert first.split()[:5] == ["koniq10k", "40", "0.8125", "0.7500", "to"]
     assert second.split()[:4] == ["a_set_of_a_long_name", "1,162", "-0.2500", "0.7500"]
     assert len({len(title), len(first), len(second)}) == 1
-    assert "RMSE" not in title and first.split()[-1] == "-"  # no curve of five could be fitted
+    assert "RMSE" not in title and first.split()[-2:] == ["0.7600", "(4)"]  # no curve of five could be fitted
 
 
 @pytest.mark.parametrize("curve", [4, 5, None])

@@ -117,4 +117,4 @@ def test_the_memory_of_a_build_does_not_grow_with_the_number_of_images(tmp_path:
         return int(done.stdout) * 1024
 
     few, many = 2_000, 12_000
-    assert peak(many) - peak(few) < 200 * (many - few)  # bytes; a row and its picture as objects in memory take 1,700
+    assert peak(many) - peak(few) < 500 * (many - few)  # bytes, with room for what the kernel rounds; as objects they take 1,700
