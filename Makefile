@@ -16,7 +16,7 @@ export MALLOC_MMAP_MAX_ ?= 0
 
 help:
 	@echo "make demo     photographs -> shards -> a training on two processes -> one test; about 5 minutes on 2 cores"
-	@echo "make test     every test; about 13 minutes on 2 cores"
+	@echo "make test     every test; about 20 minutes on 2 busy cores"
 	@echo "make test-faults  runs that are killed, stopped and starved at random moments; FAULT_ROUNDS=100 for more"
 	@echo "make test-slurm  slurm/*.sh on a real Slurm of three nodes on this machine; needs root and Debian; about 6 minutes on 2 cores"
 	@echo "make lint     ruff, mypy and shellcheck"
@@ -39,7 +39,7 @@ demo: $(INSTALLED)
 		data.shards=$(DEMO)/shards run.folder=$(DEMO)/run
 
 test: $(INSTALLED)
-	@echo "== every test: about 13 minutes on 2 cores"
+	@echo "== every test: about 20 minutes on 2 busy cores"
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-faults: $(INSTALLED)
