@@ -38,6 +38,7 @@ _TICK = 0.5  # seconds between two looks at what has become of the others
 _BEAT_TICKS = 4  # looks between two heartbeats
 _LOST_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 _GRACE = 3.0  # seconds in which a rank may end by itself, or the launcher may end it, once another has failed
+_ALIKE = 10.0  # the same before the ranks are connected: they fail alike, but a busy machine does not start them alike
 _LAST_RESORT = 30.0  # seconds after which a rank that waits in vain, and cannot say for whom, ends all the same
 _LAUNCHER_ANSWERS = 5.0  # seconds, of which TCPStore takes two turns; one that lives answers at once: its store is older than this process
 _FLIGHT_RECORDER = 20.0  # seconds in which NCCL may write down its last collectives
@@ -264,7 +265,7 @@ def claim_failure(error: BaseException) -> bool:
         return _Link.is_cause
     if _Link.store is None:
         if os.environ.get("RANK", "0") != "0":
-            time.sleep(_GRACE)
+            time.sleep(_ALIKE)
         _Link.is_cause = True
         return True
     if _LOST_A_PEER.search(f"{type(error).__name__}: {error}"):

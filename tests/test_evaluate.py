@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import runs
+import warm
 from scipy import stats
 
 from dist_train.collection import Scale
@@ -61,10 +60,7 @@ def trained(run: Path) -> TrainedModel:
 
 
 def evaluated(world: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"] if world > 1 else ["-m"]
-    command = [sys.executable, *launcher, "dist_train", "evaluate", *map(str, arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=runs.LIMIT, env=environment)
+    return warm.run("evaluate", *arguments, world=world)
 
 
 def told(folder: Path) -> dict[str, Any]:

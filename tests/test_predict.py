@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import runs
+import warm
 from safetensors.torch import load_file, save_file
 
 from dist_train.errors import ConfigError
@@ -25,8 +25,7 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def predict(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dist_train", "predict", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=runs.LIMIT)
+    return warm.run("predict", *arguments)
 
 
 def scores(text: str) -> dict[str, tuple[float, float]]:

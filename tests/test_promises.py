@@ -20,6 +20,7 @@ import psutil
 import pytest
 import runs
 import torch
+import warm
 import webdataset as wds
 
 from dist_train.checkpoint import load_checkpoint
@@ -62,7 +63,7 @@ def test_global_batches_are_the_same_for_any_number_of_ranks_and_loader_workers(
     "settings",
     [
         ["model.dropout=0.1", "model.stochastic_depth=0.1"],
-        ["model.backbone=resnet18", "model.batch_norm=frozen"],
+        ["model.backbone=test_resnet", "model.batch_norm=frozen"],
     ],
     ids=["LayerNorm, dropout, stochastic depth", "frozen BatchNorm"],
 )
@@ -123,7 +124,7 @@ def test_a_run_goes_on_in_mid_epoch_on_another_number_of_ranks(shards: Path, tmp
     process = runs.start(2, tmp_path / "broken", shards, *settings)
     runs.wait_for_step(process, tmp_path / "broken", 3)  # by then the checkpoint of step 2 is whole
     runs.kill_tree(process)
-    output = runs.train(1, tmp_path / "broken", shards, *settings)
+    output = runs.train(1, tmp_path / "broken", shards, *settings, "train.micro_batch=2")
     assert "step-00000002" in output or "step-00000004" in output, output  # where it went on from
     assert "processes was 2 when this was saved, now it is 1" in output
     runs.assert_equal_up_to_rounding(runs.weights(tmp_path / "unbroken", 5), runs.weights(tmp_path / "broken", 5))
@@ -249,12 +250,11 @@ def test_training_never_reads_the_test_part_before_the_end(shards: Path, tmp_pat
     _, parts = opened.split()
     for image in parts["test"]:
         damage(opened, int(image))
-    process = runs.start(1, folder, damaged)
-    output = runs.finish(process)
-    assert process.returncode == 1
+    ended = warm.run("train", runs.TINY, f"run.folder={folder}", f"data.shards={damaged}")
+    assert ended.returncode == 1
     assert len(runs.records(folder, "epoch")) == 2  # everything but the test was done, and is kept
     assert (folder / "best" / "model.safetensors").exists()
-    assert any(opened.ids[image] in output.splitlines()[-1] for image in parts["test"])
+    assert any(opened.ids[image] in ended.stderr.splitlines()[-1] for image in parts["test"])
 
 
 def test_a_job_asked_for_two_processes_refuses_to_run_as_one(shards: Path, tmp_path: Path) -> None:
@@ -317,9 +317,9 @@ def test_mixed_precision_and_clipping_train(shards: Path, tmp_path: Path) -> Non
 
 
 def test_fp16_without_a_gpu_is_refused(shards: Path, tmp_path: Path) -> None:
-    process = runs.start(1, tmp_path / "run", shards, "run.precision=fp16")
-    assert "run.precision=fp16 needs a GPU" in runs.finish(process)
-    assert process.returncode == 1
+    ended = warm.run("train", runs.TINY, f"run.folder={tmp_path / 'run'}", f"data.shards={shards}", "run.precision=fp16")
+    assert "run.precision=fp16 needs a GPU" in ended.stderr
+    assert ended.returncode == 1
     assert not (tmp_path / "run").exists()
 
 

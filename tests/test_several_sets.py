@@ -173,7 +173,7 @@ def test_evaluate_gives_a_run_on_two_sets_the_figures_of_its_training_and_compar
 
 def test_averaged_weights_have_their_own_best_and_test_and_load_without_the_average(run_of_both: Path) -> None:
     told = runs.status(run_of_both)
-    assert told["average"]["test"]["srcc"] != told["test"]["srcc"]
+    assert told["average"]["test"]["plcc"] != told["test"]["plcc"]
     own, average = (load_file(run_of_both / name / "model.safetensors") for name in ("best", "best-ema"))
     assert own.keys() == average.keys()
     assert any(not torch.equal(own[name], average[name]) for name in own)

@@ -1,0 +1,86 @@
+"""Processes of dist_train that need not spend seven seconds on importing torch: they are forked from one that has done that already.
+
+What they run is `python -m dist_train ...`, in a process, a process group and a memory of their own, over gloo as ever. Only the
+launcher is left out, so the tests of what a launcher does, of signals and of failures use runs.start.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import torch
+
+from dist_train.__main__ import main
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["dist_train.__main__", "dist_train.training", "dist_train.evaluate", "dist_train.predict", "torch._dynamo"])
+_GRACE = 30  # seconds that the other ranks have to end by themselves once one has failed
+
+
+def run(*arguments: object, world: int = 1, limit: float = 150) -> subprocess.CompletedProcess[str]:
+    """Runs a command of dist_train on `world` ranks; returns what subprocess.run would, with the worst exit code of all ranks.
+
+    Raises TimeoutError when they take longer than `limit` seconds. Whatever happens, none of them is left.
+    """
+    words, environment = [*map(str, arguments)], dict(os.environ)
+    if world > 1:
+        environment |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+            "WORLD_SIZE": str(world),
+            "LOCAL_WORLD_SIZE": str(world),
+        }
+    own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {} for rank in range(world)]
+    with tempfile.TemporaryDirectory() as place:
+        logs = Path(place) / "stdout", Path(place) / "stderr"
+        ranks = [_SERVER.Process(target=_rank, args=(words, environment | of_rank, Path.cwd(), *logs)) for of_rank in own]
+        for rank in ranks:
+            rank.start()
+        try:
+            _wait_for(ranks, time.monotonic() + limit)
+        finally:
+            late = any(rank.exitcode is None for rank in ranks) and not any(rank.exitcode for rank in ranks)
+            for rank in ranks:
+                rank.kill()
+                rank.join()
+            said = [log.read_text() if log.exists() else "" for log in logs]
+    if late:
+        raise TimeoutError(f"{words} on {world} ranks has not ended in {limit} s:\n{said[0]}{said[1]}")
+    return subprocess.CompletedProcess(words, max(abs(rank.exitcode or 0) for rank in ranks), *said)
+
+
+def _wait_for(ranks: list[ForkServerProcess], end: float) -> None:
+    """Returns when all have ended, or it is too late; once one has failed, the others have a grace period."""
+    failed = False
+    while (running := [rank.sentinel for rank in ranks if rank.exitcode is None]) and time.monotonic() < end:
+        wait(running, timeout=max(0.0, end - time.monotonic()))
+        if not failed and any(rank.exitcode for rank in ranks):
+            failed, end = True, min(end, time.monotonic() + _GRACE)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _rank(arguments: list[str], environment: Mapping[str, str], folder: Path, stdout: Path, stderr: Path) -> None:
+    """What the server is, but for what it has imported, must not show: it may have been started by another test."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    for number, log in ((1, stdout), (2, stderr)):
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), number)
+    sys.exit(main(arguments))
