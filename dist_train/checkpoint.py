@@ -86,7 +86,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, retention: Retention, 
 def newest_complete_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint below `folder` whose files are whole; None when there is none. Damaged ones are said aloud."""
     found = [*folder.glob(".step-*.replaced"), *_standing(folder)]  # where both are of one step, a save was cut off at its very end
-    for path in sorted(found, key=_step_of)[::-1]:
+    found.sort(key=_step_of)
+    while found:
+        path = found.pop()
         try:
             progress = _read_progress(path)
             files = progress["files"]
@@ -96,7 +98,8 @@ def newest_complete_checkpoint(folder: Path, say: Callable[[str], None]) -> Path
             damage = [f"{type(error).__name__}: {error}"]
         if not damage:
             return path
-        say(f"checkpoint {path} is damaged ({', '.join(damage)}); going back to the one before")
+        instead = f"going back to {found[-1].name}" if found else "there is none before it, so the run begins anew"
+        say(f"checkpoint {path} is damaged ({', '.join(damage)}); {instead}")
     return None
 
 

@@ -12,13 +12,14 @@ A run that is there already is not trained again, one with other settings is ref
 from __future__ import annotations
 
 import glob
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dist_train.compare import compare
-from dist_train.config import Config, History, save_config
+from dist_train.config import Config, Data, History, save_config
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.model_folder import SETTINGS
 from dist_train.run_folder import FINISHED, read_status, refuse_other_settings
@@ -57,8 +58,15 @@ def _train(config: Config, path: Path, processes: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_config(config, path)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    ended = subprocess.run([sys.executable, *launcher, "-m", "dist_train", "train", str(path)], check=False)
+    ended = subprocess.run([sys.executable, *launcher, "-m", "dist_train", "train", str(path), *addresses(config.data)], check=False)
     status = read_status(config.run.folder) or {}
     if status.get("status") not in FINISHED:
         why = status.get("reason", f"exit status {ended.returncode}")
         raise TrainingError(f"{config.run.folder} did not finish ({why}); mend that, and the same command goes on from there")
+
+
+def addresses(data: Data) -> list[str]:
+    """Where the shards are, for the command line, as the user said it: a saved config leaves passwords and signatures out."""
+    if data.sets:
+        return ["data.sets=" + json.dumps({name: dict(one) for name, one in data.sets.items()})]
+    return [f"data.shards={data.shards}"] if data.shards else []

@@ -126,6 +126,13 @@ class Model(_Section):
             raise ValueError("there is one stage to weigh; set model.stages=all as well")
         return value
 
+    @field_validator("pretrained")
+    @classmethod
+    def _is_no_address(cls, value: bool | str) -> bool | str:
+        if isinstance(value, str) and "://" in value:
+            raise ValueError("this is an address; download the file and name that")
+        return value
+
 
 class Loss(_Section):
     regression: Literal["l1", "smooth_l1", "mse", "plcc", "norm_in_norm"] = "l1"
@@ -328,7 +335,7 @@ def _explanations(error: ValidationError) -> Iterator[tuple[str, str]]:
         if problem["type"] == "extra_forbidden":
             yield key, f"unknown key '{key}'{_did_you_mean(key)}"
         else:
-            yield key, f"{key}={_SHORTLY.repr(problem['input'])}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+            yield key, f"{key}={redacted(_SHORTLY.repr(problem['input']))}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
 def _did_you_mean(key: str) -> str:

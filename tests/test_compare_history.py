@@ -6,13 +6,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import runs
 
 from dist_train.checkpoint import load_checkpoint
-from dist_train.compare_history import compare_history, variants
-from dist_train.config import Config, History
+from dist_train.compare_history import addresses, compare_history, variants
+from dist_train.config import Config, Data, History, load_config, save_config
 from dist_train.errors import ConfigError
 
 
@@ -53,3 +54,15 @@ def test_every_variant_is_trained_once_on_the_same_data_and_compared_with_the_fi
 def test_a_config_that_switches_a_bug_on_itself_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"leave history\.\* out"):
         compare_history(Config(history=History(rebuilt_adam=True)), [0], 1)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [{"shards": "https://me:secret@server/koniq"}, {"sets": {"one": {"shards": "s3://bucket/one?signature=secret", "weight": 2.0}}}, {}],
+    ids=["one set", "several sets", "no data"],
+)
+def test_each_run_reads_from_the_address_with_the_password_that_its_file_leaves_out(tmp_path: Path, data: dict[str, Any]) -> None:
+    given = Data.model_validate(data)
+    save_config(Config(data=given), tmp_path / "config.yaml")
+    assert "secret" not in (tmp_path / "config.yaml").read_text()
+    assert load_config(tmp_path / "config.yaml", addresses(given)).data == given

@@ -138,3 +138,10 @@ def test_weights_are_as_open_as_the_user_wants_new_files_to_be(tmp_path: Path, m
 def test_what_is_saved_of_an_address_holds_no_password() -> None:
     config = Config.model_validate({"data": {"shards": "https://me:secret@server/koniq?signature=secret"}})
     assert "secret" not in json.dumps(config.model_dump(mode="json"))
+
+
+def test_weights_at_an_address_are_refused_and_its_password_is_not_repeated(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ConfigError, match="this is an address; download the file and name that") as refused:
+        load_config(tmp_path / "config.yaml", ["model.pretrained=https://me:secret@server/weights.safetensors"])
+    assert "secret" not in str(refused.value)
