@@ -12,7 +12,10 @@ export OMP_NUM_THREADS ?= 1
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 export MALLOC_MMAP_MAX_ ?= 0
 
-.PHONY: help install demo test test-faults test-slurm lint clean
+# Of Debian's packages, for the tests that need them and are run by root.
+apt_install = { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1) >/dev/null; }
+
+.PHONY: help install install-slurm demo test test-faults test-slurm lint clean
 
 help:
 	@echo "make demo     photographs -> shards -> a training on two processes -> one test; about 5 minutes on 2 cores"
@@ -45,14 +48,17 @@ test: $(INSTALLED)
 test-faults: $(INSTALLED)
 	@echo "== faults at random moments: FAULT_ROUNDS (20) says how many, FAULT_SEED repeats them"
 	ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || [ "$$(id -u)" != 0 ] || \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends libfaketime || true
+		$(call apt_install,libfaketime) || true
 	$(BIN)/python -m pytest tests/faults --numprocesses 2 --dist worksteal -rs
 
 test-slurm: $(INSTALLED)
 	@echo "== jobs on a real Slurm, started and ended on this machine: about 6 minutes on 2 cores"
 	@[ "$$(id -u)" = 0 ] || { echo "make test-slurm needs root, to make machines out of namespaces"; exit 1; }
-	command -v slurmctld munged ip >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends slurm-wlm munge iproute2
+	@$(MAKE) --no-print-directory install-slurm
 	$(BIN)/python -m pytest tests/slurm
+
+install-slurm:
+	@for tool in slurmctld munged ip; do command -v $$tool >/dev/null || missing=yes; done; [ -z "$$missing" ] || $(call apt_install,slurm-wlm munge iproute2)
 
 lint: $(INSTALLED)
 	@echo "== ruff, mypy, shellcheck: under a minute"
