@@ -30,17 +30,17 @@ def test_a_run_that_is_told_to_stop_again_and_again_ends_with_the_bits_of_an_unb
     trial.assert_result_of(expected)
 
 
-def test_a_rank_that_stands_still_for_seconds_changes_nothing(
+def test_a_rank_or_the_launcher_that_stands_still_for_seconds_changes_nothing(
     trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random
 ) -> None:
     expected, trial = unbroken(2), trial_of(2)
     attempt = trial.start()
     for step in sorted(dice.sample(range(1, trial.last_step), 3)):
         assert trial.wait_for_step(attempt, step), attempt.said()
-        rank = dice.choice(attempt.ranks())
-        rank.send_signal(signal.SIGSTOP)
+        one = dice.choice([*attempt.launcher(), *attempt.ranks()])
+        one.send_signal(signal.SIGSTOP)
         time.sleep(dice.uniform(1, 4))
-        rank.send_signal(signal.SIGCONT)
+        one.send_signal(signal.SIGCONT)
     assert attempt.wait() == 0, attempt.said()
     trial.assert_result_of(expected)
 
@@ -55,5 +55,24 @@ def test_a_rank_that_stands_still_for_good_is_named_in_bounded_time_and_costs_no
     rank = attempt.ranks()[number]
     rank.send_signal(signal.SIGSTOP)
     trial.assert_failed(attempt, f"rank {number} (process {rank.pid} on ", "is silent", within=15 + 60)
+    trial.finish()
+    trial.assert_result_of(expected)
+
+
+@pytest.mark.parametrize("minutes", [0.1, 0.6], ids=["gloo gives up first", "the last resort comes first"])
+def test_where_the_launcher_stands_still_too_the_other_rank_ends_by_itself_and_it_costs_nothing(
+    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random, minutes: float
+) -> None:
+    """The launcher keeps the key-value store: nobody can say who is missing, and nobody ends the rank that waits."""
+    expected, trial = unbroken(2), trial_of(2, f"run.timeout_minutes={minutes}")
+    attempt = trial.start()
+    assert trial.wait_for_step(attempt, dice.randint(1, trial.last_step - 1)), attempt.said()
+    number, ranks = dice.randint(0, 1), attempt.ranks()
+    for process in (*attempt.launcher(), ranks[number]):
+        process.send_signal(signal.SIGSTOP)
+    assert attempt.wait_until(lambda: ranks[1 - number] not in attempt.processes(), "the other rank to end", limit=60 * minutes + 30 + 30)
+    (said,) = [line for line in attempt.said().splitlines() if line.startswith(f"rank {1 - number} ends: ")]
+    assert "key-value store" in said and "does not answer" in said
+    attempt.kill()
     trial.finish()
     trial.assert_result_of(expected)
