@@ -6,6 +6,7 @@ launcher is left out, so the tests of what a launcher does, of signals and of fa
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import socket
@@ -83,4 +84,6 @@ def _rank(arguments: list[str], environment: Mapping[str, str], folder: Path, st
     for number, log in ((1, stdout), (2, stderr)):
         with log.open("ab") as file:
             os.dup2(file.fileno(), number)
-    sys.exit(main(arguments))
+    code = main(arguments)
+    atexit._run_exitfuncs()  # as at the end of every other process; those of multiprocessing leave it out
+    sys.exit(code)
