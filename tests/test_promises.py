@@ -267,20 +267,25 @@ def test_a_job_asked_for_two_processes_refuses_to_run_as_one(shards: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("setting", "complaint"),
+    ("setting", "complaint", "world"),
     [
-        ("optim.learning_rate=1", "did you mean 'optim.lr'?"),
-        ("data.shards=nowhere", "nowhere: holds no shards"),
-        ("model.backbone=resnet5o", "did you mean resnet50"),
-        ("train.global_batch=7", "does not divide among 2 processes"),
+        ("optim.learning_rate=1", "did you mean 'optim.lr'?", 2),  # seen before the processes have met
+        ("train.global_batch=7", "does not divide among 2 processes", 2),  # and after
+        ("data.shards=nowhere", "nowhere: holds no shards", 1),
+        ("model.backbone=resnet5o", "did you mean resnet50", 1),
     ],
 )
 def test_what_a_user_got_wrong_is_said_without_our_traceback_and_leaves_no_folder(
-    shards: Path, tmp_path: Path, setting: str, complaint: str
+    shards: Path, tmp_path: Path, setting: str, complaint: str, world: int
 ) -> None:
-    process = runs.start(2, tmp_path / "run", shards, setting)
-    output = runs.finish(process)
-    assert process.returncode != 0
+    if world == 1:
+        ended = warm.run("train", runs.TINY, f"run.folder={tmp_path / 'run'}", f"data.shards={shards}", setting)
+        code, output = ended.returncode, ended.stdout + ended.stderr
+    else:
+        process = runs.start(world, tmp_path / "run", shards, setting)
+        output = runs.finish(process)
+        code = process.returncode
+    assert code != 0
     said = [line for line in output.splitlines() if line.strip(" =")]
     assert complaint in said[-1], output
     assert sum(line.startswith("error: ") for line in said) == 1
