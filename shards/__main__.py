@@ -90,7 +90,7 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _data_set(options: argparse.Namespace) -> DataSet:
-    about_a_table = ("table", "images", "name", "range", "lower_is_better")
+    about_a_table = ("table", "images", "name", "range", "lower_is_better", "higher_is_better")
     if options.dataset:
         for name in about_a_table:
             if getattr(options, name):
@@ -105,7 +105,7 @@ def _data_set(options: argparse.Namespace) -> DataSet:
         raise UsageError(f"--range {options.range[0]:g} {options.range[1]:g}: write the two ends of the scale, the lower one first")
     low, high = options.range or (None, None)
     label = Label(options.label or "MOS", low, high, not options.lower_is_better)
-    return read_table(options.table, options.images, options.name, label)
+    return read_table(options.table, options.images, options.name, label, direction_is_stated=options.higher_is_better)
 
 
 def _resize_rule(options: argparse.Namespace) -> str | None:
@@ -154,7 +154,9 @@ def _reader(against: str) -> Callable[[Label], DataSet]:
     if name in ADAPTERS and folder:
         return lambda _: ADAPTERS[name].read(Path(folder), ADAPTERS[name].labels[0].name)
     if Path(name).is_file() and folder:
-        return lambda label: read_table(Path(name), Path(folder), None, Label(label.name, None, None, label.higher_is_better))
+        return lambda label: read_table(
+            Path(name), Path(folder), None, Label(label.name, None, None, label.higher_is_better), direction_is_stated=True
+        )
     raise UsageError(f"--against {against}: write NAME=DIR, a data set and its --root, or TABLE=DIR, a score table and its --images")
 
 
@@ -294,7 +296,9 @@ def _add_source(command: argparse.ArgumentParser) -> None:
     source.add_argument("--name", help="the data set's name (default: the table's folder)")
     source.add_argument("--label", help="what the score is called in every report (default: MOS); with --dataset, which of its labels")
     source.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the ends of the score's scale, such as 1 5")
-    source.add_argument("--lower-is-better", action="store_true", help="the score is a DMOS or the like")
+    direction = source.add_mutually_exclusive_group()
+    direction.add_argument("--lower-is-better", action="store_true", help="the score is a DMOS or the like")
+    direction.add_argument("--higher-is-better", action="store_true", help="as it is anyhow; say so of a column dmos, as KADID-10k's")
     known = command.add_argument_group("... or a data set as it is distributed")
     known.add_argument("--dataset", choices=sorted(ADAPTERS), metavar="NAME", help="its name; `python -m shards list` shows them all")
     known.add_argument("--root", type=_path, help="the folder it was unpacked to")

@@ -21,8 +21,8 @@ _NOT_IN_A_KEY = re.compile(r"[^\w-]+")  # a WebDataset key ends at the first dot
 
 # What a table of one's own, pyiqa's meta csv and Q-Align's JSON lists call the same thing.
 _IMAGE = ("image", "name", "img_name", "image_name", "img_path", "dist_name")
-_SCORE = ("score", "mos", "gt_score", "dmos")
-_GROUP = ("group", "ref_name")
+_SCORE = ("score", "mos", "gt_score", "dmos", "elo_score")
+_GROUP = ("group", "ref_name", "hq_name")
 _PART = ("split", "official_split")
 
 
@@ -43,12 +43,14 @@ def read_table(
     name: str | None = None,
     label: Label | None = None,
     resize: str = "none",
+    direction_is_stated: bool = False,
 ) -> DataSet:
     """A data set from a table (csv, .xlsx, .json) with the columns image and score, and optionally std, group and split.
 
     Other names that such columns have in practice, in any case, are understood too. `image` is a path below the folder
     `images`, and an image's id is that path without its suffix. Without a group column every image is its own group.
-    Without a `label` the opinions are taken as a MOS, higher is better, scale not stated.
+    Without a `label` the opinions are taken as a MOS, higher is better, scale not stated. That of a column dmos is only taken so
+    where `direction_is_stated`, by somebody who knows.
     Raises ShardError naming the file and row of the first bad row.
     """
     records = read_records(table)
@@ -59,8 +61,8 @@ def read_table(
         raise ShardError(f"{table}: lacks a column score (or mos); it has: {', '.join(records.columns)}")
     if len(both := [name for name in _SCORE if name in records]) > 1:
         raise ShardError(f"{table}: has the columns {' and '.join(both)}; keep the one that is the opinion, and rename or delete the other")
-    if score == "dmos" and (label is None or label.higher_is_better):
-        raise ShardError(f"{table}: has a column dmos: add --lower-is-better, or call it score if higher is better")
+    if score == "dmos" and not direction_is_stated and (label is None or label.higher_is_better):
+        raise ShardError(f"{table}: has a column dmos: add --lower-is-better, or --higher-is-better if it is as KADID-10k's")
     if not images.is_dir():
         raise ShardError(f"{images}: there is no such folder; name the one that the image column of {table} is relative to")
     group, part, std = _column(records, _GROUP), _column(records, _PART), _column(records, ("std",))

@@ -31,13 +31,13 @@ class Look:
     thumbnail: bytes
 
 
-def look_of(pixels: np.ndarray) -> Look | None:
-    """The look of a picture, uint8 [height, width, 3]; None for one so flat that there is nothing to compare.
+def look_of(picture: Image.Image) -> Look | None:
+    """The look of a picture; None for one so flat that there is nothing to compare.
 
     The hash is that of Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions (2010), section 3.2.1: the signs
     of the 8 x 8 lowest DCT coefficients about their median.
     """
-    grey = Image.fromarray(pixels).convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    grey = picture.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
     thumbnail = np.asarray(grey)
     if thumbnail.std() < _FLAT:
         return None

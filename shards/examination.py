@@ -21,9 +21,11 @@ from tqdm import tqdm
 from shards.datasets import DataSet
 from shards.duplicates import Look, look_of
 from shards.manifest import ShardError
-from shards.photographs import DEEP, ORIENTATION, SUFFIXES, decode_photograph, photograph_size
+from shards.photographs import DEEP, ORIENTATION, SUFFIXES, photograph_size, upright_photograph
+from shards.rows import Row
 from shards.workers import WorkerPool
 
+_JPEG = ("JPEG", "MPO")  # the second is what telephones write: a photograph, and a preview or a map of depths behind it
 _KINDS = dict.fromkeys(("1", "L", "LA", *DEEP), "grey") | {"P": "palette", "PA": "palette", "CMYK": "CMYK"}
 
 
@@ -34,7 +36,7 @@ class PictureFile:
     missing: bool = False
     problem: str = ""  # why a build would refuse it
     size: tuple[int, int] | None = None  # width and height once upright
-    traits: frozenset[str] = frozenset()  # turned, grey, palette, CMYK, 16 bits, transparent, animated
+    traits: frozenset[str] = frozenset()  # JPEG, turned, grey, palette, CMYK, 16 bits, transparent, animated
     sha256: str = ""  # empty when only the header was read
     look: Look | None = None
 
@@ -53,6 +55,11 @@ class Examination:
         folder = self.data_set.table.parent
         return str(file.relative_to(folder) if file.is_relative_to(folder) else file)
 
+    def place(self, row: Row) -> str:
+        """The row's picture, and where the table names it."""
+        where = row.where.removeprefix(f"{self.data_set.table.parent}{os.sep}")
+        return f"{self.name(row.file)} ({where})" if where else self.name(row.file)
+
 
 def examine(data_set: DataSet, workers: int = 1, headers_only: bool = False) -> Examination:
     """Looks at every picture, in `workers` processes. With `headers_only` nothing is decoded, and duplicates cannot be found."""
@@ -70,25 +77,25 @@ def picture_at(file: Path, headers_only: bool = False) -> PictureFile:
         if headers_only:
             return PictureFile(size=size, traits=_traits(file))
         content = file.read_bytes()
-        pixels = decode_photograph(content, file)
+        picture = upright_photograph(content, file)
     except (ShardError, OSError) as error:
         return PictureFile(problem=str(error).removeprefix(f"{file}: ").split("; ")[0])
-    if pixels.shape[1::-1] != size:
-        return PictureFile(problem=f"decodes to {pixels.shape[1]}x{pixels.shape[0]}, its header says {size[0]}x{size[1]}")
-    return PictureFile(False, "", size, _traits(io.BytesIO(content)), hashlib.sha256(content).hexdigest(), look_of(pixels))
+    if picture.size != size:
+        return PictureFile(problem=f"decodes to {picture.width}x{picture.height}, its header says {size[0]}x{size[1]}")
+    return PictureFile(False, "", size, _traits(io.BytesIO(content)), hashlib.sha256(content).hexdigest(), look_of(picture))
 
 
 def _traits(source: Path | io.BytesIO) -> frozenset[str]:
     """In what a picture that can be opened is unlike an ordinary one."""
     with Image.open(source) as picture:
-        found = {_KINDS.get(picture.mode, "")}
+        found = {_KINDS.get(picture.mode, ""), "JPEG" if picture.format in _JPEG else ""}
         if Image.Image.getexif(picture).get(ORIENTATION, 1) in range(2, 9):
             found.add("turned")
         if picture.mode in DEEP or any(";16" in str(tile) for tile in picture.tile):  # Pillow opens 16-bit colour as 8-bit
             found.add("16 bits")
         if picture.has_transparency_data:
             found.add("transparent")
-        if getattr(picture, "is_animated", False):
+        if getattr(picture, "is_animated", False) and picture.format not in _JPEG:
             found.add("animated")
     return frozenset(found - {""})
 

@@ -80,13 +80,16 @@ class Root:
 
 def missing_message(first: Path, where: str, missing: int, total: int) -> str:
     """What to say of files that are not there: the first of them, where the table names it, their number, and that of all."""
-    file = first.absolute()
+    return f"{first.absolute()}: there is no such file ({where}), {missing:,} of {total:,} pictures are missing; {where_to_look(first)}"
+
+
+def where_to_look(missing: Path) -> str:
+    """What to do about a file that is not there, by what lies around it."""
+    file = missing.absolute()
     one_level_off = [*glob.glob(f"{glob.escape(str(file.parent))}/*/{glob.escape(file.name)}"), str(file.parents[1] / file.name)]
     if elsewhere := next((path for path in one_level_off if os.path.isfile(path)), None):
-        hint = f"{elsewhere} is there: name the folder that the table's names are relative to"
-    else:
-        hint = _unpack(file.parent, file.parents[1]) or "check the table's names and the image folder, or take the rows out of the table"
-    return f"{file}: there is no such file ({where}), {missing:,} of {total:,} pictures are missing; {hint}"
+        return f"{elsewhere} is there: name the folder that the table's names are relative to"
+    return _unpack(file.parent, file.parents[1]) or "check the table's names and the image folder, or take the rows out of the table"
 
 
 def _unpack(*folders: Path) -> str:

@@ -10,7 +10,9 @@ from itertools import chain
 from shards.duplicates import near_pairs, same_files
 from shards.examination import Examination, PictureFile
 from shards.findings import PLACES, Finding, places
+from shards.folders import where_to_look
 from shards.patches import is_enlarged, resized_size
+from shards.photographs import decoder_versions
 from shards.rows import Row
 from shards.table_checks import known_as
 
@@ -28,7 +30,7 @@ _TRAITS = {
 
 def picture_findings(examination: Examination, patch_size: int, rule: str) -> Iterator[Finding]:
     """All that there is to say of the pictures, stored by the resize rule and cut into patches of that size."""
-    checks = (_files, _unlisted, _kinds, _exact_duplicates, _near_duplicates)
+    checks = (_files, _unlisted, _published_sizes, _kinds, _decoder, _exact_duplicates, _near_duplicates)
     yield from chain.from_iterable(check(examination) for check in checks)
     yield from _sizes(examination, patch_size, rule)
 
@@ -36,15 +38,15 @@ def picture_findings(examination: Examination, patch_size: int, rule: str) -> It
 def _files(examination: Examination) -> Iterator[Finding]:
     pairs = list(zip(examination.data_set.rows, examination.pictures, strict=True))
     table = examination.data_set.table.name
-    if missing := [examination.name(row.file) for row, picture in pairs if picture.missing]:
+    if missing := [row for row, picture in pairs if picture.missing]:
         yield Finding(
             "error",
             f"{len(missing):,} of {len(pairs):,} files are not there",
             f"a file for every row of {table}",
-            "point --images or --root at the pictures" if len(missing) == len(pairs) else "put them back, or take out their rows",
-            places(missing),
+            where_to_look(missing[0].file),
+            places(map(examination.place, missing)),
         )
-    if broken := [f"{examination.name(row.file)} {picture.problem}" for row, picture in pairs if picture.problem]:
+    if broken := [f"{examination.place(row)} {picture.problem}" for row, picture in pairs if picture.problem]:
         yield Finding(
             "error",
             f"{len(broken):,} of {len(pairs):,} pictures cannot be decoded",
@@ -74,6 +76,19 @@ def _unlisted(examination: Examination) -> Iterator[Finding]:
         )
 
 
+def _published_sizes(examination: Examination) -> Iterator[Finding]:
+    """A set that was resized by somebody is no longer what people rated, and looks complete in every other way."""
+    known = known_as(examination.data_set)
+    if known and known.sizes and (others := [pair for pair in _seen(examination) if pair[1].size not in known.sizes]):
+        yield Finding(
+            "warning",
+            f"{len(others):,} of {len(examination.pictures):,} pictures have another size than was published",
+            " or ".join(f"{width}x{height}" for width, height in known.sizes),
+            "take the pictures that the makers distribute",
+            places(f"{examination.name(row.file)} ({'{}x{}'.format(*picture.size or ())})" for row, picture in others),
+        )
+
+
 def _kinds(examination: Examination) -> Iterator[Finding]:
     for trait, (severity, found, to_do) in _TRAITS.items():
         if of_kind := [examination.name(row.file) for row, seen in _seen(examination) if trait in seen.traits]:
@@ -84,6 +99,18 @@ def _kinds(examination: Examination) -> Iterator[Finding]:
                 to_do,
                 places(of_kind),
             )
+
+
+def _decoder(examination: Examination) -> Iterator[Finding]:
+    if photographs := sum("JPEG" in seen.traits for _, seen in _seen(examination)):
+        versions = decoder_versions()
+        yield Finding(
+            "note",
+            f"{photographs:,} of {len(examination.pictures):,} pictures are JPEG files, which Pillow {versions['pillow']} decodes here, "
+            f"with libjpeg{'-turbo ' + versions['libjpeg_turbo'] if 'libjpeg_turbo' in versions else ' ' + versions.get('jpg', '')}",
+            "one decoder for all that is compared: another may differ by a level or two",
+            "nothing: the manifest records its version, and no build goes on with another one",
+        )
 
 
 def _sizes(examination: Examination, patch_size: int, rule: str) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ Most checks are here because a distributed table, or somebody's copy of it, is k
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
@@ -22,6 +22,7 @@ from shards.rows import Row, Rows
 from shards.splits import FEWEST, ROUGH, WITHOUT_VALIDATION, all_splits, part_counts
 
 _DISTORTED = re.compile(r"(?P<content>.+)(?P<mark>[._-])(?P<distortion>.+?)(?P=mark)0?(?P<level>[1-9]|10)")
+_NAMES = {name.replace("_", ""): name for name in ADAPTERS} | {"liveiqa": "live", "livechallenge": "livec"}  # as pyiqa calls them
 _LISTS_WITH_FAULTS = {
     ("live", 982): "203 of the 982 rows of LIVE are its references (Q-Align's live.json has them): leave out the rows with orgs = 1",
     ("csiq", 750): "Q-Align's csiq.json lacks the blurred images, and its contrast rows repeat the DMOS of the noise rows",
@@ -57,6 +58,19 @@ def _counts(data_set: DataSet) -> Iterator[Finding]:
             f"{known.contents:,}, as {known.title} was published",
             "see that file names were not changed",
         )
+    stated = Counter(row.part for row in data_set.rows)
+    parts = tuple(stated[part] for part in PARTS)
+    if known and images == known.images and any(parts) and known.parts not in ((), parts):
+        yield Finding(
+            "warning",
+            f"an official split of {_told(parts)} images",
+            f"{_told(known.parts)}, as {known.title} was published",
+            "take the split from the file that the makers distribute",
+        )
+
+
+def _told(parts: Sequence[int]) -> str:
+    return ", ".join(f"{part} {number:,}" for part, number in zip(PARTS, parts, strict=True))
 
 
 def _label(data_set: DataSet) -> Iterator[Finding]:
@@ -238,11 +252,26 @@ def _known_traps(data_set: DataSet) -> Iterator[Finding]:
             "say in every report which one it is, and never mix them",
         )
     if known and known.name == "kadid10k" and any(row.std is not None for row in data_set.rows):
+        if data_set.table.name.lower() == "dmos.csv":
+            yield Finding(
+                "note",
+                "the deviations are the roots of KADID-10k's column var",
+                "variances, as the column is called; two published rows seem to fit a standard deviation alone",
+                "take what is computed from std, such as the outlier ratio, with that doubt",
+            )
+        else:
+            yield Finding(
+                "warning",
+                f"deviations of KADID-10k in {data_set.table.name}, which its makers did not write",
+                "the roots of its column var: that is a variance, and pyiqa's table has it as std",
+                "compare std with var in the makers' dmos.csv; leave the column out, or build with --dataset kadid10k",
+            )
+    if not known and "kadid" in data_set.table.stem.lower():
         yield Finding(
-            "note",
-            "the deviations are the roots of KADID-10k's column var",
-            "variances, as the column is called; two published rows seem to fit a standard deviation alone",
-            "take what is computed from std, such as the outlier ratio, with that doubt",
+            "warning",
+            f"{data_set.table.name}, a list of a part of KADID-10k",
+            "no image in two parts (Q-Align's train_kadid.json and test_kadid.json share 1,844)",
+            "compare it with the list of the other part: --against TABLE=DIR; better, build with --dataset kadid10k, by reference",
         )
     if known and known.name.startswith("flive"):
         yield Finding(
@@ -254,8 +283,10 @@ def _known_traps(data_set: DataSet) -> Iterator[Finding]:
 
 
 def known_as(data_set: DataSet) -> Adapter | None:
-    """The public data set that this is, or is named after."""
-    return ADAPTERS.get(data_set.name) or ADAPTERS.get(data_set.table.stem)
+    """The public data set that this is, or that its name or its table's speaks of, as meta_info_KADID10kDataset.csv of pyiqa does."""
+    words = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (data_set.name, data_set.table.stem))
+    names = (word.removeprefix("metainfo").removesuffix("dataset") for word in words)
+    return next((ADAPTERS[_NAMES[name]] for name in names if name in _NAMES), None)
 
 
 def _series(rows: Sequence[Row]) -> list[Series]:

@@ -192,7 +192,8 @@ def _table(path: Path, lines: Iterable[tuple[str, list[str]]], needed: Sequence[
         for where, fields in chain([first], filled):
             if len(fields) != len(header):
                 raise ShardError(
-                    f"{path}, {where}: has {len(fields)} fields for {len(header)} columns; put a field that holds a comma in double quotes"
+                    f"{path}, {where}: has {len(fields)} fields for {len(header)} columns; write numbers with a decimal point, and put "
+                    f"a name that holds a comma in double quotes"
                 )
             yield Record(f"{path}, {where}", {column: fields[at] for column, at in zip(columns, named, strict=True)})
 
@@ -216,7 +217,14 @@ def _explained(path: Path, form: str) -> Iterator[None]:
     except OSError as error:
         raise ShardError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except Exception as error:  # each reader fails in its own way, from zipfile.BadZipFile to scipy's MatReadError
-        raise ShardError(f"{path}: is not {form} ({error}); save it as one, or download it again") from error
+        where = f"{path}, line {_first_bad_line(path)}" if isinstance(error, UnicodeDecodeError) else path
+        raise ShardError(f"{where}: is not {form} ({error}); save it as one, or download it again") from error
+
+
+def _first_bad_line(path: Path) -> int:
+    """The number of the first line that is not UTF-8; text is decoded in pieces, and an error tells its place in a piece."""
+    with path.open("rb") as raw:
+        return next(number for number, line in enumerate(raw, 1) if "\ufffd" in line.decode(errors="replace"))
 
 
 def number_in(said: object, where: str) -> float:

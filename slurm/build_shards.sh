@@ -41,7 +41,7 @@ fi
 
 # A log file needs the progress bar every half minute, not ten times a second. An option --workers of the user comes last and wins.
 export TQDM_MININTERVAL=${TQDM_MININTERVAL:-30}
-srun --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" "$bin/python" -m shards build \
+srun --ntasks=1 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" "$bin/python" -m shards build \
     --share "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" --workers "$cores" "$@" &
 step=$!
 

@@ -106,6 +106,7 @@ def test_an_id_is_the_path_without_its_suffix_fit_for_a_webdataset_key(name: str
         ("image,score,score\na.png,3,4\n", "scores.csv: has two columns called 'score'"),
         ("image,score\na.png,3\nb, c.png,4\n", "scores.csv, line 3: has 3 fields for 2 columns.*double quotes"),
         ("image,score\na.png,3\nb.png\n", "scores.csv, line 3: has 1 fields for 2 columns"),
+        ("image,score\na.png,3\nb.png,3,5\n", "scores.csv, line 3: has 3 fields for 2 columns; write numbers with a decimal point"),
         ("image,score\na.png,3\nb.png,\n", "scores.csv, line 3, column score: '' is not a number.*take the row out"),
         ("image,score\na.png,3\nb.png,good\n", "scores.csv, line 3, column score: 'good' is not a number"),
         ('image,score\na.png,3\nb.png,"3,5"\n', "scores.csv, line 3, column score: '3,5' is not a number.*decimal point"),
@@ -129,7 +130,7 @@ def test_an_id_is_the_path_without_its_suffix_fit_for_a_webdataset_key(name: str
         ),
         ("image\tscore\na.png\t3\n", "scores.csv: is separated by tabs"),
         ("image,score,SCORE\na.png,3,4\n", "scores.csv: has two columns called 'score'"),
-        ("image,dmos\na.png,3\n", "scores.csv: has a column dmos: add --lower-is-better, or call it score"),
+        ("image,dmos\na.png,3\n", "scores.csv: has a column dmos: add --lower-is-better, or --higher-is-better if"),
         ("image,score\na.png,3\na.jpg,4\n", "scores.csv: two rows have the id 'a'.*a.png.*a.jpg"),
     ],
     ids=lambda value: repr(value)[:40] if "\n" in value or not value else "",
@@ -158,9 +159,18 @@ def test_files_and_folders_that_are_not_there_are_named(tmp_path: Path) -> None:
 
 def test_a_table_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    (tmp_path / "scores.csv").write_bytes("image,score\ncafé.png,3\n".encode("latin-1"))
-    with pytest.raises(ShardError, match=r"scores.csv: is not a csv file in UTF-8"):
-        read_table(tmp_path / "scores.csv", tmp_path / "images")
+    rows = [f"{number}.png,{number}" for number in range(5000)]  # more than is decoded at once
+    for code, line, spoilt in (("latin-1", 4322, "café.png,3"), ("gbk", 4322, "狐狸.png,3"), ("utf-16", 1, "a.png,3")):
+        (tmp_path / "scores.csv").write_bytes("\n".join(["image,score", *rows[:4320], spoilt, *rows[4320:]]).encode(code))
+        with pytest.raises(ShardError, match=rf"scores.csv, line {line}: is not a csv file in UTF-8 \(.*; save it as one"):
+            read_table(tmp_path / "scores.csv", tmp_path / "images")
+
+
+def test_a_column_dmos_is_read_in_the_direction_that_is_stated(tmp_path: Path) -> None:
+    """As pyiqa's table of KADID-10k, whose dmos rises with quality."""
+    data_set = read(tmp_path, "ref_name,dist_name,dmos,std\nI01.png,I01_01_01.png,4.5,0.4\n", direction_is_stated=True)
+    assert data_set.label.higher_is_better and data_set.rows[0].opinion == 4.5
+    assert read(tmp_path, "image,dmos\na.png,3\n", label=Label("DMOS", None, None, False)).rows[0].opinion == 3
 
 
 # tables that people already have
@@ -199,6 +209,7 @@ def test_the_names_of_columns_may_be_written_in_any_case(tmp_path: Path) -> None
 PYIQA = {
     "no reference": "img_name,mos,std,official_split,ratio802_seed123_split_01\n100.bmp,32.5,19.125,train,val\n",
     "full reference": "ref_name,dist_name,mos,std,official_split\nI01.BMP,100.bmp,32.5,19.125,train\n",
+    "PIPAL": "hq_name,dist_name,elo_score,std,official_split\n100.bmp,100.bmp,32.5,19.125,train\n",
     "as it was called once": "name,mos,std,official_split\n100.bmp,32.5,19.125,training\n",
 }
 

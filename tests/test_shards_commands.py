@@ -91,6 +91,20 @@ def test_a_data_set_is_built_by_its_name(cups: Path, tmp_path: Path, capsys: pyt
     assert "computed pseudo-opinion, not human (0 to 100, higher is better)" in capsys.readouterr().out
 
 
+def test_a_dmos_that_rises_with_quality_is_built_once_that_is_stated(
+    cups: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "scores.csv"
+    table.write_text((cups / "scores.csv").read_text().replace("score", "dmos", 1))
+    arguments = build_arguments(cups, tmp_path / "out", "--workers", "1", "--table", table)
+    assert main(arguments) == 1
+    assert "scores.csv: has a column dmos: add --lower-is-better, or --higher-is-better if" in capsys.readouterr().err
+    assert main([*arguments, "--higher-is-better"]) == 0
+    assert Shards(tmp_path / "out").label.higher_is_better
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--higher-is-better", "--lower-is-better"])
+
+
 def test_importing_the_commands_does_not_need_torch_or_webdataset() -> None:
     code = "import sys, shards.__main__; print(*{'torch', 'webdataset', 'scipy', 'dist_train'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""

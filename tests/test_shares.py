@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -144,12 +145,18 @@ def at_moment(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], ob
     return prepare
 
 
-def test_a_build_that_another_overtakes_at_any_moment_goes_on_and_ends_with_the_same_bytes(
-    tmp_path: Path, at_moment: Callable[[int, Callable[[], object]], Callable[[], bool]]
-) -> None:
+@pytest.fixture
+def four(tmp_path: Path, at_moment: Callable[[int, Callable[[], object]], Callable[[], bool]]) -> tuple[Path, dict[str, str]]:
+    """Four pictures, and what one process makes of them."""
     folder = make_folder(tmp_path / "data", NAMES[:4], split=["train", "train", "val", "test"])
     at_moment(0, lambda: None)
-    whole = contents(shards_of(folder, tmp_path / "alone", shard_bytes=ONE).folder)
+    return folder, contents(shards_of(folder, tmp_path / "alone", shard_bytes=ONE).folder)
+
+
+def test_a_build_that_another_overtakes_at_any_moment_goes_on_and_ends_with_the_same_bytes(
+    four: tuple[Path, dict[str, str]], tmp_path: Path, at_moment: Callable[[int, Callable[[], object]], Callable[[], bool]]
+) -> None:
+    folder, whole = four
     for moment in range(100):
         out = tmp_path / str(moment)
         overtaken = at_moment(moment, lambda out=out: shards_of(folder, out, shard_bytes=ONE))
@@ -157,6 +164,24 @@ def test_a_build_that_another_overtakes_at_any_moment_goes_on_and_ends_with_the_
         assert contents(out) == whole
         if not overtaken():
             break
+    assert moment == len(whole) + 2  # every file is synced once before it gets its name, and in the end two folders
+
+
+def test_a_build_that_is_killed_at_any_moment_goes_on_from_what_it_left_and_ends_with_the_same_bytes(
+    four: tuple[Path, dict[str, str]], tmp_path: Path, at_moment: Callable[[int, Callable[[], object]], Callable[[], bool]]
+) -> None:
+    """What a kill leaves is what lies on the disk at that moment: the shards, their records, or the folder half finished."""
+    folder, whole = four
+    for moment in range(100):
+        left = tmp_path / str(moment)
+        seen = at_moment(moment, lambda left=left: shutil.copytree(tmp_path / "out", left))
+        shards_of(folder, tmp_path / "out", shard_bytes=ONE)
+        if not seen():
+            break
+        assert contents(left) != whole
+        shards_of(folder, left, shard_bytes=ONE)
+        assert contents(left) == whole
+        shutil.rmtree(tmp_path / "out")
     assert moment == len(whole) + 2  # every file is synced once before it gets its name, and in the end two folders
 
 

@@ -183,7 +183,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     ),
     "an empty file": ("", r"mine.csv: has no rows"),
     "an Excel file": (b"PK\x03\x04" + bytes(30), r"mine.csv: is an Excel file"),
-    "Latin-1": (table(GOOD).replace("cup00", "caf\xe9").encode("latin-1"), r"mine.csv: is not a csv file in UTF-8"),
+    "Latin-1": (table(GOOD).replace("cup00", "caf\xe9").encode("latin-1"), r"mine.csv, line 2: is not a csv file in UTF-8"),
 }
 
 

@@ -40,7 +40,7 @@ ADAPTERS: dict[str, Adapter] = {adapter.name: adapter for adapter in (*AUTHENTIC
 def adapters_as_text() -> str:
     """Every public data set that is known, in columns for a terminal, what it expects and whom to ask below each."""
     rows = [("--dataset", "title", "images", "contents", "protocol")]
-    rows += [(one.name, one.title, f"{one.images:,}", f"{one.contents or one.images:,}", one.protocol) for one in ADAPTERS.values()]
+    rows += [(one.name, one.title, f"{one.images:,}", f"{one.contents or one.images:,}", _protocol(one)) for one in ADAPTERS.values()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, title, images, contents, protocol in rows:
@@ -50,5 +50,16 @@ def adapters_as_text() -> str:
         if one := ADAPTERS.get(name):
             indent = "\n    "
             lines[-1] += f"{indent}--label  {f'{indent}     or  '.join(map(str, one.labels))}"
-            lines[-1] += f"{indent}--root   {one.on_disk}{indent}ask      {one.ask}"
+            lines[-1] += f"{indent}--root   {one.on_disk}"
+            lines[-1] += f"{indent}--resize aspect: {one.resize}; paper: {one.paper_resize}{_sizes(one)}{indent}ask      {one.ask}"
     return "\n".join([*lines, "", "any other: --table scores.csv --images DIR; also .xlsx, pyiqa's meta csv and Q-Align's .json lists"])
+
+
+def _protocol(one: Adapter) -> str:
+    numbers = "/".join(f"{images:,}" for images in one.parts if images)
+    return f"{one.protocol} ({numbers})" if numbers else one.protocol
+
+
+def _sizes(one: Adapter) -> str:
+    sizes = " or ".join(f"{width}x{height}" for width, height in one.sizes)
+    return f"; pictures of {sizes}" if sizes else ""

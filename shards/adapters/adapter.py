@@ -29,6 +29,8 @@ class Adapter:
     ask: str  # where to ask for the data
     resize: str = "none"  # keeps the aspect
     paper_resize: str = "none"  # the rule of the HyperIQA paper; for a set that it does not use, the same as `resize`
+    sizes: tuple[tuple[int, int], ...] = ()  # width and height of all pictures, where they are alike; several: of several copies
+    parts: tuple[int, ...] = ()  # images in train, val and test of the official split, as published
 
     def read(self, root: Path, label: str) -> DataSet:
         """The data set below `root`, its opinions those called `label`, its resize rule the one that keeps the aspect.

@@ -120,6 +120,8 @@ AUTHENTIC = (
         ask="https://database.mmsp-kn.de/koniq-10k-database.html",
         resize="exact:512x384",  # all photographs are 4:3
         paper_resize="exact:384x512",
+        sizes=((1024, 768), (512, 384)),
+        parts=(7_058, 1_000, 2_015),
     ),
     Adapter(
         "livec",
@@ -166,8 +168,9 @@ AUTHENTIC = (
         images=39_810,
         contents=None,
         on_disk="labels_image.csv, labels640.csv, and the folders that labels_image.csv names",
-        protocol="official train/test; val is cut out of train",
+        protocol="official train/test, val cut out of train",
         ask="https://github.com/niu-haoran/FLIVE_Database",
+        parts=(37_983, 0, 1_827),
     ),
     Adapter(
         "flive_patches",
@@ -177,7 +180,7 @@ AUTHENTIC = (
         images=119_430,
         contents=39_810,
         on_disk="labels_patch.csv, labels640.csv, and the folders that labels_patch.csv names, or those in patches/",
-        protocol="official train/test; val is cut out of train",
+        protocol="official train/test, val cut out of train",
         ask="https://github.com/niu-haoran/FLIVE_Database",
     ),
     Adapter(
@@ -192,5 +195,6 @@ AUTHENTIC = (
         ask="https://database.mmsp-kn.de/uhd-iqa-benchmark-database.html",
         resize="short:512",
         paper_resize="short:512",
+        parts=(4_269, 904, 900),
     ),
 )

@@ -133,6 +133,7 @@ SYNTHETIC = (
         on_disk="csiq.DMOS.xlsx or csiq_label.txt, dst_imgs/",
         protocol="80/20 x 10 by reference",
         ask="https://s2.smu.edu/~eclarson/csiq.html",
+        sizes=((512, 512),),
     ),
     Adapter(
         "tid2013",
@@ -144,6 +145,7 @@ SYNTHETIC = (
         on_disk="mos_with_names.txt, mos_std.txt, distorted_images/",
         protocol="80/20 x 10 by reference",
         ask="https://www.ponomarenko.info/tid2013.htm",
+        sizes=((512, 384),),
     ),
     Adapter(
         "kadid10k",
@@ -155,6 +157,7 @@ SYNTHETIC = (
         on_disk="dmos.csv, images/",
         protocol="80/20 x 10 by reference",
         ask="https://database.mmsp-kn.de/kadid-10k-database.html",
+        sizes=((512, 384),),
     ),
     Adapter(
         "pipal",
@@ -166,6 +169,7 @@ SYNTHETIC = (
         on_disk="Train_Label/A0000.txt ..., and Distortion_1/ ... Distortion_4/, Train_Dist/ or Dist_Imgs/",
         protocol="80/20 x 10 by reference",
         ask="https://github.com/HaomingCai/PIPAL-dataset",
+        sizes=((288, 288),),
     ),
     Adapter(
         "agiqa3k",
