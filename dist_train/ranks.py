@@ -157,7 +157,7 @@ def claim_failure(error: BaseException) -> bool:
             time.sleep(_GRACE)
         _Link.is_cause = True
         return True
-    if _LOST_A_PEER.search(f"{type(error).__name__}: {error}"):
+    if lost_a_peer(error):
         time.sleep(_GRACE)
     try:
         first = bool(_Link.store.add(_failure_key() + "/claims", 1) == 1)
@@ -167,6 +167,11 @@ def claim_failure(error: BaseException) -> bool:
         first = False
     _Link.is_cause = first
     return first
+
+
+def lost_a_peer(error: BaseException) -> bool:
+    """Whether all that this error says is that another process, or its host, is gone."""
+    return bool(_LOST_A_PEER.search(f"{type(error).__name__}: {error}"))
 
 
 def _failure_key() -> str:
