@@ -1,6 +1,6 @@
 """The builder against the sum of its parts on one core, and two workers against one.
 
-    .venv/bin/python benchmarks/build_speed.py [--pictures 300] [--rows 1200] [--rounds 5] [--folder FOLDER]
+    .venv/bin/python benchmarks/build_speed.py [--pictures 300] [--rows 3000] [--rounds 4] [--folder FOLDER]
 
 The pictures are JPEG files of 1024x768, as those of KonIQ-10k are, made from the photographs of the built-in demo and
 stored at 512x384; the rows are hard links to them. The parts are what a shard cannot be had without, done with Pillow,
@@ -9,10 +9,9 @@ the picture and of the shard, CRC-32 of the pixels). All run in turn, round by r
 medians over the rounds. Times are wall times; on a busy machine the time of the core itself, in which nothing counts that
 others do, tells more about the builder and its parts.
 
-Measured on 2026-11-22, 2 cores (AMD EPYC), shared with other work all the time (load 4 to 7), 1,200 rows, 4 rounds, core time:
-5.8 ms/image for the parts, 6.2 for the builder with one worker (0.95 of the parts; 0.95 to 0.97 in other runs), 6.7 with two,
-which is 1.82 times one worker's speed once each has a core of its own. The wall times of that day (0.81 and 0.90) say how
-busy the machine was: two processes that only counted were no faster than one. Still to be run on two idle cores.
+Measured on 2026-11-25, 2 cores (Intel Xeon), nothing else running, 3,000 rows, 4 rounds: 11.6 ms/image for one worker, 0.99 of
+the sum of its parts (rounds: 0.85 to 1.06); two workers 6.5 ms/image, 1.91 times as fast (1.65 to 2.11). With 1,200 rows, 5
+rounds, two workers were 1.73 times as fast (1.61 to 1.81): the 0.4 s in which workers start weigh more in 8 s than in 20.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ PARTS = ("decode", "resize", "write", "checksum")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=300, help="different files")
-    parser.add_argument("--rows", type=int, default=1200, help="images of the set, hard links to those files")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=3000, help="images of the set, hard links to those files")
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,8 +11,8 @@ from pathlib import Path
 
 from dist_train.config import as_yaml, load_config
 from dist_train.errors import ConfigError, TrainingError
+from dist_train.last_words import say_last
 from shards.manifest import ShardError
-from shards.remote import redacted
 
 SETTINGS = "settings after the config file, as section.key=value; `plan` prints them all"
 
@@ -36,12 +33,8 @@ def _fail(error: Exception, text: str) -> int:
     """Says why, if this process was the first to fail, and leaves it to the launcher to say it last."""
     from dist_train import ranks
 
-    text = redacted(text)
     if ranks.claim_failure(error):
-        print(text, file=sys.stderr, flush=True)
-        if place := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # where torchrun and accelerate look for the root cause
-            about = {"message": redacted(str(error)), "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
-            Path(place).write_text(json.dumps({"message": about}), encoding="utf-8")
+        say_last(error, text)
     return 1
 
 

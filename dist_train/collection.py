@@ -85,15 +85,24 @@ class Collection:
 
     def name_of(self, image: int) -> str:
         """The image's id, for messages; with its set's name where there are several."""
-        number = int(self.sets_of(np.array([image]))[0])
-        member = self.members[number]
-        name = str(member.shards.ids[image - int(self.offsets[number])])
+        member, number = self._member_of(image)
+        name = str(member.shards.ids[number])
         return f"{member.name}/{name}" if len(self.members) > 1 else name
 
     def read_patches(self, image: int, patches: Sequence[int]) -> np.ndarray:
         """Some patches of one image, verified: uint8 [len(patches), patch_size, patch_size, 3]."""
+        member, number = self._member_of(image)
+        return member.shards.read_patches(number, patches)
+
+    def place_of(self, image: int) -> str:
+        """Which image that is and the shard that holds it, for messages."""
+        member, number = self._member_of(image)
+        return member.shards.place_of(number)
+
+    def _member_of(self, image: int) -> tuple[Member, int]:
+        """The member that an image belongs to, and its number there."""
         number = int(self.sets_of(np.array([image]))[0])
-        return self.members[number].shards.read_patches(image - int(self.offsets[number]), patches)
+        return self.members[number], image - int(self.offsets[number])
 
 
 def open_collection(data: Data) -> Collection:

@@ -54,6 +54,9 @@ class Run(_Section):
     """Compile the model with torch.compile: faster steps on a GPU after a slow start; numbers differ in the last digits."""
     processes: int | None = Field(None, ge=1)
     """The number of processes this run must have; it refuses to start as another number. null: whatever was launched."""
+    timeout_minutes: float = Field(10.0, gt=0)
+    """How long nothing may move before the run ends, naming the rank that is missing and what it was doing: longer than the slowest
+    save, and than the slowest rank may lag behind."""
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -78,7 +81,8 @@ class Data(_Section):
     split: str | None = None
     """Name of a table in its splits folder. null: official when there is one, else round-01."""
     sets: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], DataSet] = {}
-    """Several data sets by name (it is part of file names), instead of shards and split: opinions are standardised per set, pairs form within a set."""
+    """Several data sets by name (part of file names), instead of shards and split: opinions are standardised per set, and pairs form
+    within a set."""
     patches_per_image: int = Field(1, ge=1)
     """Patches that an image shows each time it is visited."""
     passes: int | None = Field(None, ge=1)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator, MutableSequence, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -21,9 +21,12 @@ import webdataset as wds
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from dist_train.heartbeat import doing
 from dist_train.living import LivingContext
 from dist_train.order import Batch
 from shards.manifest import ShardError
+
+NOT_READING = -1  # where there might be the number of an image
 
 
 class PatchBatch(NamedTuple):
@@ -40,6 +43,8 @@ class Pictures(Protocol):
     """Where patches come from: a shard folder, or several as one."""
 
     def read_patches(self, image: int, patches: Sequence[int]) -> np.ndarray: ...
+
+    def place_of(self, image: int) -> str: ...
 
 
 class Line(Protocol):
@@ -94,12 +99,16 @@ class EvaluationVisits:
 
 @dataclass(frozen=True)
 class PatchReader:
-    """The first stage of the pipeline: steps `first` to `last` (exclusive), read image by image."""
+    """The first stage of the pipeline: steps `first` to `last` (exclusive), read image by image.
+
+    Each worker leaves the number of the image that it is at in its place of `bookmarks`, or NOT_READING.
+    """
 
     pictures: Pictures
     visits: Visits
     first: int
     last: int
+    bookmarks: MutableSequence[int] | None = None
 
     def __call__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
@@ -107,7 +116,9 @@ class PatchReader:
         for step in range(self.first + number, self.last, workers):
             batch = self.visits.at(step)
             for image, patches, flips in zip(batch.images, batch.patches, batch.flips, strict=True):
+                self._leave_bookmark(number, int(image))
                 pixels = self.pictures.read_patches(int(image), patches.tolist())
+                self._leave_bookmark(number, NOT_READING)
                 yield {
                     "__key__": f"{step}-{image}",
                     "image": int(image),
@@ -115,9 +126,15 @@ class PatchReader:
                     "flips": flips,
                 }
 
+    def _leave_bookmark(self, worker: int, image: int) -> None:
+        if self.bookmarks is not None:
+            self.bookmarks[worker] = image
+
 
 def patch_batches(reader: PatchReader, batch_images: int, workers: int, pin_memory: bool = False) -> Iterator[PatchBatch]:
     """The reader's steps in order, `batch_images` images a step (fewer in the last one where they run out)."""
+    reading = multiprocessing.get_context("fork").RawArray("q", [NOT_READING] * max(1, workers))  # in memory that workers share
+    reader = replace(reader, bookmarks=reading)
     pipeline = wds.DataPipeline(reader, wds.map(_mirrored), wds.batched(batch_images, collation_fn=_collated, partial=True))
     loader = wds.WebLoader(
         pipeline,
@@ -128,10 +145,22 @@ def patch_batches(reader: PatchReader, batch_images: int, workers: int, pin_memo
         multiprocessing_context=LivingContext() if workers else None,
     )
     _end_workers_at_exit()
+    batches = iter(loader)
     try:
-        yield from loader
+        while True:
+            with doing("waiting for a batch", partial(_where, reader.pictures, reading)):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
     except ShardError as error:  # a worker's comes wrapped in its traceback
         raise ShardError(str(error).rpartition("ShardError: ")[2].strip()) from None
+
+
+def _where(pictures: Pictures, bookmarks: Sequence[int]) -> str:
+    """Where the workers are, for whoever wonders what a rank waits for."""
+    at = [f"worker {worker} reads {pictures.place_of(image)}" for worker, image in enumerate(bookmarks) if image != NOT_READING]
+    return ", ".join(at) or "no worker reads"
 
 
 @cache

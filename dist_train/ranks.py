@@ -6,16 +6,20 @@ thing when there is one process. Control messages (agree, announce, gather_first
 When a rank fails, the others must not wait for it for ever. The first rank to fail claims that in a key-value store, which
 is atomic, and a thread in every other process watches for the claim and ends the process, even while its main thread is
 stuck in a collective. A rank that merely lost its peers waits before it claims, so that the true cause is the one reported.
+A rank that neither comes nor fails is found out by its heartbeat: who has waited for too long claims the failure for it.
 """
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import os
 import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -23,11 +27,19 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from dist_train.errors import TrainingError
+from dist_train.heartbeat import PULSE, Beat, meeting, why_nothing_moves
+from dist_train.last_words import say_last
+
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=10)  # for any collective: longer than the slowest rank may lag behind, shorter than a coffee
+TIMEOUT = timedelta(minutes=10)  # how long a rank may be waited for: longer than the slowest may lag behind, shorter than a coffee
+_TICK = 0.5  # seconds between two looks at what has become of the others
+_BEAT_TICKS = 4  # looks between two heartbeats
 _LOST_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 _GRACE = 3.0  # seconds in which a rank may end by itself, or the launcher may end it, once another has failed
+_LAST_RESORT = 30.0  # seconds after which a rank that waits in vain, and cannot say for whom, ends all the same
+_FLIGHT_RECORDER = 20.0  # seconds in which NCCL may write down its last collectives
 
 
 class _Link:
@@ -37,24 +49,39 @@ class _Link:
     store: TCPStore | None = None
     leaving = threading.Event()
     is_cause: bool | None = None  # once this rank has failed: whether its error was the first
+    record: Callable[[Exception], None] | None = None
+    stood_still = 0.0  # seconds at one and the same thing; only those in which this process was running
 
 
-def connect() -> None:
-    """Opens the control channel and begins to watch the others. Call it once the process group stands."""
+def backstop(patience: timedelta) -> timedelta:
+    """The time-out of the collectives themselves, for the case that the watch, which can say who is missing, has failed."""
+    return 2 * patience
+
+
+def connect(patience: timedelta = TIMEOUT, record: Callable[[Exception], None] | None = None) -> None:
+    """Opens the control channel and begins to watch the others. Call it once the process group stands.
+
+    Where nothing has moved for `patience`, the run ends: the first rank to notice hands `record` a TrainingError that says who is
+    missing, and says it last.
+    """
     if world() == 1:
         return
-    _Link.control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    _Link.control = dist.new_group(backend="gloo", timeout=backstop(patience))
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     _Link.store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30))
+    _Link.record = record
     _Link.leaving.clear()
-    threading.Thread(target=_watch, args=(TCPStore(host, port, is_master=False, wait_for_workers=False),), daemon=True).start()
+    seconds, own_store = patience.total_seconds(), TCPStore(host, port, is_master=False, wait_for_workers=False)
+    threading.Thread(target=_watch, args=(own_store, seconds), daemon=True).start()
+    threading.Thread(target=_count_standing_still, args=(seconds,), daemon=True).start()
 
 
 def disconnect() -> None:
     """Waits for all, then leaves: the last call of a run that ended well."""
     if world() == 1:
         return
-    dist.barrier(_Link.control)
+    with meeting("the end"):
+        dist.barrier(_Link.control)
     _Link.leaving.set()
     dist.destroy_process_group()
     _Link.control = _Link.store = None
@@ -85,7 +112,8 @@ def agree_each(flags: Sequence[bool]) -> list[bool]:
     if world() == 1:
         return list(flags)
     votes = torch.tensor(flags, dtype=torch.int32)
-    dist.all_reduce(votes, dist.ReduceOp.MAX, group=_Link.control)
+    with meeting("agreeing"):
+        dist.all_reduce(votes, dist.ReduceOp.MAX, group=_Link.control)
     return [bool(vote) for vote in votes.tolist()]
 
 
@@ -94,7 +122,8 @@ def announce(value: T) -> T:
     if world() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0, group=_Link.control)
+    with meeting("hearing what rank 0 says"):
+        dist.broadcast_object_list(box, src=0, group=_Link.control)
     result: T = box[0]
     return result
 
@@ -121,7 +150,8 @@ def gather_first(value: T) -> list[T]:
     if world() == 1:
         return [value]
     box: list[Any] | None = [None] * world() if is_first() else None
-    dist.gather_object(value, box, dst=0, group=_Link.control)
+    with meeting("gathering at rank 0"):
+        dist.gather_object(value, box, dst=0, group=_Link.control)
     return box or []
 
 
@@ -133,15 +163,19 @@ def gather_visits(share: torch.Tensor) -> torch.Tensor:
     if world() == 1:
         return share.detach()
     shares = [torch.empty_like(share) for _ in range(world())]
-    dist.all_gather(shares, share.detach().contiguous())
+    with meeting("gathering the scores"):
+        dist.all_gather(shares, share.detach().contiguous())
     return torch.stack(shares, dim=1).flatten(0, 1)
 
 
 def share_buffers(module: torch.nn.Module) -> None:
     """Gives rank 0's buffers, such as BatchNorm's running statistics, to every rank."""
     if world() > 1:
-        for buffer in module.buffers():
-            dist.broadcast(buffer, src=0)
+        with meeting("sharing BatchNorm's statistics"):
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # a GPU is waited for where it was asked, and not in what comes after
 
 
 def claim_failure(error: BaseException) -> bool:
@@ -159,12 +193,16 @@ def claim_failure(error: BaseException) -> bool:
         return True
     if lost_a_peer(error):
         time.sleep(_GRACE)
+    unheard = threading.Timer(2 * _GRACE, _end, [f"{error} (and the key-value store does not answer)"])  # then nobody claims
+    unheard.daemon = True
+    unheard.start()
     try:
         first = bool(_Link.store.add(_failure_key() + "/claims", 1) == 1)
         if first:
             _Link.store.set(_failure_key(), f"rank {rank()}: {error}")
     except RuntimeError:  # the store went with its owner: this rank is not the first to end
         first = False
+    unheard.cancel()
     _Link.is_cause = first
     return first
 
@@ -178,13 +216,79 @@ def _failure_key() -> str:
     return f"dist_train/failure/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
-def _watch(store: TCPStore) -> None:
-    """Ends this process soon after another rank has failed, whatever its main thread is doing."""
-    while not _Link.leaving.wait(0.5):
+def _beat_key(of_rank: int) -> str:
+    return f"{_failure_key()}/beat/{of_rank}"
+
+
+def _watch(store: TCPStore, patience: float) -> None:
+    """Tells the others what this rank does, and ends this process soon after another has failed, or was waited for in vain."""
+    for tick in itertools.count():
+        if _Link.leaving.wait(_TICK):
+            return
         try:
             cause = "another rank has failed" if store.check([_failure_key()]) else None
+            if tick % _BEAT_TICKS == 0:
+                store.set(_beat_key(rank()), PULSE.beat(rank()).to_json())
+            if cause is None and _Link.stood_still > patience:
+                _give_up(store)
         except RuntimeError:
             cause = "the launcher, or the rank that kept the key-value store, is gone"
         if cause and not _Link.leaving.wait(2 * _GRACE):
-            print(f"rank {rank()} ends: {cause}", file=sys.stderr, flush=True)
-            os._exit(1)
+            _end(cause)
+
+
+def _give_up(store: TCPStore) -> None:
+    """Ends the run because somebody is missing, who is named; unless they come in the last moment."""
+    changes, waited = PULSE.changes, _Link.stood_still
+    before = _beats(store)
+    for _ in range(2):  # beats of this rank itself, too, so that those who give up at the same moment do not call each other silent
+        store.set(_beat_key(rank()), PULSE.beat(rank()).to_json())
+        if _Link.leaving.wait(1.5 * _BEAT_TICKS * _TICK):
+            return
+    own, now = PULSE.beat(rank()), _beats(store)
+    if PULSE.changes != changes:
+        return
+    error = TrainingError(why_nothing_moves(own, waited, before, now))
+    if claim_failure(error):
+        if _Link.record is not None:
+            with suppress(OSError):
+                _Link.record(error)
+        say_last(error, f"error: {error}")
+        if torch.cuda.is_available():
+            time.sleep(_FLIGHT_RECORDER)
+        _exit()
+
+
+def _beats(store: TCPStore) -> list[Beat | None]:
+    """What each rank has said last; None of one that has not spoken."""
+    keys = [_beat_key(number) for number in range(world())]
+    return [Beat.from_json(store.get(key)) if store.check([key]) else None for key in keys]
+
+
+def _count_standing_still(patience: float) -> None:
+    """Counts how long this process has been at one thing, and is the last resort when the store does not answer the watch.
+
+    It counts its own looks, not what clocks say: a job that was suspended as a whole has waited for nobody meanwhile.
+    """
+    changes = -1
+    while not _Link.leaving.wait(_TICK):
+        stands = PULSE.is_busy and PULSE.changes == changes
+        changes, _Link.stood_still = PULSE.changes, _Link.stood_still + _TICK if stands else 0.0
+        if _Link.stood_still > patience + _LAST_RESORT:
+            own = PULSE.beat(rank())
+            _end(
+                f"{own} has been at this for {_Link.stood_still:.0f} s: {own.doing}; and who is missing cannot be said, because the "
+                f"key-value store on {os.environ['MASTER_ADDR']}, kept by the launcher or by rank 0 there, does not answer"
+            )
+
+
+def _end(why: str) -> None:
+    print(f"rank {rank()} ends: {why}", file=sys.stderr, flush=True)
+    _exit()
+
+
+def _exit() -> None:
+    """Ends this process from any of its threads, and its loader workers, of which one may be stopped and would stay."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(1)

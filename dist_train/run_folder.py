@@ -23,6 +23,7 @@ FREE = (
     "run.folder",
     "run.device",
     "run.processes",
+    "run.timeout_minutes",
     "data.workers",
     "train.micro_batch",
     "model.gradient_checkpointing",

@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batch
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.evaluation import Scores, final_panel_of, panel_of, score_part, write_scores
 from dist_train.gradient import Targets, accumulate_gradient, rehearse
+from dist_train.heartbeat import doing, meeting
 from dist_train.history import forget_hyper_gradient, forget_moments
 from dist_train.journal import finite_or_none, read_records
 from dist_train.launch import refuse_another_world
@@ -60,7 +62,7 @@ def train(config: Config) -> bool:
     """
     accelerator = open_accelerator(config)
     refuse_another_world(accelerator.num_processes, config.run.processes)
-    ranks.connect()
+    ranks.connect(timedelta(minutes=config.run.timeout_minutes), lambda error: record_failure(config.run.folder, error))
     plan = make_plan(config, ranks.world())
     ended = True
     if ranks.first_does(lambda: enter_run_folder(plan)):
@@ -80,12 +82,14 @@ def _run(plan: Plan, accelerator: Accelerator) -> bool:
     request = StopRequest(plan.config.run.folder)
     if ranks.is_first():
         print(describe_plan(plan), flush=True)
-    training = open_training(plan, accelerator)
+    with doing("opening the run"):
+        training = open_training(plan, accelerator)
     ranks.first_does(lambda: write_status(plan.config.run.folder, status_of(training) | {"status": "unfinished", "reason": "training"}))
     try:
         stopped_by = _train_until_done(training, request)
         if stopped_by is None:
-            _finish(training)
+            with doing("the test"):
+                _finish(training)
         else:
             _leave_unfinished(training, stopped_by)
         return stopped_by is None
@@ -100,19 +104,23 @@ def _train_until_done(training: Training, request: StopRequest) -> str | None:
     refuse_bad_groups(training.model, training.optimizer)
     size = plan.collection.patch_size
     blank = torch.zeros(plan.micro_batch, training.config.data.patches_per_image, 3, size, size, dtype=torch.uint8)
-    rehearse(training.wrapped, blank.to(training.accelerator.device), training.model.num_chances)
+    with meeting("the rehearsal"):
+        rehearse(training.wrapped, blank.to(training.accelerator.device), training.model.num_chances)
     batches = _training_batches(training)
     saved = time.monotonic()
     while not progress.stopped:
         judged = progress.step == (progress.epochs_judged + 1) * plan.steps_per_epoch
         if judged:
-            _judge_epoch(training)
+            with doing(f"judging epoch {progress.epochs_judged}"):
+                _judge_epoch(training)
         else:
-            _train_step(training, batches)
+            with doing(f"step {progress.step + 1}"):
+                _train_step(training, batches)
         old = ranks.is_first() and save.every_minutes is not None and time.monotonic() - saved >= 60 * save.every_minutes
         stop, old = ranks.agree_each([request.heard(), old])
         if judged or stop or old or (save.every_steps and progress.step % save.every_steps == 0):
-            save_training(training)
+            with doing(f"saving step {progress.step}"):
+                save_training(training)
             saved = time.monotonic()
         if stop:
             return ranks.announce(", ".join({reason for reason in ranks.gather_first(request.withdraw()) if reason}))
@@ -137,10 +145,11 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
     rates = plan.rates(step)
     set_rates(training.optimizer, rates)
     buffers = [buffer.clone() for buffer in training.model.buffers()]
-    scores, loss = accumulate_gradient(accelerator, training.wrapped, pixels, chances, targets, config.loss, plan.micro_batch)
-    forget_hyper_gradient(config.history, training.optimizer, step // plan.steps_per_epoch)
-    norm = accelerator.clip_grad_norm_(training.model.parameters(), config.optim.clip_norm or math.inf)
-    gradient_norm = float(norm)
+    with meeting("the gradient"):
+        scores, loss = accumulate_gradient(accelerator, training.wrapped, pixels, chances, targets, config.loss, plan.micro_batch)
+        forget_hyper_gradient(config.history, training.optimizer, step // plan.steps_per_epoch)
+        norm = accelerator.clip_grad_norm_(training.model.parameters(), config.optim.clip_norm or math.inf)
+        gradient_norm = float(norm)  # here a GPU is waited for
     norms = _step_if_finite(training, gradient_norm, images, rates, buffers)
 
     progress.step += 1
@@ -287,12 +296,13 @@ def open_accelerator(config: Config) -> Accelerator:
     """Joins the processes, on the device and in the precision of the config. Raises ConfigError when this machine has no such precision."""
     torch.backends.cudnn.benchmark = False  # it would choose another algorithm, and so another rounding, on every start
     torch.backends.cudnn.deterministic = True
-    patience = InitProcessGroupKwargs(timeout=ranks.TIMEOUT)
+    patience = timedelta(minutes=config.run.timeout_minutes)
+    group = InitProcessGroupKwargs(timeout=ranks.backstop(patience))
     cpu = config.run.device == "cpu" or not torch.cuda.is_available()  # told so, accelerate joins CPU processes; left to guess, it does not
     if cpu and config.run.precision == "fp16":  # accelerate would train in float32 without a word
         raise ConfigError("run.precision=fp16 needs a GPU, and this run has none; use bf16 or no")
     try:
-        return Accelerator(cpu=cpu, mixed_precision=config.run.precision, kwargs_handlers=[patience])
+        return Accelerator(cpu=cpu, mixed_precision=config.run.precision, kwargs_handlers=[group])
     except ValueError as error:  # fp16 without a GPU, bf16 on a GPU that lacks it
         raise ConfigError(f"run.precision={config.run.precision} does not work on this machine ({error}); use bf16 or no") from error
 

@@ -297,6 +297,10 @@ class Shards:
         canvas, size = self._read_plane(image, row, 0), self.layout.patch_size
         return np.stack([canvas[y : y + size, x : x + size] for y, x in (row["corners"][patch].astype(int) for patch in patches)])
 
+    def place_of(self, image: int) -> str:
+        """Which image that is and the shard that holds it, for messages."""
+        return f"'{self.ids[image]}' in {self.path(self.manifest['shards'][int(self.row(image)['shard'])]['file'])}"
+
     def row(self, image: int) -> np.void:
         """The image's row of the index, verified. Raises ShardError when it is not as the build wrote it."""
         # Read, not mapped: every page of a mapped file that is touched counts as memory of every process that touches it.

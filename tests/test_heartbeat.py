@@ -1,0 +1,131 @@
+"""A rank that is missing is named, with what it was doing, and nobody waits for it for longer than the config says."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import runs
+
+from dist_train.data import PatchReader, TrainingVisits, patch_batches
+from dist_train.heartbeat import PULSE, Beat, Pulse, why_nothing_moves
+from dist_train.order import Order
+from shards.manifest import Shards
+
+OWN = Beat(0, "n1", 100, 9, 40, True, "step 8: the gradient")
+
+
+def later(beat: Beat) -> Beat:
+    return replace(beat, number=beat.number + 1)
+
+
+def test_a_rank_that_is_alive_and_has_not_come_is_named_with_what_it_does() -> None:
+    late = Beat(1, "n2", 200, 9, 39, False, "step 8: waiting for a batch (worker 0 reads 'cup' in /data/shard-000003.tar)")
+    said = why_nothing_moves(OWN, 600, [OWN, late], [later(OWN), later(late)])
+    assert "rank 1 (process 200 on n2) has not come, and is at: step 8: waiting for a batch (worker 0 reads 'cup'" in said
+    assert said.startswith("rank 0 (process 100 on n1) has been at this for 600 s, which needs all ranks: step 8: the gradient; ")
+
+
+def test_a_rank_that_has_come_and_still_beats_is_not_missing() -> None:
+    late, there = Beat(1, "n2", 200, 9, 39, False, "reading"), Beat(2, "n3", 300, 9, 40, True, "step 8: the gradient")
+    said = why_nothing_moves(OWN, 600, [OWN, late, there], [later(OWN), later(late), later(there)])
+    assert "n2" in said
+    assert "n3" not in said
+
+
+def test_a_rank_whose_heart_stands_still_is_called_silent_wherever_it_was() -> None:
+    frozen = Beat(1, "n2", 200, 9, 40, True, "step 8: the gradient")
+    said = why_nothing_moves(OWN, 600, [OWN, frozen], [later(OWN), frozen])
+    assert "rank 1 (process 200 on n2) is silent, and the last that was heard of it is: step 8: the gradient" in said
+
+
+def test_a_rank_that_never_spoke_is_named_by_its_number() -> None:
+    assert "rank 1 has never been heard of" in why_nothing_moves(OWN, 600, [OWN, None], [later(OWN), None])
+
+
+def test_where_nobody_is_missing_the_network_is_named() -> None:
+    there = Beat(1, "n2", 200, 9, 40, True, "step 8: the gradient")
+    assert "the fault lies between them" in why_nothing_moves(OWN, 600, [OWN, there], [later(OWN), later(there)])
+
+
+def test_a_rank_that_is_stuck_by_itself_blames_nobody() -> None:
+    own, other = replace(OWN, needs_all=False, doing="step 8: waiting for a batch"), Beat(1, "n2", 200, 9, 1, False, "reading")
+    said = why_nothing_moves(own, 600, [own, other], [later(own), later(other)])
+    assert "has been at this for 600 s: step 8: waiting for a batch" in said
+    assert "n2" not in said
+    assert "network or its settings" not in said
+
+
+def test_a_pulse_tells_the_innermost_of_what_is_done_and_counts_meetings() -> None:
+    pulse = Pulse()
+    assert not pulse.is_busy
+    with pulse.doing("step 3"):
+        assert pulse.beat(1).doing == "step 3"
+        with pulse.meeting("the gradient"), pulse.meeting("gathering"):
+            beat = pulse.beat(1)
+            assert (beat.doing, beat.meetings, beat.needs_all) == ("step 3: the gradient: gathering", 2, True)
+        changes = pulse.changes
+        with pulse.doing("reading", lambda: "shard 7"):
+            assert pulse.beat(1).doing == "step 3: reading (shard 7)"
+            assert not pulse.beat(1).needs_all
+        assert pulse.changes > changes
+    assert not pulse.is_busy
+    assert Beat.from_json(beat.to_json()) == beat
+
+
+def test_a_beat_names_the_image_and_the_shard_that_a_loader_worker_is_at(shards: Path) -> None:
+    """The worker is a real one; it is held up by a picture that it cannot get at before the test lets it."""
+    opened = Shards(shards)
+    gate = multiprocessing.get_context("fork").Event()
+
+    class SlowDisk:
+        place_of = staticmethod(opened.place_of)
+
+        def read_patches(self, image: int, patches: list[int]) -> np.ndarray:
+            assert gate.wait(60)
+            return opened.read_patches(image, patches)
+
+    _, parts = opened.split()
+    order = Order(seed=3, num_images=len(parts["train"]), stored_patches=4, patches_per_image=2, passes=1, global_batch=4)
+    batches = patch_batches(PatchReader(SlowDisk(), TrainingVisits(order, parts["train"], True, 0, 1), 0, 1), 4, workers=1)
+    reading = threading.Thread(target=lambda: list(batches))
+    reading.start()
+    first = int(parts["train"][order.batch(0).images[0]])
+    end = time.monotonic() + 30
+    while "worker 0 reads" not in PULSE.beat(0).doing and time.monotonic() < end:
+        time.sleep(0.05)
+    assert PULSE.beat(0).doing == f"waiting for a batch (worker 0 reads {opened.place_of(first)})"
+    assert opened.ids[first] in opened.place_of(first)
+    assert "shard-0000" in opened.place_of(first)
+    gate.set()
+    reading.join(30)
+    assert PULSE.beat(0).doing == ""
+
+
+@pytest.mark.parametrize("what", ["rank", "loader worker"])
+def test_a_process_that_is_stopped_is_named_and_ends_the_run_in_the_time_that_the_config_grants(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3")  # what torchrun gives a stopped rank to end by itself; 30 unless told
+    process = runs.start(2, tmp_path, shards, "train.epochs=200", "stop.patience=null", "run.timeout_minutes=0.25")
+    runs.wait_for_step(process, tmp_path, 2)
+    rank = runs.rank_process(process, 1)
+    (rank if what == "rank" else min(rank.children(), key=psutil.Process.create_time)).suspend()
+    began = time.monotonic()
+    output = runs.finish(process)
+    assert time.monotonic() - began < 15 + 45
+    assert process.returncode != 0
+    reason = runs.status(tmp_path)["reason"]
+    assert runs.status(tmp_path)["status"] == "failed"
+    expected = f"rank 1 (process {rank.pid} on "
+    assert expected in reason
+    assert ("is silent" if what == "rank" else "waiting for a batch") in reason
+    assert [line for line in output.splitlines() if line.strip(" =")][-1].endswith("(run.timeout_minutes is how long nothing may move)"), (
+        output[-3000:]
+    )
