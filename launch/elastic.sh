@@ -13,7 +13,7 @@
 #   Ctrl-C or TERM       takes this host out; the others go on
 #   a file named stop    in run.folder ends the run on all hosts, with a checkpoint; the same line goes on later
 #
-# A run that fails, for another reason than a lost process, fails on all hosts and is not tried again. These variables change it:
+# A run that fails, for another reason than a lost or silent process, fails on all hosts and is not tried again. These variables change it:
 #
 #   FIRST_HOST       where the hosts meet: the name of one of them, as it and all the others know it
 #   HOSTS            the least and the greatest number of hosts (1:4)
@@ -103,11 +103,11 @@ print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$folder/stat
         status=finished reason="in an earlier session"
     fi
     say "run $status ($reason)"
-    case $status in
-        finished | "stopped early") exit 0 ;;
-        failed) exit 1 ;;
+    case "$status: $reason" in
+        finished:* | "stopped early":* | unfinished:*"the file \`stop\`"*) exit 0 ;;
+        failed:*"run.timeout_minutes is how long nothing may move"*) ;; # a host that is silent: others may go on without it
+        failed:*) exit 1 ;;
     esac
-    if [[ $reason == *"the file \`stop\`"* ]]; then exit 0; fi
 
     if [ "$(newest_checkpoint)" != "$newest" ]; then restarts=0 newest=$(newest_checkpoint); fi
     if [ "$restarts" -ge "${MAX_RESTARTS:-20}" ]; then
