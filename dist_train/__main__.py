@@ -18,15 +18,15 @@ SETTINGS = "settings after the config file, as section.key=value; `plan` prints 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0 it did what it was asked (see status.json), 1 it failed."""
+    """Runs one command; returns the exit status: 0 it did what it was asked (see status.json), 1 it failed, or the doctor says no."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        status = options.run(options)
     except (ConfigError, ShardError, TrainingError) as error:
         return _fail(error, f"error: {error}")
     except Exception as error:
         return _fail(error, traceback.format_exc())
-    return 0
+    return int(status or 0)
 
 
 def _fail(error: Exception, text: str) -> int:
@@ -79,6 +79,12 @@ def _fetch(options: argparse.Namespace) -> None:
     load_pretrained(features_only(model.backbone), model.backbone, model.pretrained)
     got = "are here and fit" if model.pretrained else "are random: there is nothing to fetch"
     print(f"the weights of {model.backbone} (model.pretrained={model.pretrained}) {got}")
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from dist_train.doctor import examine
+
+    return 0 if examine(load_config(options.config, options.settings), options.wait, options.json) else 1
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -188,6 +194,14 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("fetch", help="download the pretrained weights ahead, where there is internet")
     command.set_defaults(run=_fetch)
+    _take_config(command)
+
+    command = commands.add_parser(
+        "doctor", help="before a big run: is the cluster fit for it? Started as the training; exit status 0 yes, 1 no"
+    )
+    command.set_defaults(run=_doctor)
+    command.add_argument("--json", metavar="FILE", help="write the diagnosis there, too; - prints it instead of the table")
+    command.add_argument("--wait", type=float, default=120.0, metavar="SECONDS", help="for ranks that do not come (default: 120)")
     _take_config(command)
 
     command = commands.add_parser("predict", help="score pictures that nobody has rated, with a trained model")

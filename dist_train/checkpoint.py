@@ -2,14 +2,14 @@
 
     checkpoints/
       step-00000500/
-        model.safetensors    weights and buffers
-        optimizer.pt         Adam's moments, as plain tensors
-        average.safetensors  the averaged weights, where the config wants them (else it holds nothing)
-        scores.safetensors   the training scores of the epoch so far, for its metrics
-        progress.json        step, early stop, what data and config it belongs to, and the SHA-256 of the files above
+        model.safetensors      weights and buffers
+        optimizer.safetensors  Adam's moments, each under the name of its weight (moments.py)
+        average.safetensors    the averaged weights, where the config wants them (else it holds nothing)
+        scores.safetensors     the training scores of the epoch so far, for its metrics
+        progress.json          step, early stop, what data and config it belongs to, and the SHA-256 of the files above
 
-A checkpoint is written under a temporary name, synced and renamed. The newest one whose files are as it says is resumed
-from; a damaged one is passed over, aloud.
+A checkpoint is written under a temporary name, synced and renamed, and never written to after that: a later one of the same step
+takes its place whole. The newest one whose files are as it says is resumed from; a damaged one is passed over, aloud.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dist_train.retention import Retention
 from dist_train.whole_files import save_tensors, write_json
 from shards.manifest import file_sha256
 from shards.whole_files import sync
 
-FILES = ("model.safetensors", "optimizer.pt", "average.safetensors", "scores.safetensors")
+FILES = ("model.safetensors", "optimizer.safetensors", "average.safetensors", "scores.safetensors")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Checkpoint:
     """What is saved and what comes back. `progress` is plain JSON."""
 
     model: dict[str, Tensor]
-    optimizer: dict[str, Any]
+    optimizer: dict[str, Tensor]
     average: dict[str, Tensor]
     scores: dict[str, Tensor]
     progress: dict[str, Any]
@@ -48,50 +48,59 @@ class Checkpoint:
         return int(self.progress["step"])
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes `folder`/step-*, complete or not at all, then removes all but the newest `keep`."""
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, retention: Retention, still_ours: Callable[[], None] = lambda: None) -> Path:
+    """Writes `folder`/step-*, complete or not at all, then removes those that `retention` lets go.
+
+    `still_ours` raises when the folder belongs to another job by now: then nothing is written, and nothing gets its name.
+    """
+    still_ours()
     target = folder / f"step-{checkpoint.step:08d}"
     part, replaced = folder / f".{target.name}.part", folder / f".{target.name}.replaced"
-    for leftover in folder.glob(".step-*"):  # of a save that was cut off
+    for leftover in folder.glob(".step-*.part"):  # of a save that was cut off
         shutil.rmtree(leftover)
     part.mkdir(parents=True)
     save_tensors(part / "model.safetensors", checkpoint.model)
-    torch.save(checkpoint.optimizer, part / "optimizer.pt")
+    save_tensors(part / "optimizer.safetensors", checkpoint.optimizer)
     save_tensors(part / "average.safetensors", checkpoint.average)
     save_tensors(part / "scores.safetensors", checkpoint.scores)
     files = {name: file_sha256(part / name) for name in FILES}
     write_json(part / "progress.json", checkpoint.progress | {"files": files})
-    for path in (part / "optimizer.pt", part):  # the other files have been synced as they were written
-        sync(path)
+    sync(part)
+    still_ours()
     if target.exists():
-        target.rename(replaced)  # whole until its successor stands
+        if replaced.exists():
+            shutil.rmtree(replaced)
+        target.rename(replaced)  # whole, and found, until its successor stands
     part.rename(target)
     sync(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
-    for old in [path for path in _newest_first(folder) if path.name <= target.name][keep:]:  # a later one is damaged and does not count
+    standing = {_step_of(path): path for path in _standing(folder)}
+    for old in [*folder.glob(".step-*.replaced"), *(standing[step] for step in retention.superseded(standing, checkpoint.step))]:
         shutil.rmtree(old)
     return target
 
 
 def newest_complete_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint below `folder` whose files are whole; None when there is none. Damaged ones are said aloud."""
-    for path in _newest_first(folder):
+    found = [*folder.glob(".step-*.replaced"), *_standing(folder)]  # where both are of one step, a save was cut off at its very end
+    for path in sorted(found, key=_step_of)[::-1]:
         try:
             progress = _read_progress(path)
-            changed = [name for name in FILES if file_sha256(path / name) != progress["files"][name]]
+            files = progress["files"]
+            damage = [f"progress.json does not tell of {name}" for name in FILES if name not in files]
+            damage = damage or [f"{name} has changed" for name in FILES if file_sha256(path / name) != files[name]]
         except (OSError, ValueError, LookupError, TypeError) as error:
-            changed = [str(error)]
-        if not changed:
+            damage = [f"{type(error).__name__}: {error}"]
+        if not damage:
             return path
-        say(f"checkpoint {path} is damaged ({', '.join(changed)}); going back to the one before")
+        say(f"checkpoint {path} is damaged ({', '.join(damage)}); going back to the one before")
     return None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """What was saved at `path`, on the CPU. Nothing is unpickled."""
+    """What was saved at `path`, on the CPU."""
     return Checkpoint(
         load_file(path / "model.safetensors"),
-        torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True),
+        load_file(path / "optimizer.safetensors"),
         load_file(path / "average.safetensors"),
         load_file(path / "scores.safetensors"),
         _read_progress(path),
@@ -103,5 +112,9 @@ def _read_progress(path: Path) -> dict[str, Any]:
     return progress
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), reverse=True)
+def _standing(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.lstrip(".").removeprefix("step-").removesuffix(".replaced"))

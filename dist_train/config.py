@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,6 +36,10 @@ Place = Annotated[
     PlainSerializer(redacted),  # what is written down of an address holds no password and no signature
 ]
 Folder = Annotated[Path, AfterValidator(Path.expanduser)]  # the shell leaves the ~ of `run.folder=~/run` to us
+
+
+_SHORTLY = reprlib.Repr()  # a few lines of YAML that refer to each other can stand for gigabytes
+_SHORTLY.maxstring, _SHORTLY.maxother, _SHORTLY.maxlevel = 300, 300, 2
 
 
 class _Section(BaseModel):
@@ -204,6 +209,10 @@ class Save(_Section):
     """A checkpoint when the last one is so old, so that a killed run loses no more than that. null: none for that reason."""
     keep: int = Field(2, ge=1)
     """Newest checkpoints that are kept. The best model is kept apart, always."""
+    keep_best: bool = False
+    """Also keep the checkpoint of the best epoch so far, with its moments: one checkpoint more on the disk."""
+    keep_every_epochs: int | None = Field(None, ge=1)
+    """Also keep the checkpoint of every so many epochs. null: none for that reason."""
 
 
 class Log(_Section):
@@ -319,7 +328,7 @@ def _explanations(error: ValidationError) -> Iterator[tuple[str, str]]:
         if problem["type"] == "extra_forbidden":
             yield key, f"unknown key '{key}'{_did_you_mean(key)}"
         else:
-            yield key, f"{key}={problem['input']!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
+            yield key, f"{key}={_SHORTLY.repr(problem['input'])}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
 def _did_you_mean(key: str) -> str:

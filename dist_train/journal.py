@@ -1,7 +1,7 @@
 """What a run says while it runs: aligned lines for people, metrics.jsonl for machines, TensorBoard where asked.
 
-metrics.jsonl has a line per step ({"kind": "step", ...}) and per epoch ({"kind": "epoch", ...}). A resumed run first drops
-what was written after its checkpoint, so the steps in the file are 1, 2, 3 ... without gaps or repeats.
+metrics.jsonl has a line per step ({"kind": "step", ...}), per epoch ({"kind": "epoch", ...}) and per checkpoint ({"kind": "save",
+...}). A resumed run first drops what was written after its checkpoint, so the steps in the file are 1, 2, 3 ... without gaps or repeats.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,13 @@ class Journal:
             self.say(f"WARNING: there is no {chooser} SRCC ({why}): never the best epoch")
         self._restart_line_clock()
 
+    def save(self, step: int, seconds: float, size: int, period: float) -> None:
+        """A checkpoint of `size` bytes: what it took, and the seconds since the one before (or the first step) that this is part of."""
+        self._write({"kind": "save", "step": step, "save_seconds": round(seconds, 3), "save_bytes": size, "save_period": round(period, 3)})
+        speed = f"{size / 1e6:.0f} MB in {seconds:.1f} s, {size / 1e6 / max(seconds, 1e-9):.0f} MB/s"
+        self.say(f"checkpoint after step {step}: {speed}, {seconds / max(period, 1e-9):.1%} of the time since the one before")
+        self._line_clock += seconds
+
     def _restart_line_clock(self) -> None:
         """What happened since the last line, such as an evaluation, does not count as training time."""
         self._line_clock, self._line_patches, self._line_wait = time.perf_counter(), 0, 0.0
@@ -125,6 +132,15 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def cost_of_saving(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the checkpoints of a run took: how many, bytes and seconds in all, and their share of the time; None without any."""
+    saves = [record for record in records if record["kind"] == "save"]
+    if not saves:
+        return None
+    seconds, size, period = (sum(save[key] for save in saves) for key in ("save_seconds", "save_bytes", "save_period"))
+    return {"checkpoints": len(saves), "bytes": size, "seconds": round(seconds, 3), "share": seconds / max(period, 1e-9)}
+
+
 def finite_or_none(value: Any) -> Any:
     """`value` with every nan or infinity in it as None, because JSON has no word for them."""
     if isinstance(value, Mapping):
@@ -137,7 +153,7 @@ def finite_or_none(value: Any) -> Any:
 def _drop_lines_after(path: Path, step: int, epochs_judged: int) -> None:
     """A checkpoint may be of an epoch's last step and yet from before its verdict; then that is judged, and told, again."""
     kept = [
-        record for record in read_records(path) if record["step"] <= step and (record["kind"] == "step" or record["epoch"] < epochs_judged)
+        record for record in read_records(path) if record["step"] <= step and (record["kind"] != "epoch" or record["epoch"] < epochs_judged)
     ]
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 

@@ -21,7 +21,7 @@ from dist_train.config import Config, load_config, save_config
 from dist_train.errors import ConfigError
 from dist_train.model import HyperIQA
 from dist_train.whole_files import read_about, save_tensors
-from shards.manifest import Label, Shards
+from shards.manifest import Label, Shards, is_plain_name
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.yaml"
 
@@ -89,6 +89,8 @@ def open_model(place: Path) -> TrainedModel:
     try:
         about, weights = read_about(path), load_file(path)
         scales = {name: Scale(**{**said, "label": Label(**said["label"])}) for name, said in about["scales"].items()}
+        if odd := [name for name in (*scales, *about.get("trained_on", ())) if not is_plain_name(name)]:
+            raise ValueError(f"'{odd[0]}' cannot be part of a file name")
         cutting = Cutting(**about["cutting"])
         model = build_model(config, cutting.patch_size, (0.0, 100.0))
         model.load_state_dict(weights)  # the scale of the scores is among the buffers

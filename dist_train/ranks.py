@@ -178,6 +178,65 @@ def share_buffers(module: torch.nn.Module) -> None:
                 torch.cuda.synchronize()  # a GPU is waited for where it was asked, and not in what comes after
 
 
+def join(patience: float) -> None:
+    """Brings together the processes that the launcher's variables name, over gloo alone: one whose GPU is broken can then say so.
+
+    Raises TrainingError when they have not all come within `patience` seconds.
+    """
+    if (wanted := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        try:
+            dist.init_process_group("gloo", timeout=timedelta(seconds=patience))
+        except dist.DistError as error:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            raise TrainingError(
+                f"not all of {wanted} processes have come to {where} within {patience:g} s ({str(error).splitlines()[0]}); "
+                f"see on which node the log is silent, and whether it reaches that port"
+            ) from error
+    connect()
+
+
+def time_all_reduces(wanted: Sequence[tuple[int, int]], device: torch.device) -> list[list[float]]:
+    """For each (size, repeats), the seconds that so many sums of `size` float32 over all ranks take, as DDP sums gradients there."""
+    group: Any = dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    found = []
+    for size, repeats in wanted:
+        buffer, taken = torch.zeros(size, device=device), []
+        for _ in range(1 + repeats):  # the first one also opens the connections
+            dist.barrier(_Link.control)
+            started = time.perf_counter()
+            dist.all_reduce(buffer, group=group)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            taken.append(time.perf_counter() - started)
+        found.append(taken[1:])
+    return found
+
+
+def compare_clocks(round_trips: int = 20) -> list[tuple[float, float]]:
+    """By how many seconds each rank's clock is ahead of rank 0's, and how sure that is, on rank 0; an empty list on the others.
+
+    Of several round trips the shortest counts: the other clock was read somewhere within it, so half of it bounds the error
+    (Cristian, "Probabilistic clock synchronization", Distributed Computing 3, 1989).
+    """
+    reply, found = torch.zeros(1, dtype=torch.float64), [(0.0, 0.0)]
+    for other in range(1, world()):
+        trips = []
+        for _ in range(round_trips if rank() in (0, other) else 0):
+            if is_first():
+                sent = time.time()
+                dist.send(reply, other, group=_Link.control)
+                dist.recv(reply, other, group=_Link.control)
+                half = (time.time() - sent) / 2
+                trips.append((half, float(reply) - sent - half))
+            else:
+                dist.recv(reply, 0, group=_Link.control)
+                dist.send(torch.tensor([time.time()], dtype=torch.float64), 0, group=_Link.control)
+        if trips:
+            half, ahead = min(trips)
+            found.append((ahead, half))
+    return found if is_first() else []
+
+
 def claim_failure(error: BaseException) -> bool:
     """Tells the others that this rank has failed; true when it is the first, whose error is the cause.
 

@@ -34,8 +34,15 @@ def final_table(status: Mapping[str, Any]) -> str:
         *rows,
         *(line for name, panel in panels.items() for line in _further(name, panel)),
         *([status["train_and_val"]] if status.get("train_and_val") else []),
+        *([_saving(status["saving"])] if status.get("saving") else []),
     ]
     return "\n".join(told)
+
+
+def _saving(cost: Mapping[str, Any]) -> str:
+    number = cost["checkpoints"]
+    each = f"{cost['bytes'] / number / 1e6:,.0f} MB and {cost['seconds'] / number:.1f} s each"
+    return f"saving: {number:,} checkpoint{'s' * (number > 1)}, {each}, {cost['share']:.1%} of the time of training"
 
 
 def _panels(status: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dist_train import ranks
+from dist_train import ranks, run_lock
 from dist_train.config import Config, load_config, save_config
 from dist_train.errors import ConfigError
 from dist_train.journal import finite_or_none
@@ -33,7 +33,7 @@ FREE = (
 
 
 def enter_run_folder(plan: Plan) -> bool:
-    """Makes the run folder, or opens it again; False when the run in it has already ended well.
+    """Makes the run folder, or opens it again; False when the run in it has already ended well. To be called with its lock held.
 
     Raises ConfigError when the folder holds a run with other settings or other data, or somebody else's files.
     """
@@ -56,7 +56,7 @@ def refuse_another_run(plan: Plan) -> dict[str, Any] | None:
     settings, status = folder / "config.yaml", read_status(folder)
     if settings.is_file():
         _refuse_other_settings(settings, plan.config)
-    elif strangers := sorted(path.name for path in folder.glob("*") if path.name != "stop"):
+    elif strangers := sorted(path.name for path in folder.glob("*") if path.name not in ("stop", run_lock.NAME)):
         raise ConfigError(f"{folder}: is not empty ({strangers[0]}) and holds no run; choose a new or empty folder as run.folder")
     if status:
         refuse_other_data(plan, status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -25,10 +26,13 @@ from dist_train.journal import Journal
 from dist_train.metrics import two_level_panel
 from dist_train.model import HyperIQA
 from dist_train.model_folder import build_model
+from dist_train.moments import group_settings, load_moments, named_moments
 from dist_train.optim import build_adam
 from dist_train.plan import Plan
 from dist_train.pretrained import load_pretrained
+from dist_train.retention import Retention
 from dist_train.run_folder import about_data, refuse_other_data, write_status
+from dist_train.run_lock import RunLock
 from dist_train.stopping import EarlyStop
 
 
@@ -98,6 +102,7 @@ class Training:
     optimizer: Any
     journal: Journal
     progress: Progress
+    lock: RunLock
     average: AveragedModel | None = None  # where the config wants one
     epoch_scores: EpochScores = field(default_factory=EpochScores)
 
@@ -111,7 +116,7 @@ class Training:
         return self.plan.config
 
 
-def open_training(plan: Plan, accelerator: Accelerator) -> Training:
+def open_training(plan: Plan, accelerator: Accelerator, lock: RunLock) -> Training:
     """Model, Adam, journal and progress: from the newest complete checkpoint where there is one, else from the start."""
     config = plan.config
     checkpoints = config.run.folder / "checkpoints"
@@ -137,7 +142,7 @@ def open_training(plan: Plan, accelerator: Accelerator) -> Training:
         model.compile()  # in place: checkpoints, and the average's copy, stay those of the plain model
     progress = Progress(Best(EarlyStop(config.stop.patience)), Best(EarlyStop(None)))
     if checkpoint is not None:
-        optimizer.load_state_dict(checkpoint.optimizer)
+        load_moments(optimizer, model, checkpoint.optimizer, checkpoint.progress["adam"])
         if accelerator.scaler is not None and checkpoint.progress["scaler"]:
             accelerator.scaler.load_state_dict(checkpoint.progress["scaler"])
         if average is not None:
@@ -150,7 +155,7 @@ def open_training(plan: Plan, accelerator: Accelerator) -> Training:
         journal.say(f"going on from {newest}")
         for difference in _differences(checkpoint.progress, accelerator.device):
             journal.say(f"note: {difference}")
-    training = Training(plan, accelerator, model, wrapped, optimizer, journal, progress, average)
+    training = Training(plan, accelerator, model, wrapped, optimizer, journal, progress, lock, average)
     if checkpoint is not None and len(checkpoint.scores["images"]) and ranks.is_first():
         training.epoch_scores = EpochScores([checkpoint.scores["images"].numpy()], [checkpoint.scores["scores"].numpy()])
     return training
@@ -167,23 +172,28 @@ def _differences(saved: dict[str, Any], device: torch.device) -> list[str]:
     return [f"{key} was {before.get(key)} when this was saved, now it is {value}" for key, value in now.items() if before.get(key) != value]
 
 
-def save_training(training: Training) -> None:
-    """A checkpoint by rank 0; the others wait for its outcome."""
-    accelerator, config = training.accelerator, training.config
+def save_training(training: Training, since: float) -> None:
+    """A checkpoint by rank 0; the others wait for its outcome. `since`: when the time began that its cost is measured against."""
+    accelerator, config, optimizer = training.accelerator, training.config, training.optimizer
 
     def save() -> None:
+        begun = time.monotonic()
         progress = {
             "step": training.progress.step,
             "progress": asdict(training.progress),
+            "adam": group_settings(optimizer),
             "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
             "made_with": made_with(accelerator.device),
             "data": about_data(training.plan),
         }
         average = training.average.state_dict() if training.average is not None else {}
-        tensors = training.model.state_dict(), training.optimizer.state_dict(), average, training.epoch_scores.tensors()
-        checkpoint = Checkpoint(*tensors, progress)
-        save_checkpoint(config.run.folder / "checkpoints", checkpoint, config.save.keep)
+        moments = named_moments(optimizer, training.model)
+        checkpoint = Checkpoint(training.model.state_dict(), moments, average, training.epoch_scores.tensors(), progress)
+        retention = Retention.of(config.save, training.plan.steps_per_epoch, training.progress.best.early_stop.best_epoch)
+        path = save_checkpoint(config.run.folder / "checkpoints", checkpoint, retention, training.lock.refuse_if_lost)
         write_status(config.run.folder, status_of(training) | {"status": "unfinished", "reason": "training"})
+        size, ended = sum(file.stat().st_size for file in path.iterdir()), time.monotonic()
+        training.journal.save(checkpoint.step, ended - begun, size, ended - since)
 
     ranks.first_does(save)
 

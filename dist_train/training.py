@@ -3,12 +3,13 @@
 run.folder/
   config.yaml              every setting, as resolved
   status.json              finished, stopped early, unfinished or failed, and the figures; scripts act on it
-  metrics.jsonl            a line per step and per epoch
+  metrics.jsonl            a line per step, per epoch and per checkpoint
   scores-val.csv           image, opinion, score, spread of the best epoch
   scores-test.csv          the same for the test part, from the best epoch
   best/model.safetensors   the best epoch's weights, with config.yaml beside it (best-ema/: of the averaged weights)
   checkpoints/step-*/      where an interrupted run goes on
   report.png               curves, and score against opinion
+  lock                     while the run goes on: whose it is
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from dist_train.evaluation import Scores, final_panel_of, panel_of, score_part, 
 from dist_train.gradient import Targets, accumulate_gradient, rehearse
 from dist_train.heartbeat import doing, meeting
 from dist_train.history import forget_hyper_gradient, forget_moments
-from dist_train.journal import finite_or_none, read_records
+from dist_train.journal import cost_of_saving, finite_or_none, read_records
 from dist_train.launch import refuse_another_world
 from dist_train.model import HyperIQA
 from dist_train.model_folder import WEIGHTS, Cutting, save_model
@@ -46,6 +47,7 @@ from dist_train.overfitting import train_and_val
 from dist_train.plan import Plan, describe_plan, make_plan
 from dist_train.report import draw_report, final_table
 from dist_train.run_folder import about_data, enter_run_folder, record_failure, write_status
+from dist_train.run_lock import RunLock
 from dist_train.state import Best, EpochScores, Training, open_training, save_training, status_of
 from dist_train.stopping import StopRequest, Verdict
 from dist_train.whole_files import read_about
@@ -62,28 +64,35 @@ def train(config: Config) -> bool:
     """
     accelerator = open_accelerator(config)
     refuse_another_world(accelerator.num_processes, config.run.processes)
-    ranks.connect(timedelta(minutes=config.run.timeout_minutes), lambda error: record_failure(config.run.folder, error))
+    lock = RunLock(config.run.folder)
+
+    def record(error: Exception) -> None:
+        if lock.is_ours():  # else the folder is another job's
+            record_failure(config.run.folder, error)
+
+    ranks.connect(timedelta(minutes=config.run.timeout_minutes), record)
     plan = make_plan(config, ranks.world())
     ended = True
-    if ranks.first_does(lambda: enter_run_folder(plan)):
-        try:
-            ended = _run(plan, accelerator)
-        except Exception as error:
-            if ranks.claim_failure(error):
-                with suppress(OSError):  # a full disk must not hide the cause
-                    record_failure(config.run.folder, error)
-            raise
+    with lock.held():
+        if ranks.first_does(lambda: enter_run_folder(plan)):
+            try:
+                ended = _run(plan, accelerator, lock)
+            except Exception as error:
+                if ranks.claim_failure(error):
+                    with suppress(OSError):  # a full disk must not hide the cause
+                        record(error)
+                raise
     ranks.disconnect()
     return ended
 
 
-def _run(plan: Plan, accelerator: Accelerator) -> bool:
+def _run(plan: Plan, accelerator: Accelerator, lock: RunLock) -> bool:
     """The run, once its folder is its own; whether it has ended, rather than being left unfinished."""
     request = StopRequest(plan.config.run.folder)
     if ranks.is_first():
         print(describe_plan(plan), flush=True)
     with doing("opening the run"):
-        training = open_training(plan, accelerator)
+        training = open_training(plan, accelerator, lock)
     ranks.first_does(lambda: write_status(plan.config.run.folder, status_of(training) | {"status": "unfinished", "reason": "training"}))
     try:
         stopped_by = _train_until_done(training, request)
@@ -109,6 +118,7 @@ def _train_until_done(training: Training, request: StopRequest) -> str | None:
     batches = _training_batches(training)
     saved = time.monotonic()
     while not progress.stopped:
+        training.lock.refuse_if_known_lost()
         judged = progress.step == (progress.epochs_judged + 1) * plan.steps_per_epoch
         if judged:
             with doing(f"judging epoch {progress.epochs_judged}"):
@@ -120,7 +130,7 @@ def _train_until_done(training: Training, request: StopRequest) -> str | None:
         stop, old = ranks.agree_each([request.heard(), old])
         if judged or stop or old or (save.every_steps and progress.step % save.every_steps == 0):
             with doing(f"saving step {progress.step}"):
-                save_training(training)
+                save_training(training, saved)
             saved = time.monotonic()
         if stop:
             return ranks.announce(", ".join({reason for reason in ranks.gather_first(request.withdraw()) if reason}))
@@ -248,6 +258,7 @@ def _finish(training: Training) -> None:
     """The one test, from the best epoch, and everything that is told of it."""
     config, progress = training.config, training.progress
     folder, chooser = config.run.folder, config.stop.select_on
+    training.lock.refuse_if_lost()
     if progress.best.early_stop.best_epoch is None:
         raise TrainingError(
             f"no epoch had a {chooser} SRCC, so there is no best model to test; the losses are in {folder / 'metrics.jsonl'}"
@@ -255,12 +266,14 @@ def _finish(training: Training) -> None:
     figures = _test_best(training, training.model, "")
     if training.averaged_model is not None and progress.best_average.early_stop.best_epoch is not None:
         figures["average"] = _test_best(training, training.averaged_model, AVERAGE)
+    training.lock.refuse_if_lost()
     if not ranks.is_first():
         return
     early = progress.epochs_judged < config.train.epochs
     reason = f"{config.stop.patience} epochs without a better {chooser} SRCC" if early else f"all {config.train.epochs} epochs are done"
     status = status_of(training) | {"status": "stopped early" if early else "finished", "reason": reason} | figures
-    status["train_and_val"] = train_and_val(read_records(folder / "metrics.jsonl"))
+    records = read_records(folder / "metrics.jsonl")
+    status["train_and_val"], status["saving"] = train_and_val(records), cost_of_saving(records)
     write_status(folder, status)
     draw_report(folder)
     training.journal.say(final_table(status))
@@ -324,6 +337,7 @@ def _save_best(training: Training, model: HyperIQA, best: Best, scores: dict[str
     config, collection = training.config, training.plan.collection
 
     def save() -> None:
+        training.lock.refuse_if_lost()
         panels = {part: final_panel_of(found, collection) for part, found in scores.items()}
         about = {"epoch": best.early_stop.best_epoch, "panels": finite_or_none(panels)} | about_data(training.plan)
         for part, found in scores.items():

@@ -31,8 +31,10 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, 
     part = part_path(path)
     metadata = {_ABOUT: json.dumps(about)} if about else None
     try:
+        part.touch()  # with the rights that this user gives to new files; safetensors would give its own
+        rights = part.stat().st_mode & 0o777
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, metadata)
-        part.chmod(0o644)  # safetensors makes files that only their owner can read
+        part.chmod(rights)
         put_in_place(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as by `| head`; nobody reads what is left, and Python would complain of it at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
+    except (OSError, sqlite3.Error) as error:
         print(f"error: {_refusal(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -51,8 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _refusal(error: OSError) -> ShardError:
+def _refusal(error: OSError | sqlite3.Error) -> ShardError:
     """What to say when the disk refuses what nobody thought of: a folder that may not be read, a server that is gone."""
+    if isinstance(error, sqlite3.Error):
+        return ShardError(f"the folder for temporary files: {error}; make room there, or name another folder in SQLITE_TMPDIR")
     return ShardError(f"{error.filename or 'the disk'}: {error.strerror or error}; see that it is there and that you may use it")
 
 
@@ -130,7 +133,7 @@ def _doctor(options: argparse.Namespace) -> int:
         return 2
     except ShardError as error:
         findings = [refused(error)]
-    except OSError as error:
+    except (OSError, sqlite3.Error) as error:
         findings = [refused(_refusal(error))]
     print((as_json if options.json else as_text)(name, findings))
     return 0 if is_safe(findings) else 1
@@ -190,7 +193,7 @@ def _split(options: argparse.Namespace) -> None:
         splits = read_splits(options.imported, rows, seed, options.name)
     else:
         splits = numbered_rounds(rows, seed, options.rounds, options.ratio, options.name or "round")
-    new = add_splits(shards, splits)
+    new = add_splits(shards, rows, splits)
     print("\n".join(what_to_know(rows, splits)))
     print(f"new in {shards.path('splits')}: {', '.join(new) or 'nothing, all were there already'}")
 

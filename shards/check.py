@@ -105,7 +105,15 @@ def _says(said: bytes, row: dict[str, str], entry: np.void, codec: str) -> bool:
 def _member(tar: tarfile.TarFile, name: str, path: str) -> tuple[int, bytes]:
     """The offset and the bytes of the next member, which must be called `name`."""
     member = tar.next()
-    file = tar.extractfile(member) if member is not None and member.name == name else None
+    # A link, or a file with holes, may be endlessly more than the bytes that lie there.
+    plain = member is not None and member.name == name and member.isreg() and not member.issparse()
+    file = tar.extractfile(member) if member is not None and plain else None
     if member is None or file is None:
-        raise ShardError(f"{path}: expected the member {name}, found {member.name if member else 'the end of the file'}; {_REWRITE}")
+        raise ShardError(f"{path}: expected the member {name}, found {_called(member)}; {_REWRITE}")
     return member.offset_data, file.read()
+
+
+def _called(member: tarfile.TarInfo | None) -> str:
+    if member is None:
+        return "the end of the file"
+    return member.name if member.isreg() and not member.issparse() else f"{member.name}, which is no plain file"

@@ -9,13 +9,13 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 
 from shards.folders import Pictures, missing_message
 from shards.manifest import Label, ShardError
-from shards.tables import Record, read_records
+from shards.rows import Row, Rows
+from shards.tables import Record, Table, read_records
 
 _NOT_IN_A_KEY = re.compile(r"[^\w-]+")  # a WebDataset key ends at the first dot and may not hold a slash
 
@@ -26,19 +26,6 @@ _GROUP = ("group", "ref_name")
 _PART = ("split", "official_split")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One image: its id, where the file is, and what people said of it."""
-
-    id: str
-    file: Path
-    opinion: float
-    std: float | None  # of the single ratings, on the scale of the opinion
-    group: str
-    part: str | None  # train, val or test in the official split; None when there is none
-    where: str = field(default="", compare=False)  # the table and the row in it, for messages
-
-
 @dataclass(frozen=True)
 class DataSet:
     """Everything a build needs to know of a data set. `rows` are sorted by id, and ids are unique."""
@@ -46,7 +33,7 @@ class DataSet:
     name: str
     label: Label
     resize: str
-    rows: tuple[Row, ...]
+    rows: Rows
     table: Path  # where the rows come from, for messages
 
 
@@ -67,25 +54,27 @@ def read_table(
     records = read_records(table)
     image, score = _column(records, _IMAGE), _column(records, _SCORE)
     if not image:
-        raise ShardError(f"{table}: lacks the column(s) image; it has: {', '.join(records[0].columns)}")
+        raise ShardError(f"{table}: lacks the column(s) image; it has: {', '.join(records.columns)}")
     if not score:
-        raise ShardError(f"{table}: lacks a column score (or mos); it has: {', '.join(records[0].columns)}")
-    if len(both := [name for name in _SCORE if name in records[0]]) > 1:
+        raise ShardError(f"{table}: lacks a column score (or mos); it has: {', '.join(records.columns)}")
+    if len(both := [name for name in _SCORE if name in records]) > 1:
         raise ShardError(f"{table}: has the columns {' and '.join(both)}; keep the one that is the opinion, and rename or delete the other")
     if score == "dmos" and (label is None or label.higher_is_better):
         raise ShardError(f"{table}: has a column dmos: add --lower-is-better, or call it score if higher is better")
     if not images.is_dir():
         raise ShardError(f"{images}: there is no such folder; name the one that the image column of {table} is relative to")
     group, part, std = _column(records, _GROUP), _column(records, _PART), _column(records, ("std",))
-    pictures, rows = Pictures(images), []
-    for record in records:
+    pictures = Pictures(images)
+
+    def row(record: Record) -> Row:
         deviation = record.number(std) if std and record[std] else None
         content = record[group] if group else record[image]
         if not content and record[image]:
             shows = f"write which content '{record[image]}' shows, its own name if nothing else does"
             raise ShardError(f"{record.where}, column {group}: is empty; {shows}")
-        rows.append(row_of(record, image, score, pictures, std=deviation, group=content, part=record.part(part) if part else None))
-    return data_set_of(name or table.resolve().parent.name, label or Label("MOS", None, None, True), resize, rows, table)
+        return row_of(record, image, score, pictures, std=deviation, group=content, part=record.part(part) if part else None)
+
+    return data_set_of(name or table.resolve().parent.name, label or Label("MOS", None, None, True), resize, map(row, records), table)
 
 
 def row_of(
@@ -108,33 +97,37 @@ def data_set_of(name: str, label: Label, resize: str, rows: Iterable[Row], table
     """The rows in order, once it is known that ids are unique and opinions differ and are on the scale. Raises ShardError otherwise."""
     if not name or Path(name).name != name:
         raise ShardError(f"--name '{name}': is part of file names, so it may not be empty or hold a slash; choose another")
-    ordered = tuple(sorted(rows, key=lambda row: row.id))
-    for first, second in pairwise(ordered):
-        if first.id == second.id:
-            places = f"{first.file}, {first.where}, and {second.file}, {second.where}"
-            raise ShardError(f"{table}: two rows have the id '{first.id}' ({places}); rename one, or take one out")
-    for row in ordered:
+    ordered = Rows(_on_the_scale(rows, label, table))
+    if twins := ordered.twins():
+        places = ", and ".join(f"{row.file}, {row.where}" for row in twins)
+        raise ShardError(f"{table}: two rows have the id '{twins[0].id}' ({places}); rename one, or take one out")
+    lowest, highest = ordered.opinion_range()
+    if len(ordered) > 1 and lowest == highest:
+        raise ShardError(f"{table}: all {len(ordered):,} opinions are {lowest:g}, so nothing can be learnt; name the right column score")
+    return DataSet(name, label, resize, ordered, table)
+
+
+def _on_the_scale(rows: Iterable[Row], label: Label, table: Path) -> Iterator[Row]:
+    for row in rows:
         if label.low is not None and label.high is not None and not label.low <= row.opinion <= label.high:
             raise ShardError(
                 f"{table}: image '{row.id}' has the opinion {row.opinion:g}, outside the scale of {label.low:g} to {label.high:g} "
                 f"({row.where}); correct the row, or state the scale that the opinions are on"
             )
-    if len(ordered) > 1 and len({row.opinion for row in ordered}) == 1:
-        raise ShardError(
-            f"{table}: all {len(ordered):,} opinions are {ordered[0].opinion:g}, so nothing can be learnt; name the right column score"
-        )
-    return DataSet(name, label, resize, ordered, table)
+        yield row
 
 
-def missing_pictures(data_set: DataSet) -> list[Row]:
+def missing_pictures(data_set: DataSet) -> Iterator[Row]:
     """The rows whose picture is not on the disk."""
-    return [row for row in data_set.rows if not os.path.isfile(row.file)]  # of Path, a name that is too long for a disk is an error
+    files = enumerate(data_set.rows.files())
+    return (data_set.rows[number] for number, file in files if not os.path.isfile(file))  # of Path, too long a name is an error
 
 
 def refuse_missing_pictures(data_set: DataSet) -> None:
     """Raises ShardError that counts the pictures that are not on the disk and names the first, with its row."""
-    if missing := missing_pictures(data_set):
-        raise ShardError(missing_message([(row.file, row.where) for row in missing], len(data_set.rows)))
+    missing = missing_pictures(data_set)
+    if first := next(missing, None):
+        raise ShardError(missing_message(first.file, first.where, 1 + sum(1 for _ in missing), len(data_set.rows)))
 
 
 @contextmanager
@@ -155,6 +148,6 @@ def image_id(name: str, where: str) -> str:
     return key
 
 
-def _column(records: Sequence[Record], names: Sequence[str]) -> str | None:
+def _column(table: Table, names: Sequence[str]) -> str | None:
     """The first of `names` that the table has, or None. An entry of a JSON list may lack what the others have: its record says so."""
-    return next((name for name in names if any(name in record for record in records)), None)
+    return next((name for name in names if name in table), None)

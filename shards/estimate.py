@@ -33,8 +33,8 @@ def estimate(plan: Plan, out: Path) -> str:
     lines, needed = [f"{'layout':<9} {'codec':<6} {'bytes':>19} {'MiB':>14} {'shards':>8}"], 0
     for name in ("canvas", "patches"):
         layout = replace(plan.layout, name=name)
-        raw = sum(layout.image_bytes(*picture.stored) for picture in pictures)
-        shards = sum(1 for _ in dealt(pictures, layout, plan.settings.shard_bytes))
+        raw = sum(pictures.bytes_in(layout))
+        shards = sum(1 for _ in dealt(pictures.bytes_in(layout), plan.settings.shard_bytes))
         for codec, (packed, beside) in _measured(layout, sample, plan.settings.seed).items():
             size = round(raw * packed + len(pictures) * beside + shards * _SHARD_END)
             chosen = replace(layout, codec=codec) == plan.layout

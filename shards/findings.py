@@ -48,28 +48,37 @@ def is_safe(findings: Iterable[Finding]) -> bool:
 
 def verdict(name: str, findings: Sequence[Finding]) -> str:
     """One line: safe or not, and how many findings of each severity."""
+    return f"{name}: {'safe' if is_safe(findings) else 'not safe'} to build ({counted(findings)})"
+
+
+def counted(findings: Iterable[Finding]) -> str:
+    """How many findings of each severity, in words."""
     numbers = Counter(finding.severity for finding in findings)
-    told = ", ".join(f"{numbers[each]} {each}{'s' * (numbers[each] != 1)}" for each in SEVERITIES if numbers[each]) or "nothing found"
-    return f"{name}: {'safe' if is_safe(findings) else 'not safe'} to build ({told})"
+    return ", ".join(f"{numbers[each]} {each}{'s' * (numbers[each] != 1)}" for each in SEVERITIES if numbers[each]) or "nothing found"
 
 
 def as_text(name: str, findings: Sequence[Finding]) -> str:
     """The findings for a person, the gravest first, and the verdict in the last line."""
+    return "\n".join([*told(findings), verdict(name, findings)])
+
+
+def told(findings: Sequence[Finding]) -> list[str]:
+    """The findings as lines for a person, the gravest first."""
     lines = []
     for severity in SEVERITIES:
         some = [finding for finding in findings if finding.severity == severity]
         lines += [f"{severity}s ({len(some)})"] if some else []
         for finding in some:
             where = _listed(finding.where)
-            told = (("found", finding.found + (f": {where}" if where else "")), ("expected", finding.expected), ("to do", finding.to_do))
+            parts = (("found", finding.found + (f": {where}" if where else "")), ("expected", finding.expected), ("to do", finding.to_do))
             lines += [
                 textwrap.fill(
                     text, 120, initial_indent=f"  {title:<10}", subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False
                 )
-                for title, text in told
+                for title, text in parts
             ]
             lines.append("")
-    return "\n".join([*lines, verdict(name, findings)])
+    return lines
 
 
 def as_json(name: str, findings: Sequence[Finding]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from shards.manifest import FORMAT, IMAGE_COLUMNS, ShardError, file_sha256, fingerprint_of, manifest_sha256, part_number
+from shards.manifest import FORMAT, IMAGE_COLUMNS, ShardError, file_sha256, fingerprint_of, manifest_sha256
 from shards.plan import Plan, ShardTask
 from shards.shard_file import complete_record, explained, index_rows, record_path, record_rows
 from shards.splits import split_table
@@ -37,7 +36,7 @@ def finish(plan: Plan, out: Path, versions: Mapping[str, str]) -> None:
     except ShardError as error:
         if not _swept_away(error.__cause__):  # else another process has just finished this very folder
             raise
-    files = {task.file for task in plan.tasks}
+    files = {file for file, _ in plan.tasks.shares}
     for surplus in {path.name for path in out.glob("shard-*.tar")} - files:  # of a table that was longer when the build was begun
         (out / surplus).unlink(missing_ok=True)
         (out / ".build" / f"{surplus}.json").unlink(missing_ok=True)
@@ -49,7 +48,7 @@ def _write_folder(plan: Plan, out: Path, versions: Mapping[str, str]) -> None:
     (out / "splits").mkdir(exist_ok=True)
     digest = plan.digest()
     shards, enlarged = _write_images(plan, out, digest)
-    _write_parts(plan, out)
+    _write_splits(plan, out)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "data_set": plan.data_set.name,
@@ -64,7 +63,7 @@ def _write_folder(plan: Plan, out: Path, versions: Mapping[str, str]) -> None:
         "opinions_sha256": file_sha256(out / "opinions.npy"),
         "parts_sha256": file_sha256(out / "parts.npy"),
         "images_sha256": file_sha256(out / "images.csv"),
-        "splits": {name: _write(out / "splits" / f"{name}.csv", split_table(parts)) for name, parts in plan.splits.items()},
+        "splits": plan.split_sha256,
         "shards": shards,
         "plan": digest,
         "versions": versions,
@@ -78,8 +77,8 @@ def _write_folder(plan: Plan, out: Path, versions: Mapping[str, str]) -> None:
 
 def _write_images(plan: Plan, out: Path, digest: str) -> tuple[list[dict[str, Any]], int]:
     """Writes what holds a row per image; returns what the manifest says of each shard, and how many images were enlarged."""
-    images = sum(len(task.pictures) for task in plan.tasks)
-    id_type = np.dtype(f"S{max(len(picture.row.id.encode()) for task in plan.tasks for picture in task.pictures)}")
+    images, ids_of_all = len(plan.pictures), plan.data_set.rows.ids()
+    id_type = np.dtype(f"S{max(len(image.encode()) for image in ids_of_all)}")
     shards, enlarged = [], 0
     with (
         _array_file(out / "index.npy", plan.layout.index_dtype(), (images,)) as index,
@@ -114,12 +113,14 @@ def _record(out: Path, task: ShardTask) -> tuple[dict[str, Any], list[dict[str, 
     return record, rows
 
 
-def _write_parts(plan: Plan, out: Path) -> None:
-    images = sum(len(task.pictures) for task in plan.tasks)
-    with _array_file(out / "parts.npy", np.dtype("u1"), (len(plan.splits), images)) as file:
-        for _, part_of in sorted(plan.splits.items()):
-            for task in plan.tasks:
-                file.write(bytes(part_number(part_of.get(picture.row.id)) for picture in task.pictures))
+def _write_splits(plan: Plan, out: Path) -> None:
+    for name, parts in plan.splits.items():
+        path = out / "splits" / f"{name}.csv"
+        with explained(path), whole_file(path) as table:
+            table.writelines(split_table(plan.data_set.rows.ids(), parts))
+    with _array_file(out / "parts.npy", np.dtype("u1"), (len(plan.splits), len(plan.pictures))) as file:
+        for name in sorted(plan.splits):
+            file.write(plan.splits[name].tobytes())
 
 
 @contextmanager
@@ -140,11 +141,10 @@ def _text_file(path: Path) -> Iterator[io.TextIOWrapper]:
         text.detach()  # flushed, and left open: it gets its name first
 
 
-def _write(path: Path, content: bytes) -> str:
-    """Replaces the file `path` at once; returns the SHA-256 of its content."""
+def _write(path: Path, content: bytes) -> None:
+    """Replaces the file `path` at once."""
     with explained(path):
         write_bytes(path, content)
-    return hashlib.sha256(content).hexdigest()
 
 
 def _swept_away(error: BaseException | None) -> bool:

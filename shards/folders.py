@@ -10,39 +10,44 @@ import glob
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
 
 from shards.manifest import ShardError
+from shards.scratch import Scratch
 
 _ARCHIVES = {".zip", ".rar", ".7z", ".tar", ".tgz", ".gz", ".001", ".z01"}
 
 
 class Pictures:
-    """The files below a folder, found by the names that a table has for them. A folder is listed once."""
+    """The files below a folder, found by the names that a table has for them. A folder is listed once, and only where it must be."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._listings: dict[Path, tuple[set[str], dict[str, str]]] = {}
+        self._listed: set[Path] = set()
+        self._names = Scratch()
+        self._names.executescript("create table names (folder, form, name); create index by_form on names (folder, form)")
 
     def find(self, name: str) -> Path:
         """The file called `name`, relative to the folder; the path as written where there is none."""
         written = self.folder / name
-        if written.name in self._listing(written.parent)[0]:
+        if os.path.lexists(written):
             return written
         found = self.folder
         for part in re.split(r"[/\\]", name):
-            found = found / self._listing(found)[1].get(_loosely(part), part)
+            alike = self._alike(found, part)
+            found = found / (alike[0] if len(alike) == 1 else part)  # which of two is meant is not for us to say
         return found if os.path.exists(found) else written
 
-    def _listing(self, folder: Path) -> tuple[set[str], dict[str, str]]:
-        """The names in a folder, and each by its loose form; a loose form that two names share leads to neither."""
-        if folder not in self._listings:
-            names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-            by_loose_form: dict[str, str] = {}
-            shared = {form for name in names if by_loose_form.setdefault(form := _loosely(name), name) != name}
-            self._listings[folder] = names, {form: name for form, name in by_loose_form.items() if form not in shared}
-        return self._listings[folder]
+    def _alike(self, folder: Path, name: str) -> list[str]:
+        """The names in a folder that differ from `name` by a hair at most."""
+        place = os.fsencode(folder)
+        if folder not in self._listed:
+            self._listed.add(folder)
+            held = os.scandir(folder) if folder.is_dir() else ()
+            names = ((place, _loosely(each.name), os.fsencode(each.name)) for each in held)
+            self._names.executemany("insert into names values (?, ?, ?)", names)
+        found = self._names.execute("select name from names where folder = ? and form = ?", (place, _loosely(name)))
+        return [os.fsdecode(each) for (each,) in found]
 
 
 class Root:
@@ -73,15 +78,15 @@ class Root:
         raise ShardError(f"{expected}; it holds {held or 'nothing'}; {_unpack(self.path) or 'point --root at the folder that has it'}")
 
 
-def missing_message(missing: Sequence[tuple[Path, str]], total: int) -> str:
-    """What to say of files that are not there, given as (file, where the table names it), out of `total` in the table."""
-    file, where = missing[0][0].absolute(), missing[0][1]
+def missing_message(first: Path, where: str, missing: int, total: int) -> str:
+    """What to say of files that are not there: the first of them, where the table names it, their number, and that of all."""
+    file = first.absolute()
     one_level_off = [*glob.glob(f"{glob.escape(str(file.parent))}/*/{glob.escape(file.name)}"), str(file.parents[1] / file.name)]
     if elsewhere := next((path for path in one_level_off if os.path.isfile(path)), None):
         hint = f"{elsewhere} is there: name the folder that the table's names are relative to"
     else:
         hint = _unpack(file.parent, file.parents[1]) or "check the table's names and the image folder, or take the rows out of the table"
-    return f"{file}: there is no such file ({where}), {len(missing):,} of {total:,} pictures are missing; {hint}"
+    return f"{file}: there is no such file ({where}), {missing:,} of {total:,} pictures are missing; {hint}"
 
 
 def _unpack(*folders: Path) -> str:
@@ -89,5 +94,5 @@ def _unpack(*folders: Path) -> str:
     return f"{', '.join(archives[:3])} lies there: unpack it, completely" if archives else ""
 
 
-def _loosely(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+def _loosely(name: str) -> bytes:
+    return unicodedata.normalize("NFC", name).casefold().encode(errors="surrogateescape")

@@ -27,7 +27,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -165,11 +165,21 @@ def _digest_without(manifest: Mapping[str, Any], *left_out: str) -> str:
 
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, read in pieces of a megabyte."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+        return pieces_sha256(iter(lambda: file.read(1 << 20), b""))
+
+
+def pieces_sha256(pieces: Iterable[bytes]) -> str:
+    """The SHA-256 of a file that is made piece by piece."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
     return digest.hexdigest()
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether `name` can be a file of some folder, or a part of its name, and lead nowhere else."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
 class Shards:
@@ -433,4 +443,7 @@ def _parsed_manifest(content: bytes, path: str, mend: str) -> dict[str, Any]:
         raise ShardError(f"{path}: format {form}, this version reads format {FORMAT}; build the shards again in another folder")
     if manifest_sha256(manifest) != manifest.get("sha256"):
         raise ShardError(f"{path}: was changed after it was written (its SHA-256 does not match); {mend}")
+    for name in (manifest["data_set"], *manifest["splits"], *(record["file"] for record in manifest["shards"])):
+        if not is_plain_name(name):  # whoever wrote the folder made the hash, too
+            raise ShardError(f"{path}: names '{name}', which may lie outside of this folder; do not trust whoever made it")
     return manifest

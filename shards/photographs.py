@@ -11,6 +11,7 @@ import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from shards.manifest import ShardError
 
 SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})  # looked for in a folder
 
+# What Pillow may open, whatever a file is called. Not all that it knows: for EPS it would run a program, Ghostscript.
+_FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 _SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
 ORIENTATION = 0x0112  # the EXIF tag
 DEEP = {"I;16", "I;16B", "I;16L", "I;16N"}  # 16-bit grey, which Pillow would clip to 255 instead of scaling
@@ -65,13 +68,20 @@ def upright_photograph(content: bytes, name: str | Path) -> Image.Image:
         return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
+@cache
+def _formats() -> list[str]:
+    """Those of _FORMATS that this Pillow was built with."""
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
 @contextmanager
 def _opened(source: Path | io.BytesIO, name: str | Path) -> Iterator[Image.Image]:
     """The picture in `source`; whatever goes wrong while it is used becomes a ShardError about `name`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as picture:
+            with Image.open(source, formats=_formats()) as picture:
                 if picture.mode in _BOUNDLESS:
                     raise ValueError(f"32-bit samples, Pillow's mode {picture.mode}, whose white is not known: save 8 or 16 bits")
                 yield picture

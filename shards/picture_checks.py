@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from shards.datasets import Row
 from shards.duplicates import near_pairs, same_files
 from shards.examination import Examination, PictureFile
 from shards.findings import PLACES, Finding, places
 from shards.patches import is_enlarged, resized_size
+from shards.rows import Row
 from shards.table_checks import known_as
 
 _LONGEST = 3.0  # times the short side; a patch shows little of such a picture, and an exact resize bends it

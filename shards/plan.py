@@ -9,22 +9,28 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, overload
 
 import numpy as np
 from tqdm import tqdm
 
-from shards.datasets import DataSet, Row, naming, refuse_missing_pictures
-from shards.manifest import FORMAT, Layout, ShardError
+from shards.datasets import DataSet, naming, refuse_missing_pictures
+from shards.manifest import FORMAT, Layout, ShardError, pieces_sha256
 from shards.patches import resized_size
 from shards.photographs import photograph_size
+from shards.rows import Row, Rows
+from shards.scratch import Scratch
 from shards.splits import RATIO, all_splits, split_table
 
 _LONGEST_SIDE = np.iinfo(np.uint16).max  # the index keeps sizes and corners in 16 bits
 _MOST_PATCHES = 10_000  # a row of the index names every one, and all are in memory when they are cut
 _LARGEST_PLANE = 2**31 - 2**16  # bytes; Linux reads no more at once, and the index keeps lengths in 32 bits
+
+
+Header = tuple[int, int, int, int, int]  # the bytes of a file, its upright width and height, those at which it is stored
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,74 @@ class ShardTask:
         return _digest([FORMAT, asdict(self.layout), self.seed, rows])
 
 
+class Pictures(Sequence[Picture]):
+    """The images of a plan in the order of their ids, on the disk. A slice is a list of them."""
+
+    def __init__(self, rows: Rows, headers: Iterable[Header]) -> None:
+        """`headers` has one for each of `rows`."""
+        self._rows, self._scratch = rows, Scratch()
+        self._scratch.execute("create table headers (file_bytes, width, height, stored_width, stored_height)")
+        self._scratch.executemany("insert into headers values (?, ?, ?, ?, ?)", headers)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, number: int) -> Picture: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Picture]: ...
+    def __getitem__(self, number: int | slice) -> Picture | list[Picture]:
+        if isinstance(number, int):
+            number = range(len(self))[number]
+            return self[number : number + 1][0]
+        first, last, step = number.indices(len(self))
+        headers = self._scratch.execute("select * from headers where rowid > ? and rowid <= ? order by rowid", (first, last))
+        found = [
+            Picture(row, file_bytes, (width, height), (stored_width, stored_height))
+            for row, (file_bytes, width, height, stored_width, stored_height) in zip(self._rows[first:last], headers, strict=True)
+        ]
+        return found[::step]
+
+    def bytes_in(self, layout: Layout) -> Iterator[int]:
+        """Bytes of the pixels of each image."""
+        return (
+            layout.image_bytes(*stored)
+            for stored in self._scratch.execute("select stored_width, stored_height from headers order by rowid")
+        )
+
+
+@dataclass(frozen=True)
+class Tasks(Sequence[ShardTask]):
+    """The shards to be written, each made up of its pictures when it is asked for. A slice holds no more than that."""
+
+    pictures: Pictures
+    layout: Layout
+    seed: int
+    shares: Sequence[tuple[str, range]]  # the file of each shard and the numbers of its images
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+    @overload
+    def __getitem__(self, number: int) -> ShardTask: ...
+    @overload
+    def __getitem__(self, number: slice) -> Tasks: ...
+    def __getitem__(self, number: int | slice) -> ShardTask | Tasks:
+        if isinstance(number, slice):
+            return replace(self, shares=self.shares[number])
+        file, images = self.shares[number]
+        return ShardTask(file, self.layout, self.seed, tuple(self.pictures[images.start : images.stop]))
+
+    def where(self, holds: Callable[[ShardTask], bool]) -> Tasks:
+        """The tasks of which something holds."""
+        return replace(self, shares=[share for share, task in zip(self.shares, self, strict=True) if holds(task)])
+
+    @property
+    def images(self) -> int:
+        """How many images all of them have."""
+        return sum(len(images) for _, images in self.shares)
+
+
 @dataclass(frozen=True)
 class Plan:
     """The whole build before a pixel is read."""
@@ -75,12 +149,9 @@ class Plan:
     settings: Settings
     resize: str
     layout: Layout
-    tasks: tuple[ShardTask, ...]
-    splits: dict[str, dict[str, str]]
-
-    @property
-    def pictures(self) -> list[Picture]:
-        return [picture for task in self.tasks for picture in task.pictures]
+    pictures: Pictures
+    tasks: Tasks
+    splits: dict[str, np.ndarray]  # by name, as shards.splits says
 
     def choices(self) -> dict[str, Any]:
         """What the user chose, and cannot choose again while a build goes on."""
@@ -100,8 +171,12 @@ class Plan:
 
     def digest(self) -> str:
         """A hash of everything that decides the shard folder, but for the pictures' contents."""
-        splits = {name: hashlib.sha256(split_table(parts)).hexdigest() for name, parts in self.splits.items()}  # one in memory at a time
-        return _digest([self.choices(), [task.digest() for task in self.tasks], splits])
+        return _digest([self.choices(), [task.digest() for task in self.tasks], self.split_sha256])
+
+    @cached_property
+    def split_sha256(self) -> dict[str, str]:
+        """The SHA-256 of the table of each split."""
+        return {name: pieces_sha256(split_table(self.data_set.rows.ids(), parts)) for name, parts in self.splits.items()}
 
 
 def plan_build(data_set: DataSet, settings: Settings) -> Plan:
@@ -120,44 +195,41 @@ def plan_build(data_set: DataSet, settings: Settings) -> Plan:
     except ShardError as error:
         raise ShardError(f"{data_set.table}: {error}") from None
     refuse_missing_pictures(data_set)
-    pictures = []
-    for row in tqdm(data_set.rows, "picture headers", leave=False, delay=2, unit=" images", dynamic_ncols=True):
+    pictures = Pictures(data_set.rows, _headers(data_set.rows, rule, settings.patch_size))
+    layout = _choose_layout(pictures, settings)
+    shares = [(f"shard-{number:06d}.tar", images) for number, images in enumerate(dealt(pictures.bytes_in(layout), settings.shard_bytes))]
+    return Plan(data_set, settings, rule, layout, pictures, Tasks(pictures, layout, settings.seed, shares), splits)
+
+
+def _headers(rows: Rows, rule: str, patch_size: int) -> Iterator[Header]:
+    for row in tqdm(rows, "picture headers", leave=False, delay=2, unit=" images", dynamic_ncols=True):
         with naming(row):
             size = photograph_size(row.file)
-        stored = resized_size(*size, rule, settings.patch_size)
+        stored = resized_size(*size, rule, patch_size)
         if max(stored) > _LONGEST_SIDE or 3 * math.prod(stored) > _LARGEST_PLANE:
             raise ShardError(
                 f"{row.file}: {size[0]}x{size[1]} would be stored at {stored[0]}x{stored[1]}, and a side has at most {_LONGEST_SIDE:,} "
                 f"pixels, all of them 2 GiB; choose a smaller --resize, or take its row out of the table"
             )
-        pictures.append(Picture(row, row.file.stat().st_size, size, stored))
-    layout = _choose_layout(pictures, settings)
-    tasks = [
-        ShardTask(f"shard-{number:06d}.tar", layout, settings.seed, tuple(share))
-        for number, share in enumerate(dealt(pictures, layout, settings.shard_bytes))
-    ]
-    return Plan(data_set, settings, rule, layout, tuple(tasks), splits)
+        yield row.file.stat().st_size, *size, *stored
 
 
-def _choose_layout(pictures: Sequence[Picture], settings: Settings) -> Layout:
+def _choose_layout(pictures: Pictures, settings: Settings) -> Layout:
     choices = [Layout(name, settings.patch_size, settings.patches, settings.codec) for name in ("canvas", "patches")]
     if settings.layout != "auto":
         return next(choice for choice in choices if choice.name == settings.layout)
-    return min(choices, key=lambda layout: sum(layout.image_bytes(*picture.stored) for picture in pictures))
+    return min(choices, key=lambda layout: sum(pictures.bytes_in(layout)))
 
 
-def dealt(pictures: Sequence[Picture], layout: Layout, shard_bytes: int) -> Iterator[list[Picture]]:
-    """The images of each shard in turn."""
-    share: list[Picture] = []
-    filled = 0
-    for picture in pictures:
-        needed = layout.image_bytes(*picture.stored)
-        if share and filled + needed > shard_bytes:
-            yield share
-            share, filled = [], 0
-        share.append(picture)
+def dealt(image_bytes: Iterable[int], shard_bytes: int) -> Iterator[range]:
+    """The numbers of the images of each shard in turn, from the bytes of each image."""
+    first = number = filled = 0
+    for number, needed in enumerate(image_bytes):
+        if number > first and filled + needed > shard_bytes:
+            yield range(first, number)
+            first, filled = number, 0
         filled += needed
-    yield share
+    yield range(first, number + 1)
 
 
 def _digest(content: object) -> str:

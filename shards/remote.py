@@ -139,6 +139,12 @@ class RemoteFolder:
             )
         return content
 
+    def refuse_other_length(self, record: Mapping[str, Any]) -> None:
+        """Asks the server how long a shard is. Raises ShardError when it cannot be had, or has another length than the manifest states."""
+        found = self._asked(record["file"], lambda files, address: files.info(address)["size"])
+        if found is not None and found != record["bytes"]:
+            raise ShardError(f"{self.address(record['file'])}: has {found} bytes, not {record['bytes']}; upload the folder again")
+
     @contextmanager
     def whole_shard(self, record: Mapping[str, Any]) -> Iterator[Path]:
         """A verified shard as a file of this machine; where it does not fit in the cache, for this once."""

@@ -11,21 +11,23 @@ A table that is there already is never overwritten.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 import re
 from bisect import bisect
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
-from shards.datasets import Row, image_id
-from shards.manifest import PARTS, ShardError, Shards, file_sha256
+import numpy as np
+
+from shards.datasets import image_id
+from shards.manifest import PARTS, ShardError, Shards, file_sha256, part_number, pieces_sha256
+from shards.rows import Row, Rows
 from shards.shard_file import explained
-from shards.splits import FEWEST, WITHOUT_VALIDATION, split_table, stated_split
-from shards.tables import Record, csv_bytes, read_records
-from shards.whole_files import write_bytes
+from shards.splits import FEWEST, WITHOUT_VALIDATION, part_counts, split_table, stated_split
+from shards.tables import Record, Table, csv_pieces, read_records
+from shards.whole_files import whole_file
 
 FORMS = ("pyiqa", "plain")
 
@@ -36,39 +38,39 @@ _NAME = re.compile(r"[\w-][\w.-]*")  # of a table: its file lies in the folder s
 _NEIGHBOURS = 500  # ids before and after an unknown one in which the closest is looked for: ten million are not compared
 
 
-def rows_of(shards: Shards) -> list[Row]:
+def rows_of(shards: Shards) -> Rows:
     """The images of a shard folder, as the splits see them: the file is a bare name, and no part is stated."""
-    return [
+    return Rows(
         Row(row["id"], Path(row["source"]), float(row["opinion"]), float(row["std"]) if row["std"] else None, row["group"], None)
         for row in shards.image_rows()
-    ]
+    )
 
 
-def add_splits(shards: Shards, splits: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Writes the tables that are not there yet; returns their names.
+def add_splits(shards: Shards, rows: Rows, splits: Mapping[str, np.ndarray]) -> list[str]:
+    """Writes the tables of splits of `rows` that are not there yet; returns their names.
 
     Raises ShardError, and writes nothing, when one of them is there already and says otherwise.
     """
     folder = shards.path("splits")
-    new: dict[Path, bytes] = {}
+    new: dict[Path, np.ndarray] = {}
     for name, parts in splits.items():
         if not _NAME.fullmatch(name):
             raise ShardError(f"'{name}' cannot be the name of a split: use letters, digits, '-', '_' and '.' in --name")
-        path, table = folder / f"{name}.csv", split_table(parts)
+        path = folder / f"{name}.csv"
         there = os.path.exists(path)  # of Path, a name that is too long for a disk is an error
         known = file_sha256(path) if there else shards.built_splits.get(name)
         if not there:
-            new[path] = table
-        if known is not None and known != hashlib.sha256(table).hexdigest():
+            new[path] = parts
+        if known is not None and known != pieces_sha256(split_table(rows.ids(), parts)):
             raise ShardError(f"{path}: is there already and says otherwise; no table is overwritten: choose another name with --name")
-    for path, table in new.items():
+    for path, parts in new.items():
         with explained(path):
             path.parent.mkdir(exist_ok=True)
-            write_bytes(path, table)
+            _write(path, split_table(rows.ids(), parts))
     return [path.stem for path in new]
 
 
-def read_splits(file: Path, rows: Sequence[Row], seed: int, name: str | None = None) -> dict[str, dict[str, str]]:
+def read_splits(file: Path, rows: Rows, seed: int, name: str | None = None) -> dict[str, np.ndarray]:
     """The splits that a plain table or pyiqa's states about the images `rows`, by name; `name` chooses one, or names the only one.
 
     Where a split has no val, one is cut out of train, and `<name>-no-val` is the split as stated. Under a name that ends so it is
@@ -76,21 +78,22 @@ def read_splits(file: Path, rows: Sequence[Row], seed: int, name: str | None = N
     Raises ShardError naming the file, and the row where there is one, for anything that is not one whole split of these images.
     """
     _refuse_pickle(file)
-    records = read_records(file)
-    record_of = _record_of_each_image(file, records, rows)
-    splits: dict[str, dict[str, str]] = {}
-    for split, column in _columns(file, records[0].columns, name).items():
-        stated = []
-        for row in rows:
-            record = record_of[row.id]
-            if (part := record.part(column)) is None:
-                raise ShardError(f"{record.where}, column {column}: is empty; write train, val or test for every image")
-            stated.append(replace(row, part=part, where=record.where))
+    table = read_records(file)
+    record_of = _record_of_each_image(file, table, rows)
+    splits: dict[str, np.ndarray] = {}
+    for split, column in _columns(file, table.columns, name).items():
+        stated = Rows(_stated(row, record_of[row.id], column) for row in rows)
         try:
             splits |= _completed(split, stated, seed)
         except ShardError as error:
             raise ShardError(f"{file}, column {column}: {error}") from None
     return splits
+
+
+def _stated(row: Row, record: Record, column: str) -> Row:
+    if (part := record.part(column)) is None:
+        raise ShardError(f"{record.where}, column {column}: is empty; write train, val or test for every image")
+    return replace(row, part=part, where=record.where)
 
 
 def export_splits(shards: Shards, file: Path, name: str | None = None, form: str = "pyiqa") -> list[str]:
@@ -103,25 +106,36 @@ def export_splits(shards: Shards, file: Path, name: str | None = None, form: str
         raise ShardError(f"{file}: is there already; export to another file")
     if form == "plain" and len(names) > 1:
         raise ShardError(f"--form plain holds one split; choose it with --name: {', '.join(names)}")
-    splits = {name: _parts_of(shards, rows, name) for name in names}
+    splits = {name: _parts_of(shards, name) for name in names}
     with explained(file):
-        write_bytes(file, pyiqa_table(rows, splits) if form == "pyiqa" else split_table(splits[names[0]]))
+        _write(file, pyiqa_table(rows, splits) if form == "pyiqa" else split_table(rows.ids(), splits[names[0]]))
     return names
 
 
-def pyiqa_table(rows: Sequence[Row], splits: Mapping[str, Mapping[str, str]]) -> bytes:
-    """The images with a column per split, as pyiqa reads it; images that a split leaves out have an empty field.
+def pyiqa_table(rows: Rows, splits: Mapping[str, np.ndarray]) -> Iterator[bytes]:
+    """The images with a column per split, as pyiqa reads it, piece by piece; images that a split leaves out have an empty field.
 
     pyiqa looks for pictures by img_name, a bare file name here. The last column, id, is for reading the table back.
     """
     header = ["img_name", "mos", "std", *map(_column_of, splits), "id"]
-    lines = ([row.file.name, row.opinion, row.std, *(parts.get(row.id) for parts in splits.values()), row.id] for row in rows)
-    return csv_bytes([header, *lines])  # which leaves the field of None empty
+    names = (*PARTS, None)  # csv leaves the field of None empty
+    stated = map(bytes, np.stack([*splits.values()], 1)) if splits else ()
+    lines = (
+        [row.file.name, row.opinion, row.std, *(names[part] for part in parts), row.id] for row, parts in zip(rows, stated, strict=True)
+    )
+    return csv_pieces(chain([header], lines))
 
 
-def _parts_of(shards: Shards, rows: Sequence[Row], name: str) -> dict[str, str]:
-    _, numbers = shards.split(name)
-    return {rows[number].id: part for part in PARTS for number in numbers[part]}
+def _parts_of(shards: Shards, name: str) -> np.ndarray:
+    parts = np.full(len(shards), part_number(None), np.uint8)
+    for part, numbers in shards.split(name)[1].items():
+        parts[numbers] = part_number(part)
+    return parts
+
+
+def _write(path: Path, pieces: Iterable[bytes]) -> None:
+    with whole_file(path) as file:
+        file.writelines(pieces)
 
 
 def _column_of(split: str) -> str:
@@ -163,15 +177,15 @@ def _columns(file: Path, header: Sequence[str], name: str | None) -> dict[str, s
     return {name: column_of.get(name) or next(iter(column_of.values()))}
 
 
-def _record_of_each_image(file: Path, records: Sequence[Record], rows: Sequence[Row]) -> dict[str, Record]:
+def _record_of_each_image(file: Path, table: Table, rows: Rows) -> dict[str, Record]:
     """The record of every image, by id. Raises ShardError for images that are unknown, stand there twice, or are missing."""
-    column = next((column for column in _IMAGE_COLUMNS if column in records[0]), None)
+    column = next((column for column in _IMAGE_COLUMNS if column in table), None)
     if column is None:
-        raise ShardError(f"{file}: lacks a column with the images, such as id or image; it has: {', '.join(records[0].columns)}")
-    ids, id_of = {row.id for row in rows}, _ids_by_name(rows)
+        raise ShardError(f"{file}: lacks a column with the images, such as id or image; it has: {', '.join(table.columns)}")
+    ids, id_of = set(rows.ids()), _ids_by_name(rows)
     record_of: dict[str, Record] = {}
     unknown: list[Record] = []
-    for record in records:
+    for record in table:
         name = record[column]
         image = name if name in ids else id_of.get(name.casefold()) or id_of.get(image_id(name, record.where).casefold())
         if image is None:
@@ -186,12 +200,12 @@ def _record_of_each_image(file: Path, records: Sequence[Record], rows: Sequence[
             f"{unknown[0].where}, column {column}: '{unknown[0][column]}' names no image of the shards, or several{others}; "
             f"correct the name{_closest(unknown[0][column], rows)}, or take the row out"
         )
-    if missing := [row.id for row in rows if row.id not in record_of]:
+    if missing := [image for image in rows.ids() if image not in record_of]:
         raise ShardError(f"{file}: {len(missing):,} of {len(rows):,} images have no row, the first is '{missing[0]}'; add them")
     return record_of
 
 
-def _ids_by_name(rows: Sequence[Row]) -> dict[str, str | None]:
+def _ids_by_name(rows: Rows) -> dict[str, str | None]:
     """The id of every image by its id and file name in small letters; None for what names several images."""
     id_of: dict[str, str | None] = {}
     for row in rows:
@@ -200,25 +214,25 @@ def _ids_by_name(rows: Sequence[Row]) -> dict[str, str | None]:
     return id_of
 
 
-def _closest(stated: str, rows: Sequence[Row]) -> str:
-    ordered = sorted(row.id for row in rows)
+def _closest(stated: str, rows: Rows) -> str:
+    ordered = list(rows.ids())
     place = bisect(ordered, stated)
     found = difflib.get_close_matches(stated, ordered[max(0, place - _NEIGHBOURS) : place + _NEIGHBOURS], 1)
     return f" (did you mean '{found[0]}'?)" if found else ""
 
 
-def _completed(name: str, stated: Sequence[Row], seed: int) -> dict[str, dict[str, str]]:
+def _completed(name: str, stated: Rows, seed: int) -> dict[str, np.ndarray]:
     """A stated split by its name, with its twin where it has no val. Raises ShardError when no honest figure can come of it."""
-    if all(row.part != "test" for row in stated) and (said := _PYIQA_ROUND.fullmatch(name)) and said["val"] == "0":
+    if part_counts(stated.parts())["test"] == 0 and (said := _PYIQA_ROUND.fullmatch(name)) and said["val"] == "0":
         # pyiqa's own tables call the 20 % that they keep back val, though the column's name says that it is the test part
-        stated = [replace(row, part="test") if row.part == "val" else row for row in stated]
+        stated = Rows(replace(row, part="test") if row.part == "val" else row for row in stated)
     splits = stated_split(name.removesuffix(WITHOUT_VALIDATION), stated, seed)
     if name.endswith(WITHOUT_VALIDATION):
         if name not in splits:
             raise ShardError(f"has images in val, and '{name}' is the name of a split without; choose another with --name")
         splits = {name: splits[name]}
     for parts in splits.values():
-        counts = Counter(parts.values())
+        counts = part_counts(parts)
         for part in ("val", "test"):
             if 0 < counts[part] < FEWEST:
                 raise ShardError(f"'{part}' would have {counts[part]} image(s), and an SRCC needs at least {FEWEST}; put more into it")

@@ -6,7 +6,7 @@ Most checks are here because a distributed table, or somebody's copy of it, is k
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
@@ -14,11 +14,12 @@ from itertools import chain, combinations
 import numpy as np
 
 from shards.adapters import ADAPTERS, Adapter
-from shards.datasets import DataSet, Row
+from shards.datasets import DataSet
 from shards.findings import Finding, places
 from shards.manifest import PARTS, ShardError
 from shards.plan import Settings
-from shards.splits import FEWEST, ROUGH, WITHOUT_VALIDATION, all_splits
+from shards.rows import Row, Rows
+from shards.splits import FEWEST, ROUGH, WITHOUT_VALIDATION, all_splits, part_counts
 
 _DISTORTED = re.compile(r"(?P<content>.+)(?P<mark>[._-])(?P<distortion>.+?)(?P=mark)0?(?P<level>[1-9]|10)")
 _LISTS_WITH_FAULTS = {
@@ -206,14 +207,14 @@ def _parts(data_set: DataSet) -> Iterator[Finding]:
     if _leaking(rows):
         return  # _groups says so
     try:
-        splits = all_splits(rows, Settings.seed)
+        splits = all_splits(Rows(rows), Settings.seed)
     except ShardError as error:
         found, _, to_do = str(error).partition("; ")
         yield Finding("error", found, "splits into train, val and test by content", to_do)
         return
     smallest: dict[str, tuple[int, str]] = {}
     for name, parts in splits.items():
-        numbers = Counter(parts.values())
+        numbers = part_counts(parts)
         for part in PARTS[1:]:
             if not (part == "val" and name.endswith(WITHOUT_VALIDATION)):
                 smallest[part] = min(smallest.get(part, (len(rows), "")), (numbers[part], name))
@@ -235,6 +236,13 @@ def _known_traps(data_set: DataSet) -> Iterator[Finding]:
             f"the label {label.name}",
             f"one of {', '.join(each.name for each in known.labels)}: they rank the images differently",
             "say in every report which one it is, and never mix them",
+        )
+    if known and known.name == "kadid10k" and any(row.std is not None for row in data_set.rows):
+        yield Finding(
+            "note",
+            "the deviations are the roots of KADID-10k's column var",
+            "variances, as the column is called; two published rows seem to fit a standard deviation alone",
+            "take what is computed from std, such as the outlier ratio, with that doubt",
         )
     if known and known.name.startswith("flive"):
         yield Finding(

@@ -10,6 +10,8 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from shards.manifest import PARTS, ShardError
 _PART_NAMES = {"training": "train", "validation": "val", "valid": "val", "testing": "test", **{part: part for part in PARTS}}
 _ZIP, _OLE = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # how an .xlsx begins, and an .xls of before 2007
 _EXTRA = "run `pip install dist-train[datasets]`"
+_ROWS_AT_ONCE = 1 << 12  # of a csv file that is written
 
 
 class Record:
@@ -48,29 +51,48 @@ class Record:
         return part_in(self[column], f"{self.where}, column {column}")
 
 
-def read_records(path: Path) -> list[Record]:
+@dataclass(frozen=True)
+class Table:
+    """A table whose rows can be had once, one after the other; text is read from the disk as they are asked for."""
+
+    columns: tuple[str, ...]  # in a JSON list, all that an entry has
+    _records: Iterator[Record]
+
+    def __contains__(self, column: str) -> bool:
+        return column.casefold() in map(str.casefold, self.columns)
+
+    def __iter__(self) -> Iterator[Record]:
+        return self._records
+
+
+def read_records(path: Path) -> Table:
     """The rows of a table of any kind, told by the suffix: .xlsx, .json, and csv for all others."""
-    readers: dict[str, Callable[[Path], list[Record]]] = {".xlsx": read_sheet, ".xls": read_sheet, ".json": read_json}
+    readers: dict[str, Callable[[Path], Table]] = {".xlsx": read_sheet, ".xls": read_sheet, ".json": read_json}
     return readers.get(path.suffix.lower(), read_csv)(path)
 
 
-def read_csv(path: Path, needed: Sequence[str] = ()) -> list[Record]:
+def read_csv(path: Path, needed: Sequence[str] = ()) -> Table:
     """The rows of a csv file with a header, values without the space around them."""
+    return _table(path, _csv_lines(path), needed)
+
+
+def _csv_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
     with _explained(path, "a csv file in UTF-8"), path.open("rb") as raw:
         if raw.read(4) in (_ZIP, _OLE):
             raise ShardError(f"{path}: is an Excel file whatever its name says; save it as csv in UTF-8, or name it .xlsx if it is one")
     with _explained(path, "a csv file in UTF-8"), path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark
         reader = csv.reader(file, skipinitialspace=True)
-        lines = [(f"line {reader.line_num}", [field.strip() for field in fields]) for fields in reader]
-    if lines and len(lines[0][1]) == 1 and (separator := re.search("[;\t]", lines[0][1][0])):
-        raise ShardError(
-            f"{path}: is separated by {'semicolons' if separator[0] == ';' else 'tabs'}, as {lines[0][1][0]!r} shows; "
-            f"save it with commas between the columns and points in the numbers"
-        )
-    return _records(path, lines, needed)
+        header = next(reader, [])
+        if len(header) == 1 and (separator := re.search("[;\t]", header[0])):
+            raise ShardError(
+                f"{path}: is separated by {'semicolons' if separator[0] == ';' else 'tabs'}, as {header[0].strip()!r} shows; "
+                f"save it with commas between the columns and points in the numbers"
+            )
+        for fields in chain([header], reader):
+            yield f"line {reader.line_num}", [field.strip() for field in fields]
 
 
-def read_sheet(path: Path, needed: Sequence[str] = (), sheet: str | None = None) -> list[Record]:
+def read_sheet(path: Path, needed: Sequence[str] = (), sheet: str | None = None) -> Table:
     """The rows of a sheet of an Excel file (.xlsx), the first unless named; the header is the first row with all `needed`."""
     with _explained(path, "an Excel file"), path.open("rb") as raw:
         begin = raw.read(4)
@@ -97,10 +119,10 @@ def read_sheet(path: Path, needed: Sequence[str] = (), sheet: str | None = None)
     lines = [(f"row {number}", [*map(_cell_text, row), *[""] * (width - len(row))]) for number, row in enumerate(cells, 1)]
     wanted = {column.casefold() for column in needed}
     header = next((at for at, (_, fields) in enumerate(lines) if wanted <= {field.casefold() for field in fields}), 0) if needed else 0
-    return _records(path, lines[header:], needed)
+    return _table(path, lines[header:], needed)
 
 
-def read_json(path: Path) -> list[Record]:
+def read_json(path: Path) -> Table:
     """The entries of a JSON list of objects, such as Q-Align's lists of {"image": ..., "gt_score": ...}."""
     with _explained(path, "a JSON list in UTF-8"):
         entries = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -112,15 +134,15 @@ def read_json(path: Path) -> list[Record]:
         if not isinstance(entry, dict):
             raise ShardError(f'{path}, entry {number}: is no object; write {{"image": "a.png", "gt_score": 3.5}}')
         records.append(Record(f"{path}, entry {number}", {key: _cell_text(value) for key, value in entry.items()}))
-    return records
+    return Table(tuple(dict.fromkeys(column for record in records for column in record.columns)), iter(records))
 
 
-def read_list(path: Path, columns: Sequence[str]) -> list[Record]:
+def read_list(path: Path, columns: Sequence[str]) -> Table:
     """The lines of a text list without a header, its words parted by spaces or commas and named by `columns`."""
     with _explained(path, "a text file in UTF-8"):
         text = path.read_text(encoding="utf-8-sig")
     lines = [(f"line {number}", re.split(r"[,\s]+", line.strip())) for number, line in enumerate(text.splitlines(), 1)]
-    return _records(path, [("", list(columns)), *lines])
+    return _table(path, [("", list(columns)), *lines])
 
 
 def read_mat(path: Path, variable: str) -> list[Any]:
@@ -138,16 +160,24 @@ def read_mat(path: Path, variable: str) -> list[Any]:
 
 def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
     """Rows as a csv file in UTF-8, the same bytes on every system."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
+    return b"".join(csv_pieces(rows))
 
 
-def _records(path: Path, lines: Iterable[tuple[str, list[str]]], needed: Sequence[str] = ()) -> list[Record]:
-    lines = [(where, fields) for where, fields in lines if any(fields)]  # spreadsheets leave rows of nothing at the end
-    if len(lines) < 2:
+def csv_pieces(rows: Iterable[Iterable[object]]) -> Iterator[bytes]:
+    """The same in pieces, for what does not fit into memory."""
+    rest = iter(rows)
+    while some := list(islice(rest, _ROWS_AT_ONCE)):
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(some)
+        yield text.getvalue().encode()
+
+
+def _table(path: Path, lines: Iterable[tuple[str, list[str]]], needed: Sequence[str] = ()) -> Table:
+    filled = ((where, fields) for where, fields in lines if any(fields))  # spreadsheets leave rows of nothing at the end
+    _, header = next(filled, ("", []))
+    first = next(filled, None)
+    if first is None:
         raise ShardError(f"{path}: has no rows; write a line of column names and a line per image")
-    header = lines[0][1]
     named = [
         at for at, column in enumerate(header) if column
     ]  # spreadsheets leave columns of nothing, other programs number the rows in one
@@ -157,14 +187,16 @@ def _records(path: Path, lines: Iterable[tuple[str, list[str]]], needed: Sequenc
         raise ShardError(f"{path}: lacks the column(s) {', '.join(missing)}; it has: {', '.join(columns)}")
     if twice := [column for column in columns if folded.count(column.casefold()) > 1]:
         raise ShardError(f"{path}: has two columns called '{twice[0]}'; rename one")
-    for where, fields in lines[1:]:
-        if len(fields) != len(header):
-            raise ShardError(
-                f"{path}, {where}: has {len(fields)} fields for {len(header)} columns; put a field that holds a comma in double quotes"
-            )
-    return [
-        Record(f"{path}, {where}", {column: fields[at] for column, at in zip(columns, named, strict=True)}) for where, fields in lines[1:]
-    ]
+
+    def records() -> Iterator[Record]:
+        for where, fields in chain([first], filled):
+            if len(fields) != len(header):
+                raise ShardError(
+                    f"{path}, {where}: has {len(fields)} fields for {len(header)} columns; put a field that holds a comma in double quotes"
+                )
+            yield Record(f"{path}, {where}", {column: fields[at] for column, at in zip(columns, named, strict=True)})
+
+    return Table(tuple(columns), records())
 
 
 def _cell_text(value: object) -> str:

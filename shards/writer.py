@@ -14,7 +14,7 @@ out of the table.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -28,7 +28,7 @@ from shards.codecs import codec_versions
 from shards.finish import finish
 from shards.manifest import ShardError, Shards
 from shards.photographs import decoder_versions
-from shards.plan import Plan, ShardTask
+from shards.plan import Plan, ShardTask, Tasks
 from shards.progress import Counts, Progress
 from shards.shard_file import complete_record, explained, write_shard
 from shards.whole_files import write_once
@@ -47,7 +47,7 @@ class Share:
     def __str__(self) -> str:
         return f"{self.number}/{self.total}"
 
-    def of(self, tasks: Sequence[ShardTask]) -> Sequence[ShardTask]:
+    def of(self, tasks: Tasks) -> Tasks:
         """The tasks of this share."""
         return tasks[self.number - 1 :: self.total]
 
@@ -69,14 +69,13 @@ def build_share(plan: Plan, out: Path, share: Share, workers: int = 1) -> Shards
     """
     versions = _enter(out, plan)
     own = share.of(plan.tasks)
-    waiting = [task for task in own if not complete_record(out, task)]
+    waiting = own.where(lambda task: not complete_record(out, task))
     if waiting and versions != _versions(plan):
         raise ShardError(
             f"{out}: was begun with {_listed(versions)}, and this is {_listed(_versions(plan))}: "
             f"the pixels might differ; go on with those versions, choose another --out, or delete that folder"
         )
-    images, to_write = (sum(len(task.pictures) for task in tasks) for tasks in (own, waiting))
-    with Progress(images, done=images - to_write) as progress:
+    with Progress(own.images, done=own.images - waiting.images) as progress:
         _write_all(out, waiting, workers, progress)
     if share.total > 1 and missing_shards(plan, out):
         return None
@@ -89,7 +88,7 @@ def missing_shards(plan: Plan, out: Path) -> int:
     return sum(complete_record(out, task) is None for task in plan.tasks)
 
 
-def _write_all(out: Path, tasks: Sequence[ShardTask], workers: int, progress: Progress) -> None:
+def _write_all(out: Path, tasks: Tasks, workers: int, progress: Progress) -> None:
     """Writes the tasks, in this process or in several.
 
     No worker has a second task in store: after an error what is being written is finished, and nothing new is begun.

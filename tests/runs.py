@@ -20,12 +20,12 @@ LIMIT = 150  # seconds; a run here takes 5 to 20, more on a busy machine
 _started: list[subprocess.Popen[str]] = []
 
 
-def start(world: int, folder: Path, shards: Path, *settings: str, config: Path = TINY) -> subprocess.Popen[str]:
-    """Starts a training on `world` processes, its output going to one pipe."""
+def start(world: int, folder: Path, shards: Path, *settings: str, config: Path = TINY, command: str = "train") -> subprocess.Popen[str]:
+    """Starts a training, or another command on a config, on `world` processes, its output going to one pipe."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"] if world > 1 else ["-m"]
-    command = [sys.executable, *launcher, "dist_train", "train", str(config), f"run.folder={folder}", f"data.shards={shards}", *settings]
+    words = [sys.executable, *launcher, "dist_train", command, str(config), f"run.folder={folder}", f"data.shards={shards}", *settings]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    _started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment))
+    _started.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment))
     return _started[-1]
 
 

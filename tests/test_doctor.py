@@ -445,6 +445,7 @@ def test_what_is_known_of_a_set_is_noted(tmp_path: Path, monkeypatch: pytest.Mon
     assert any("AVA, VOC and EMOTIC" in each.found for each in table_findings(flive))
     kadid = whole("kadid10k", tmp_path / "kadid", monkeypatch)
     assert any(each.found.startswith("the label DMOS") and each.severity == "note" for each in table_findings(kadid))
+    assert any("KADID-10k's column var" in each.found and each.severity == "note" for each in table_findings(kadid))
 
 
 def q_align(folder: Path, name: str, opinions: dict[str, float]) -> DataSet:

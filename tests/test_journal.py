@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from dist_train import journal as journal_module
 from dist_train.errors import ConfigError
-from dist_train.journal import Journal, finite_or_none, read_records
+from dist_train.journal import Journal, cost_of_saving, finite_or_none, read_records
 
 PANEL = {"srcc": 0.5, "plcc": 0.25, "krcc": 0.1, "rmse": 3.0, "patch_srcc": 0.4, "patch_plcc": 0.3, "spread": 2.0}
 
@@ -238,3 +239,44 @@ def test_tensorboard_that_is_not_installed_is_an_error_that_says_how_to_get_it(t
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ConfigError, match=r"pip install 'dist-train\[tensorboard\]'"):
         journal(tmp_path, tensorboard=True)
+
+
+def test_what_a_checkpoint_cost_is_told_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = journal(tmp_path)
+    target.save(500, seconds=2.0, size=330_000_000, period=40.0)
+    target.close()
+    (record,) = read_records(tmp_path / "metrics.jsonl")
+    assert record == {"kind": "save", "step": 500, "save_seconds": 2.0, "save_bytes": 330_000_000, "save_period": 40.0}
+    assert "checkpoint after step 500: 330 MB in 2.0 s, 165 MB/s, 5.0% of the time since the one before" in capsys.readouterr().out
+
+
+def test_the_cost_of_the_checkpoint_that_is_gone_on_from_stays_and_a_later_ones_goes(tmp_path: Path) -> None:
+    target = journal(tmp_path)
+    for number in (1, 2, 3):
+        write_steps(target, number)
+        target.save(number, 1.0, 10, 5.0)
+    target.close()
+    journal(tmp_path, resumed_step=2).close()
+    assert [(record["kind"], record["step"]) for record in read_records(tmp_path / "metrics.jsonl")] == [
+        *[("step", 1), ("save", 1), ("step", 2), ("save", 2)]
+    ]
+
+
+def test_the_cost_of_saving_is_its_share_of_the_time_of_all_sessions(tmp_path: Path) -> None:
+    records = [{"kind": "step", "step": 1}] + [
+        {"kind": "save", "step": step, "save_seconds": seconds, "save_bytes": 10, "save_period": period}
+        for step, seconds, period in ((1, 1.0, 30.0), (2, 3.0, 10.0))
+    ]
+    assert cost_of_saving(records) == {"checkpoints": 2, "bytes": 20, "seconds": 4.0, "share": 0.1}
+    assert cost_of_saving(records[:1]) is None
+
+
+def test_the_time_of_a_save_does_not_count_as_time_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 12.0])
+    monkeypatch.setattr(journal_module.time, "perf_counter", lambda: next(clock, 12.0))
+    target, said = journal(tmp_path), []
+    monkeypatch.setattr(target, "say", said.append)
+    target.save(1, seconds=10.0, size=1, period=12.0)
+    write_steps(target, 1)
+    target.close()
+    assert " 4.0 " in said[-1]  # 8 patches in 2 seconds

@@ -86,7 +86,7 @@ def test_the_run_folder_holds_what_the_readme_says(own_photographs: Path) -> Non
             rows = list(csv.DictReader(file))
         assert list(rows[0]) == ["image", "opinion", "score", "spread"]
     for line in (folder / "metrics.jsonl").read_text().splitlines():
-        assert json.loads(line)["kind"] in ("step", "epoch")
+        assert json.loads(line)["kind"] in ("step", "epoch", "save")
 
 
 def test_koniq_configs_plan_as_printed(elsewhere: Path, koniq: Path) -> None:

@@ -26,6 +26,9 @@ import pytest
 from nginx import Nginx, serving
 from photographs import make_folder, shards_of
 
+from dist_train.collection import open_collection
+from dist_train.config import Data
+from dist_train.doctor import read_shards
 from shards import cache, remote
 from shards.__main__ import main
 from shards.check import describe
@@ -602,3 +605,15 @@ def test_a_manifest_cannot_name_a_file_outside_the_cache(upload: Callable[..., U
     with pytest.raises(ShardError, match="is no SHA-256"):
         Shards(cups.url)
     assert not (tmp_path / "outside").exists()
+
+
+def test_the_doctor_asks_for_the_length_of_every_shard_and_fetches_one(upload: Callable[..., Uploaded], near: Path) -> None:
+    uploaded = upload()
+    collection = open_collection(Data(shards=uploaded.url))
+    reading = read_shards(collection)
+    assert (reading.shards, reading.images) == (6, 1)
+    assert len({*held(near)} & {record["sha256"] for record in collection.members[0].shards.files}) == 1
+    short = uploaded.folder / "shard-000003.tar"
+    short.write_bytes(short.read_bytes()[:-1])
+    with pytest.raises(ShardError, match=r"shard-000003\.tar: has \d+ bytes, not \d+; upload the folder again"):
+        read_shards(collection)

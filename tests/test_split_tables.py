@@ -7,16 +7,17 @@ import io
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards.datasets import Row
-from shards.manifest import PARTS, ShardError
-from shards.split_tables import pyiqa_table, read_splits
-from shards.splits import numbered_rounds, split_table
+from shards import split_tables, splits
+from shards.manifest import PARTS, ShardError, part_number
+from shards.rows import Row, Rows
+from shards.splits import numbered_rounds
 
-ROWS = [Row(f"cup{number:02d}", Path(f"cup{number:02d}.PNG"), number / 7, None, f"content{number // 2}", None) for number in range(40)]
+ROWS = Rows(Row(f"cup{number:02d}", Path(f"cup{number:02d}.PNG"), number / 7, None, f"content{number // 2}", None) for number in range(40))
 ID = st.from_regex(r"[\w-]+", fullmatch=True).filter(lambda name: name.isprintable())  # what datasets.image_id lets through
 PARTS_OF_12 = st.permutations([*PARTS] * 3 + ["train"] * 3)
 
@@ -25,6 +26,23 @@ def file_with(folder: Path, content: bytes | str, name: str = "mine.csv") -> Pat
     file = folder / name
     file.write_bytes(content.encode() if isinstance(content, str) else content)
     return file
+
+
+def array(rows: Rows, parts: dict[str, str]) -> np.ndarray:
+    """A split as the code has it, from the part of each image by its id."""
+    return np.array([part_number(parts.get(image)) for image in rows.ids()], np.uint8)
+
+
+def said(rows: Rows, parts: np.ndarray) -> dict[str, str]:
+    return {image: PARTS[part] for image, part in zip(rows.ids(), parts, strict=True)}
+
+
+def read_splits(file: Path, rows: Rows, seed: int, name: str | None = None) -> dict[str, dict[str, str]]:
+    return {split: said(rows, parts) for split, parts in split_tables.read_splits(file, rows, seed, name).items()}
+
+
+def pyiqa_table(rows: Rows, parts_of: dict[str, dict[str, str]]) -> bytes:
+    return b"".join(split_tables.pyiqa_table(rows, {name: array(rows, parts) for name, parts in parts_of.items()}))
 
 
 def table(parts: list[str], first: str = "id", second: str = "part", names: list[str] | None = None) -> str:
@@ -47,12 +65,13 @@ def test_what_is_exported_and_imported_again_is_the_same(
 ) -> None:
     files = data.draw(st.lists(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=8), min_size=12, max_size=12))
     opinions = data.draw(st.lists(st.floats(-10, 10), min_size=12, max_size=12))
-    rows = [Row(name, Path(file), opinion, None, name, None) for name, file, opinion in zip(ids, files, opinions, strict=True)]
-    splits = {f"mine-{number}": dict(zip(ids, each, strict=True)) for number, each in enumerate(parts)}
-    splits["official-no-val"] = {name: "train" if part == "val" else part for name, part in splits["mine-0"].items()}
-    assert read_splits(file_with(tmp_path, pyiqa_table(rows, splits)), rows, 0) == splits
-    for name, each in splits.items():
-        assert read_splits(file_with(tmp_path, split_table(each), f"{name}.csv"), rows, 0) == {name: each}
+    rows = Rows(Row(name, Path(file), opinion, None, name, None) for name, file, opinion in zip(ids, files, opinions, strict=True))
+    stated = {f"mine-{number}": dict(zip(ids, each, strict=True)) for number, each in enumerate(parts)}
+    stated["official-no-val"] = {name: "train" if part == "val" else part for name, part in stated["mine-0"].items()}
+    assert read_splits(file_with(tmp_path, pyiqa_table(rows, stated)), rows, 0) == stated
+    for name, each in stated.items():
+        content = b"".join(splits.split_table(rows.ids(), array(rows, each)))
+        assert read_splits(file_with(tmp_path, content, f"{name}.csv"), rows, 0) == {name: each}
 
 
 @pytest.mark.parametrize("name", ["official", "round-01", "mine_split", "split", "ratio802_seed123_split_01", "ratio721_seed123_split01"])
@@ -93,7 +112,7 @@ def test_an_image_that_a_split_leaves_out_has_an_empty_field() -> None:
 
 
 def test_images_are_told_apart_by_their_path_where_their_file_names_are_the_same(tmp_path: Path) -> None:
-    rows = [Row(f"{folder}_{n}", Path(f"{n}.bmp"), 0.0, None, f"{folder}{n}", None) for folder in ("jp2k", "wn") for n in range(9)]
+    rows = Rows(Row(f"{folder}_{n}", Path(f"{n}.bmp"), 0.0, None, f"{folder}{n}", None) for folder in ("jp2k", "wn") for n in range(9))
     lines = [f"{row.id.replace('_', '/')}.bmp,{PARTS[n % 3]}" for n, row in enumerate(rows)]
     (parts,) = read_splits(file_with(tmp_path, "\n".join(["image,split", *lines])), rows, 0).values()
     assert parts == {row.id: PARTS[n % 3] for n, row in enumerate(rows)}
@@ -123,12 +142,12 @@ def test_the_val_of_pyiqas_8_0_2_splits_is_the_test_part_that_their_name_speaks_
 
 def test_a_split_without_val_gets_one_cut_out_of_train_by_content_and_is_kept_as_it_stands_too(tmp_path: Path) -> None:
     file = file_with(tmp_path, table(["train"] * 16 + ["test"] * 4))
-    splits = read_splits(file, ROWS, 0)
-    assert list(splits) == ["mine", "mine-no-val"]
-    assert {splits["mine"][row.id] for row in ROWS[:32]} == {"train", "val"}
-    assert all(splits["mine"][first.id] == splits["mine"][second.id] for first, second in zip(ROWS[::2], ROWS[1::2], strict=True))
-    assert read_splits(file, ROWS, 0, "mine-no-val") == {"mine-no-val": splits["mine-no-val"]}
-    assert read_splits(file, ROWS, 1)["mine"] != splits["mine"]
+    taken = read_splits(file, ROWS, 0)
+    assert list(taken) == ["mine", "mine-no-val"]
+    assert {taken["mine"][row.id] for row in ROWS[:32]} == {"train", "val"}
+    assert all(taken["mine"][first.id] == taken["mine"][second.id] for first, second in zip(ROWS[::2], ROWS[1::2], strict=True))
+    assert read_splits(file, ROWS, 0, "mine-no-val") == {"mine-no-val": taken["mine-no-val"]}
+    assert read_splits(file, ROWS, 1)["mine"] != taken["mine"]
 
 
 # mistakes, each named by file and row
@@ -202,5 +221,5 @@ def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
 
 
 def test_numbered_rounds_survive_too(tmp_path: Path) -> None:
-    splits = numbered_rounds(ROWS, 3, 10, "80/20")
-    assert read_splits(file_with(tmp_path, pyiqa_table(ROWS, splits)), ROWS, 99) == splits
+    rounds = {name: said(ROWS, parts) for name, parts in numbered_rounds(ROWS, 3, 10, "80/20").items()}
+    assert read_splits(file_with(tmp_path, pyiqa_table(ROWS, rounds)), ROWS, 99) == rounds

@@ -19,7 +19,7 @@ __all__ = ["ADAPTERS", "Adapter", "adapters_as_text"]
 def _demo(root: Root, _: str) -> Found:
     """Its table is a user's own table, with group and split columns."""
     table = root.part("scores.csv")
-    return table, list(read_table(table, root.part("images")).rows)
+    return table, read_table(table, root.part("images")).rows
 
 
 _DEMO = Adapter(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shards.datasets import DataSet, Row, data_set_of
+from shards.datasets import DataSet, data_set_of
 from shards.folders import Root
 from shards.manifest import Label, ShardError
+from shards.rows import Row
 
-Found = tuple[Path, list[Row]]  # the table, and a row per image
+Found = tuple[Path, Iterable[Row]]  # the table, and a row per image
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from shards.adapters.adapter import Adapter, Found
-from shards.datasets import Row, image_id, row_of
+from shards.datasets import image_id, row_of
 from shards.folders import Pictures, Root
 from shards.manifest import Label, ShardError
+from shards.rows import Row
 from shards.tables import number_in, read_csv, read_mat, read_sheet
 
 

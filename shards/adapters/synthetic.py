@@ -6,9 +6,10 @@ import math
 from pathlib import PurePosixPath
 
 from shards.adapters.adapter import Adapter, Found
-from shards.datasets import Row, image_id, row_of
+from shards.datasets import image_id, row_of
 from shards.folders import Pictures, Root
 from shards.manifest import Label, ShardError
+from shards.rows import Row
 from shards.tables import number_in, read_csv, read_list, read_mat, read_sheet
 
 _LIVE_FOLDERS = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}  # in the order of the vectors
@@ -63,7 +64,7 @@ def _tid2013(root: Root, _: str) -> Found:
     """Two lists in one order; names are iRR_DD_L.bmp, RR the reference, and the disk writes some in capitals."""
     table, stds_file = root.part("mos_with_names.txt"), root.part("mos_std.txt")
     pictures = Pictures(root.part("distorted_images"))
-    records, stds = read_list(table, ("mos", "name")), read_list(stds_file, ("std",))
+    records, stds = list(read_list(table, ("mos", "name"))), list(read_list(stds_file, ("std",)))
     if len(records) != len(stds):
         raise ShardError(f"{table}: has {len(records)} lines, but {stds_file.name} has {len(stds)}; download both again")
     rows = []
@@ -74,7 +75,7 @@ def _tid2013(root: Root, _: str) -> Found:
 
 
 def _kadid10k(root: Root, _: str) -> Found:
-    """The column called dmos rises with quality, and var is a variance."""
+    """The column called dmos rises with quality, and var is taken as the variance that its name says; the doctor tells of the doubt."""
     table, pictures = root.part("dmos.csv"), Pictures(root.part("images"))
     rows = []
     for record in read_csv(table, ("dist_img", "ref_img", "dmos", "var")):

@@ -1,4 +1,4 @@
-"""The promises of launch/elastic.sh, on hosts without Slurm that have nothing in common but the network and the disk: power cuts are real."""
+"""The promises of launch/elastic.sh, on hosts without Slurm that share the network and the disk alone: power cuts are real."""
 
 from __future__ import annotations
 

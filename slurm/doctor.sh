@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# sbatch slurm/doctor.sh CONFIG [key=value ...]: are the nodes of this job fit for the training? Exit status 0 yes, 1 no; the log says why.
+#
+#   sbatch --nodes=2 --gpus-per-node=4 slurm/doctor.sh configs/koniq10k_resnet50.yaml data.shards=/data/koniq10k
+#
+# To be asked for the same nodes as slurm/train.sh, from the root of the repository, with the same settings. It trains nothing. One
+# job can do both, and trains only on nodes that are fit:
+#
+#   sbatch --nodes=2 --gpus-per-node=4 --ntasks-per-node=1 --wrap 'bash slurm/doctor.sh CONFIG && bash slurm/train.sh CONFIG'
+#
+# The variables are those of slurm/train.sh, and one more:
+#
+#   PATIENCE  seconds in which all nodes must come (120)
+#SBATCH --job-name=doctor
+#SBATCH --ntasks-per-node=1
+#SBATCH --output=slurm-%x-%j.log
+#SBATCH --no-requeue
+set -eo pipefail
+container=() srun_options=()
+site=${DIST_TRAIN_SITE:-$HOME/.config/dist_train/site.sh}
+# shellcheck source=/dev/null
+if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site"; fi
+set -u
+
+[ $# -ge 1 ] || { echo "usage: sbatch slurm/doctor.sh CONFIG [key=value ...]" >&2; exit 2; }
+patience=${PATIENCE:-120}
+processes=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
+cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+world=$((SLURM_JOB_NUM_NODES * processes))
+
+# Each node says that it is there, so that one which hangs is known by its silence.
+code=0
+# shellcheck disable=SC2016 # each node's own shell reads $SLURMD_NODENAME
+srun --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" \
+    bash -c 'echo "== $SLURMD_NODENAME is here" && exec "$@"' here \
+    "${VENV:-.venv}/bin/torchrun" --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
+    --rdzv-backend=c10d --rdzv-endpoint="$first:$((10000 + SLURM_JOB_ID % 20000))" --rdzv-id="$SLURM_JOB_ID.doctor" \
+    --rdzv-conf="join_timeout=$patience" --module dist_train doctor "$@" "run.processes=$world" --wait "$patience" || code=$?
+if [ "$code" -ne 0 ]; then
+    echo "== job $SLURM_JOB_ID: not fit, as said above. Without a verdict not all of $SLURM_JOB_NODELIST came within $patience s:" \
+        "look for the node that has not said it is here" >&2
+fi
+exit "$((code > 0))"

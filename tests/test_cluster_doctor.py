@@ -1,0 +1,144 @@
+"""`python -m dist_train doctor`, by real processes: it says what is wrong and where, trains nothing and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import runs
+import torch
+
+from dist_train.doctor import Examination, look_at_folder, multiply, sources_digest
+from dist_train.errors import TrainingError
+
+SMALL = "model.backbone=test_convnext"
+SKEWED = """
+import time
+from dist_train import ranks
+
+ranks.join(60)
+true_time = time.time
+if ranks.rank() == 1:
+    time.time = lambda: true_time() + 5
+for found in ranks.compare_clocks():
+    print("ahead by", *found)
+ranks.disconnect()
+"""
+
+DEAF = """
+import os, sys, time
+from dist_train import ranks
+from dist_train.__main__ import main
+
+if os.environ["RANK"] == "1":
+    ranks.compare_clocks = lambda: time.sleep(100)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_two_processes_on_good_data_are_fit_and_nothing_stays_behind(shards: Path, tmp_path: Path) -> None:
+    run, told = tmp_path / "runs" / "run", tmp_path / "told.json"
+    started = runs.start(2, run, shards, SMALL, "--json", str(told), command="doctor")
+    output = runs.finish(started)
+    assert started.returncode == 0, output
+    assert re.search(r"^verdict: fit( with warnings)? \(", output, re.MULTILINE), output
+    said = json.loads(told.read_text())
+    assert said["fit"] and not [finding for check in said["checks"] for finding in check["findings"] if finding["severity"] == "error"]
+    assert [report["rank"] for report in said["ranks"]] == [0, 1]
+    assert sum(report["reading"]["images"] for report in said["ranks"]) == 60  # every image once, by one rank or the other
+    assert said["facts"]["sum_seconds"] > 0 and said["facts"]["small_seconds"] > 0 and len(said["facts"]["clocks"]) == 2
+    assert all(report["seconds_of_work"] > 0 for report in said["ranks"])
+    assert [path.name for path in tmp_path.iterdir()] == ["told.json"]
+
+
+def test_a_shard_that_was_cut_off_is_named_and_the_rest_is_examined_all_the_same(shards: Path, tmp_path: Path) -> None:
+    cut = Path(shutil.copytree(shards, tmp_path / "cut"))
+    with (cut / "shard-000001.tar").open("r+b") as file:
+        file.truncate(1000)
+    started = runs.start(2, tmp_path / "run", cut, SMALL, command="doctor")
+    output = runs.finish(started)
+    assert started.returncode != 0
+    assert re.search(r"found +shards: \S+/shard-000001\.tar: has\s+1000 bytes", output), output
+    assert "(ranks 0, 1)" in output and "verdict: not fit (1 error)" in output
+    assert re.search(r"^all-reduce +ok +found +26\.2 MB in ", output, re.MULTILINE), output
+
+
+def test_a_rank_that_does_not_come_ends_the_doctor_with_a_word(shards: Path, tmp_path: Path) -> None:
+    alone = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    words = ["doctor", str(runs.TINY), f"data.shards={shards}", f"run.folder={tmp_path / 'run'}", "--wait", "2"]
+    command = [sys.executable, "-m", "dist_train", *words]
+    ended = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True, timeout=runs.LIMIT)
+    assert ended.returncode == 1
+    assert "error: not all of 2 processes have come to 127.0.0.1:0 within 2 s (" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_clock_that_is_ahead_is_measured_as_ahead(tmp_path: Path) -> None:
+    script = tmp_path / "skewed.py"
+    script.write_text(SKEWED)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    ended = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=runs.LIMIT)
+    own, other = re.findall(r"ahead by (\S+) (\S+)", ended.stdout)
+    assert own == ("0.0", "0.0"), ended.stderr
+    assert abs(float(other[0]) - 5) <= float(other[1]) + 1e-4 and float(other[1]) < 1
+
+
+def test_a_rank_that_hangs_at_the_network_is_given_up_and_the_rest_is_told(shards: Path, tmp_path: Path) -> None:
+    script = tmp_path / "deaf.py"
+    script.write_text(DEAF)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    words = ["doctor", str(runs.TINY), SMALL, f"data.shards={shards}", f"run.folder={tmp_path / 'run'}", "--wait", "12"]
+    ended = subprocess.run([sys.executable, *launcher, *words], capture_output=True, text=True, timeout=runs.LIMIT)
+    assert ended.returncode != 0
+    assert re.search(r"^shards +ok ", ended.stdout, re.MULTILINE) and re.search(r"^all-reduce +error ", ended.stdout, re.MULTILINE)
+    assert "the ranks did not hear from each other for 6 s" in " ".join(ended.stdout.split())
+    assert "verdict: not fit" in ended.stdout and not (tmp_path / "run").exists()
+
+
+def test_a_question_without_an_answer_is_given_up_and_the_next_one_is_asked() -> None:
+    one, held = Examination(torch.device("cpu")), threading.Event()
+    started = time.monotonic()
+    assert one.ask("shards", held.wait, limit=0.1) is None and one.ask("versions", lambda: 7) == 7
+    held.set()
+    assert time.monotonic() - started < 5
+    assert one.failures == {"shards": "no answer within 0.1 s; see whether a disk or a server hangs there"}
+
+
+def test_what_a_question_raises_is_told_without_passwords() -> None:
+    one = Examination(torch.device("cpu"))
+
+    def refuse() -> None:
+        raise OSError("https://me:secret@server/shards: gone")
+
+    assert one.ask("shards", refuse) is None
+    assert one.failures == {"shards": "OSError: https://***@server/shards: gone"}
+
+
+def test_a_run_folder_that_cannot_be_written_is_told() -> None:
+    one = Examination(torch.device("cpu"))
+    look_at_folder(Path("/proc/nowhere/run"), one)
+    assert "run folder" in one.failures
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_token_in_the_run_folder_is_taken_away(tmp_path: Path, there: bool) -> None:
+    one = Examination(torch.device("cpu"))
+    look_at_folder(tmp_path if there else tmp_path / "some" / "run", one)
+    assert not one.failures and not list(tmp_path.iterdir())
+
+
+def test_bf16_multiplies_here_and_fp16_is_refused_on_a_cpu() -> None:
+    multiply(torch.device("cpu"), "bf16")
+    with pytest.raises(TrainingError, match="fp16 needs a GPU"):
+        multiply(torch.device("cpu"), "fp16")
+
+
+def test_the_digest_of_the_sources_is_the_same_twice() -> None:
+    assert sources_digest() == sources_digest()
