@@ -14,10 +14,18 @@ from runs import TINY, assert_equal_up_to_rounding, records, status, weights
 
 pytestmark = pytest.mark.timeout(400)
 LIMIT = 170  # seconds for whatever is waited for; on a quiet machine it takes 20
-# Steps that are worth a second of computing, so that there are some left when a host has come back.
-SETTINGS = ("data.passes=3", "data.patches_per_image=4", "train.global_batch=24", "stop.patience=null", "save.every_steps=2", "save.keep=3")
-TEN_EPOCHS = (*SETTINGS, "train.epochs=10")
-LAST = 50  # step: 3 visits of 40 images in batches of 24 are 5 steps per epoch
+# Enough steps that there are some left when a host has come back.
+SETTINGS = (
+    "model.backbone=test_convnext",
+    "data.passes=3",
+    "train.global_batch=24",
+    "stop.patience=null",
+    "save.every_steps=2",
+    "save.keep=3",
+)
+EPOCHS = 40
+LONG = (*SETTINGS, f"train.epochs={EPOCHS}")
+LAST = 5 * EPOCHS  # step: 3 visits of 40 images in batches of 24 are 5 steps per epoch
 
 
 class Host:
@@ -70,9 +78,9 @@ def goes_on_with(run: Path, world: int, beyond: int) -> Callable[[], bool]:
 
 @pytest.fixture(scope="module")
 def unbroken(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of one process that nothing happens to."""
+    """The run folder of two processes that nothing happens to."""
     run = tmp_path_factory.mktemp("unbroken") / "run"
-    runs.train(1, run, shards, *TEN_EPOCHS)
+    runs.train(2, run, shards, *LONG)
     return run
 
 
@@ -80,7 +88,7 @@ def assert_as_unbroken(run: Path, unbroken: Path) -> None:
     """The same steps, none lost and none repeated, to the same weights."""
     assert status(run)["status"] == "finished"
     assert steps(run) == [*range(1, LAST + 1)]
-    assert [record["epoch"] for record in records(run, "epoch")] == [*range(10)]
+    assert [record["epoch"] for record in records(run, "epoch")] == [*range(EPOCHS)]
     assert_equal_up_to_rounding(weights(run, LAST), weights(unbroken, LAST))
 
 
@@ -88,14 +96,14 @@ def test_a_host_that_dies_costs_a_restart_on_the_others_and_joins_them_when_it_i
     cluster: Cluster, unbroken: Path, shards: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    hosts = [Host(cluster, node, run, shards, *TEN_EPOCHS) for node in ("n1", "n2", "n3")]
+    hosts = [Host(cluster, node, run, shards, *LONG) for node in ("n1", "n2", "n3")]
     wait_until(goes_on_with(run, world=3, beyond=3), hosts, "three train")
     hosts[2].lose_power()
     taken = len(steps(run))
     wait_until(goes_on_with(run, world=2, beyond=1), hosts, "the two that are left train")
     assert len(steps(run)) <= taken + 2 < LAST, "the two did not begin at a checkpoint, or there is nothing left to do"
     cluster.machine("boot", "n3")
-    hosts[2] = Host(cluster, "n3", run, shards, *TEN_EPOCHS)
+    hosts[2] = Host(cluster, "n3", run, shards, *LONG)
     wait_until(goes_on_with(run, world=3, beyond=1), hosts, "the third has joined")
     assert [host.end() for host in hosts] == [0, 0, 0]
     assert status(run)["world_size"] == 3
