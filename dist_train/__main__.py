@@ -208,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_predict)
     command.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="a run folder, or the folder of a model")
     command.add_argument("pictures", type=Path, nargs="+", help="pictures, and folders of pictures")
-    command.add_argument("--out", type=Path, help="the csv file to write: image, score, spread (default: the terminal)")
+    command.add_argument("--out", type=Path, help="the csv file to write: image, score, spread, id (default: the terminal)")
     command.add_argument("--scale", metavar="SET", help="of a model of several data sets: whose scale (default: the first's)")
     command.add_argument("--batch-images", type=int, default=4, help="pictures scored together (default: 4)")
     command.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")

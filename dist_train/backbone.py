@@ -71,15 +71,11 @@ def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 def synchronise_batch_norm(backbone: nn.Module, device: torch.device, world: int) -> None:
     """Lets the BatchNorm layers normalise over the micro-batches of all processes together; names of tensors stay.
 
-    Raises ConfigError where PyTorch cannot do so: it speaks to other processes on GPUs only. One process has nothing to do.
+    PyTorch can do so on GPUs only, which the plan has seen to. One process has nothing to do.
     """
     if world == 1:
         return
-    if device.type != "cuda":
-        raise ConfigError(
-            f"model.batch_norm=sync needs a GPU for each of the {world} processes, and this one is on the {device.type}; "
-            f"model.batch_norm=frozen takes the same steps on any number of processes, with the pretrained statistics"
-        )
+    assert device.type == "cuda", "the plan refuses others"
     converted = timm.layers.convert_sync_batchnorm(backbone)  # type: ignore[attr-defined, no-untyped-call]
     assert converted is backbone, "a backbone is more than one layer"
 

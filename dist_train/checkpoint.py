@@ -59,13 +59,17 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, retention: Retention, 
     for leftover in folder.glob(".step-*.part"):  # of a save that was cut off
         shutil.rmtree(leftover)
     part.mkdir(parents=True)
-    save_tensors(part / "model.safetensors", checkpoint.model)
-    save_tensors(part / "optimizer.safetensors", checkpoint.optimizer)
-    save_tensors(part / "average.safetensors", checkpoint.average)
-    save_tensors(part / "scores.safetensors", checkpoint.scores)
-    files = {name: file_sha256(part / name) for name in FILES}
-    write_json(part / "progress.json", checkpoint.progress | {"files": files})
-    sync(part)
+    try:
+        save_tensors(part / "model.safetensors", checkpoint.model)
+        save_tensors(part / "optimizer.safetensors", checkpoint.optimizer)
+        save_tensors(part / "average.safetensors", checkpoint.average)
+        save_tensors(part / "scores.safetensors", checkpoint.scores)
+        files = {name: file_sha256(part / name) for name in FILES}
+        write_json(part / "progress.json", checkpoint.progress | {"files": files})
+        sync(part)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)  # so that a full disk has room for the status that says so
+        raise
     still_ours()
     if target.exists():
         if replaced.exists():

@@ -4,6 +4,8 @@ Each side is a run, or a pattern that matches several, such as the seeds or the 
 the median over its runs, as the field reports it. The images are resampled for all sides alike (a paired bootstrap, see
 `intervals`): how hard the images happen to be is common to both sides and cancels. An image that is in the test part of
 several splits is drawn in all of them together. What the interval tells of is other images, not other seeds.
+
+Runs on several data sets are compared set by set, and by the mean over the sets; each set's images are drawn for themselves.
 """
 
 from __future__ import annotations
@@ -19,22 +21,42 @@ from typing import Any
 import numpy as np
 
 from dist_train.errors import ConfigError
-from dist_train.intervals import FEWEST_IMAGES, correlations, interval, resampled_counts
+from dist_train.intervals import FEWEST_IMAGES, correlations, interval, resampled_counts, without_rounding
 from dist_train.metrics import agreement
 from dist_train.run_folder import read_status
 
-SCORES = "scores-test.csv"
+MEAN = "the mean"  # no data set can be called so
+
+
+@dataclass(frozen=True)
+class TestedSet:
+    """What a run says of the test images of a data set: scores and opinions [n] by image id, and the file they are from."""
+
+    data: str  # its fingerprint
+    split: str
+    path: Path
+    ids: tuple[str, ...]
+    scores: np.ndarray
+    opinions: np.ndarray
 
 
 @dataclass(frozen=True)
 class TestedRun:
-    """What a run says of its test images: its status.json, and scores and opinions [n] by image id."""
+    """A run: its status.json, and what it says of each of its data sets, by name."""
 
     folder: Path
     status: dict[str, Any]
-    ids: tuple[str, ...]
-    scores: np.ndarray
-    opinions: np.ndarray
+    sets: dict[str, TestedSet]
+
+    @property
+    def data(self) -> dict[str, str]:
+        """The fingerprint of each set."""
+        return {name: tested.data for name, tested in self.sets.items()}
+
+    @property
+    def images(self) -> frozenset[tuple[str, str]]:
+        """Every test image, as set and id."""
+        return frozenset((name, image) for name, tested in self.sets.items() for image in tested.ids)
 
 
 @dataclass(frozen=True)
@@ -68,6 +90,9 @@ class Estimate:
         return float(np.mean(existing > 0)) if len(existing) else np.nan
 
 
+Estimates = list[dict[str, Estimate]]  # of every side: its srcc and its plcc
+
+
 def compare(names: Sequence[str]) -> str:
     """Each side's SRCC and PLCC on the test images, and every later side against the first, as text.
 
@@ -90,21 +115,22 @@ def refuse_unlike(sides: Sequence[Side]) -> None:
     Where the runs of a side have several test parts (splits), each side must have each of them equally often.
     """
     first = sides[0].runs[0]
-    known: dict[str, float] = {}
+    known: dict[tuple[str, str], float] = {}
     for run in (run for side in sides for run in side.runs):
-        if run.status["data_fingerprint"] != first.status["data_fingerprint"]:
+        if run.data != first.data:
             raise ConfigError(
                 f"{run.folder} was tested on the data {run.status['data_fingerprint']} ({run.status['data_set']}), {first.folder} on "
                 f"{first.status['data_fingerprint']} ({first.status['data_set']}); only runs on the same shards can be compared"
             )
-        for image, opinion in zip(run.ids, run.opinions, strict=True):
-            if known.setdefault(image, opinion) != opinion:
-                raise ConfigError(f"{run.folder / SCORES}: image '{image}' has the opinion {opinion:g}, in another run {known[image]:g}")
-    parts = [Counter(frozenset(run.ids) for run in side.runs) for side in sides]
+        for name, tested in run.sets.items():
+            for image, opinion in zip(tested.ids, tested.opinions, strict=True):
+                if known.setdefault((name, image), opinion) != opinion:
+                    raise ConfigError(f"{tested.path}: image '{image}' has the opinion {opinion:g}, in another run {known[name, image]:g}")
+    parts = [Counter(run.images for run in side.runs) for side in sides]
     for side, part in zip(sides[1:], parts[1:], strict=True):
         if part.keys() != parts[0].keys():
             strange = sorted(frozenset().union(*part) ^ frozenset().union(*parts[0]))
-            example = f", such as '{strange[0]}'" if strange else ""
+            example = f", such as '{strange[0][1]}'" if strange else ""
             raise ConfigError(
                 f"{side.name} and {sides[0].name} were not tested on the same images{example} (splits {_splits(side)} and "
                 f"{_splits(sides[0])}); compare runs on the same split, or on the same splits"
@@ -116,50 +142,68 @@ def refuse_unlike(sides: Sequence[Side]) -> None:
             )
 
 
-def estimate(sides: Sequence[Side]) -> list[dict[str, Estimate]]:
-    """Per side, the median over its runs of SRCC and of PLCC, on the test images and in every resample of them."""
+def estimate(sides: Sequence[Side]) -> dict[str, Estimates]:
+    """By data set: per side, the median over its runs of SRCC and of PLCC, and the same in every resample.
+
+    Of several data sets also under MEAN: there a run's figure is the mean over its sets.
+    """
     runs = [run for side in sides for run in side.runs]
-    ids = sorted({image for run in runs for image in run.ids})
+    figures = {name: _figures([run.sets[name] for run in runs], number) for number, name in enumerate(runs[0].sets)}
+    if len(figures) > 1:
+        figures[MEAN] = np.mean(list(figures.values()), axis=0)
+    ends = np.cumsum([len(side.runs) for side in sides])[:-1]
+    return {name: [_medians(of_side) for of_side in np.split(of_runs, ends)] for name, of_runs in figures.items()}
+
+
+def _figures(tested: Sequence[TestedSet], stream: int) -> np.ndarray:
+    """SRCC and PLCC on one data set, as it is and in every resample: float64 [runs, 2, 1 + resamples]."""
+    ids = sorted({image for one in tested for image in one.ids})
     place = {image: number for number, image in enumerate(ids)}
-    columns = [np.array([place[image] for image in run.ids]) for run in runs]
-    chunks = [
-        [correlations(run.scores, run.opinions, counts[:, own]) for run, own in zip(runs, columns, strict=True)]
-        for counts in resampled_counts(len(ids))
-    ]
-    resampled = iter(np.concatenate(chunks, axis=-1))  # [runs, 2, resamples]
-    estimates = []
-    for side in sides:
-        values = [agreement(run.scores, run.opinions) for run in side.runs]
-        srcc, plcc = np.median([next(resampled) for _ in side.runs], axis=0)
-        estimates.append(
-            {
-                "srcc": Estimate(float(np.median([value["srcc"] for value in values])), srcc),
-                "plcc": Estimate(float(np.median([value["plcc"] for value in values])), plcc),
-            }
-        )
-    return estimates
+    columns = [np.array([place[image] for image in one.ids]) for one in tested]
+    values = [agreement(one.scores, one.opinions) for one in tested]
+    chunks = [np.array([[[value["srcc"]], [value["plcc"]]] for value in values])]
+    for counts in resampled_counts(len(ids), stream=stream):
+        chunks.append(np.array([correlations(one.scores, one.opinions, counts[:, own]) for one, own in zip(tested, columns, strict=True)]))
+    return np.concatenate(chunks, axis=-1)
 
 
-def describe(sides: Sequence[Side], estimates: Sequence[dict[str, Estimate]]) -> str:
-    """The table of the sides, and a line per later side against the first."""
+def _medians(of_runs: np.ndarray) -> dict[str, Estimate]:
+    return {name: Estimate(float(found[0]), found[1:]) for name, found in zip(("srcc", "plcc"), np.median(of_runs, axis=0), strict=True)}
+
+
+def describe(sides: Sequence[Side], estimates: dict[str, Estimates]) -> str:
+    """Per data set, and for their mean: the table of the sides, and a line per later side against the first."""
+    lines: list[str] = []
+    for name, found in estimates.items():
+        lines += [_heading(sides, name), "", *_table(sides, found), *_gains(sides, found), ""]
+    return "\n".join(lines[:-1] + _warnings(sides))
+
+
+def _heading(sides: Sequence[Side], name: str) -> str:
     first = sides[0].runs[0]
-    images = {len(run.ids) for side in sides for run in side.runs}
+    if name == MEAN:
+        return f"mean over {', '.join(first.sets)}:"
+    images = {len(run.sets[name].ids) for side in sides for run in side.runs}
+    splits = ", ".join(sorted({run.sets[name].split for run in sides[0].runs}))
+    label = f", label {first.status['label']}" if len(first.sets) == 1 else ""
+    return f"test images: {' or '.join(f'{n:,}' for n in sorted(images))} of {name} ({first.data[name]}), split {splits}{label}"
+
+
+def _table(sides: Sequence[Side], estimates: Estimates) -> list[str]:
     width = max(len("side"), *(len(side.name) for side in sides))
-    lines = [
-        f"test images: {' or '.join(f'{number:,}' for number in sorted(images))} of {first.status['data_set']} "
-        f"({first.status['data_fingerprint']}), split {_splits(sides[0])}, label {first.status['label']}",
-        "",
-        f"{'side':<{width}}{'runs':>6}{'SRCC':>10}{'95 %':>18}{'PLCC':>10}{'95 %':>18}",
-    ]
+    lines = [f"{'side':<{width}}{'runs':>6}{'SRCC':>10}{'95 %':>18}{'PLCC':>10}{'95 %':>18}"]
     for side, found in zip(sides, estimates, strict=True):
         cells = "".join(f"{found[name].value:>10.4f}{_span(found[name], ''):>18}" for name in ("srcc", "plcc"))
         lines.append(f"{side.name:<{width}}{len(side.runs):>6}{cells}")
-    if any(len(side.runs) > 1 for side in sides):
-        lines.append("a side of several runs: the median over them")
+    return lines + ["a side of several runs: the median over them"] * any(len(side.runs) > 1 for side in sides)
+
+
+def _gains(sides: Sequence[Side], estimates: Estimates) -> list[str]:
+    lines = []
     for side, found in zip(sides[1:], estimates[1:], strict=True):
         lines += ["", f"{side.name} over {sides[0].name}:"]
         lines += [f"  {name.upper()} {_gain(found[name].over(estimates[0][name]))}" for name in ("srcc", "plcc")]
-    return "\n".join(lines + _warnings(sides))
+    return lines
 
 
 def _warnings(sides: Sequence[Side]) -> list[str]:
@@ -187,11 +231,17 @@ def _read_run(folder: Path) -> TestedRun:
     status = read_status(folder) if folder.is_dir() else None
     if status is None:
         raise ConfigError(f"{folder}: there is no run (no status.json); name a run folder, or a pattern in quotes that matches some")
-    path = folder / SCORES
-    if "sets" in (status.get("test") or {}):
-        raise ConfigError(f"{folder}: is a run on several data sets, which are not compared; `evaluate` tells of each set")
-    if not path.is_file() or not status.get("test"):
-        raise ConfigError(f"{folder}: this run has not been tested ({status['status']}: {status['reason']}); let it finish first")
+    several = (status.get("test") or {}).get("sets") is not None
+    sets = {}
+    for name, said in status["trained_on"].items():
+        path = folder / (f"scores-test-{name}.csv" if several else "scores-test.csv")
+        if not path.is_file() or not status.get("test"):
+            raise ConfigError(f"{folder}: this run has not been tested ({status['status']}: {status['reason']}); let it finish first")
+        sets[name] = TestedSet(said["data_fingerprint"], said["split"], path, *_read_scores(path))
+    return TestedRun(folder, status, sets)
+
+
+def _read_scores(path: Path) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [(row["image"], float(row["score"]), float(row["opinion"])) for row in csv.DictReader(file)]
@@ -202,4 +252,4 @@ def _read_run(folder: Path) -> TestedRun:
         raise ConfigError(f"{path}: holds an image twice; it was changed after it was written")
     if len(ids) < FEWEST_IMAGES:
         raise ConfigError(f"{path}: holds {len(ids)} images; at least {FEWEST_IMAGES} are needed")
-    return TestedRun(folder, status, ids, np.array(scores), np.array(opinions))
+    return ids, without_rounding(np.array(scores)), np.array(opinions)

@@ -6,7 +6,7 @@ run.folder/
   ...
   original-seed-0/                 all three bugs together, as the authors' code has them
 
-A run that is there already is not trained again, and one that was interrupted goes on.
+A run that is there already is not trained again, one with other settings is refused, and one that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pathlib import Path
 from dist_train.compare import compare
 from dist_train.config import Config, History, save_config
 from dist_train.errors import ConfigError, TrainingError
-from dist_train.run_folder import FINISHED, read_status
+from dist_train.model_folder import SETTINGS
+from dist_train.run_folder import FINISHED, read_status, refuse_other_settings
 
 FIXED, ORIGINAL = "fixed", "original"
 
@@ -50,6 +51,7 @@ def compare_history(config: Config, seeds: Sequence[int], processes: int) -> str
 def _train(config: Config, path: Path, processes: int) -> None:
     """One run, in processes of its own, so that each begins as fresh as the others."""
     if (read_status(config.run.folder) or {}).get("status") in FINISHED:
+        refuse_other_settings(config.run.folder / SETTINGS, config)
         return
     print(f"== {config.run.folder.name}", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -143,7 +143,7 @@ class Loss(_Section):
     rank_margin: float = Field(0.1, ge=0)
     """By how much the better of a pair must be ahead, for the hinge."""
     rank_margin_unit: Literal["label", "std"] = "label"
-    """label: the margin is in units of the label. std: in standard deviations of the training opinions."""
+    """label: the margin is in units of the label. std: in standard deviations of the training opinions, as always for several sets."""
     consistency_weight: float = Field(0.0, ge=0)
     """Weight of the variance of an image's patch scores, in units of the label: variance / standard deviation of the opinions."""
     scope: Literal["global", "rank"] = "global"

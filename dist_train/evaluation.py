@@ -75,20 +75,20 @@ def score_part(model: nn.Module, collection: Collection, part: str, config: Conf
     return found or None
 
 
-def panel_of(scores: dict[str, Scores]) -> dict[str, Any]:
+def panel_of(scores: dict[str, Scores], collection: Collection) -> dict[str, Any]:
     """The panel of the only data set; of several, the means of what has no unit, with each one's own panel under 'sets'."""
-    return mean_panel({name: found.panel() for name, found in scores.items()})
+    return mean_panel({name: found.panel() for name, found in scores.items()}, collection)
 
 
 def final_panel_of(scores: dict[str, Scores], collection: Collection) -> dict[str, Any]:
     """The same with everything that is told of a run's end: intervals, mappings, tolerance."""
     members = [member for member in collection.members if member.name in scores]
-    return mean_panel({member.name: scores[member.name].final_panel(member.shards, member.shards.label) for member in members})
+    return mean_panel({member.name: scores[member.name].final_panel(member.shards, member.shards.label) for member in members}, collection)
 
 
-def mean_panel(panels: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """One panel for several sets: means over the sets of the figures that have no unit, and all panels under 'sets'."""
-    if len(panels) == 1:
+def mean_panel(panels: dict[str, dict[str, float]], collection: Collection) -> dict[str, Any]:
+    """One panel for several sets: means over those that have one of the figures that have no unit, and all panels under 'sets'."""
+    if len(collection.members) == 1:
         return next(iter(panels.values()))
     names = [name for name in next(iter(panels.values())) if name.endswith(("srcc", "plcc", "krcc"))]
     return {name: float(np.mean([panel[name] for panel in panels.values()])) for name in names} | {"sets": panels}

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from dist_train import ranks
+from dist_train.backbone import batch_norms
 from dist_train.config import Loss
 from dist_train.loss import LossParts, compares_images, training_loss
 
@@ -103,15 +104,10 @@ def _loss_and_gradient(scores: Tensor, targets: Targets, config: Loss, world: in
 
 @contextmanager
 def _resting_batch_norm(model: nn.Module) -> Iterator[None]:
-    """BatchNorm layers normalise as in training, but their running statistics stay as they are."""
-    layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    before = [(layer.momentum, None if layer.num_batches_tracked is None else layer.num_batches_tracked.clone()) for layer in layers]
-    for layer in layers:
-        layer.momentum = 0.0
+    """BatchNorm layers normalise as in training; what their running statistics learnt within is forgotten after it."""
+    kept = [(statistic, statistic.clone()) for layer in batch_norms(model) for statistic in layer.buffers()]
     try:
         yield
     finally:
-        for layer, (momentum, seen) in zip(layers, before, strict=True):
-            layer.momentum = momentum
-            if layer.num_batches_tracked is not None and seen is not None:
-                layer.num_batches_tracked.copy_(seen)
+        for statistic, as_it_was in kept:
+            statistic.copy_(as_it_was)

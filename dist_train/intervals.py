@@ -19,10 +19,17 @@ RESAMPLES = 2000  # the ends then waver by about 2 % of the interval's width
 LEVEL = 0.95
 FEWEST_IMAGES = 3  # of which a correlation says anything: two always lie on a line
 
+EQUAL = 1e-12  # scores closer than this, in parts of the largest, differ by the rounding of their means alone
 ROUNDING = 1e-13  # a variance so small beside the mean square is rounding alone
 
 _SEED, _RESAMPLING = 0, 101  # a use of `order.bits` of its own
 _CHUNK = 1 << 20  # counts held at a time
+
+
+def without_rounding(scores: np.ndarray) -> np.ndarray:
+    """The scores [n], made equal where they differ by rounding alone, so that no order is read out of it."""
+    finite = len(scores) > 0 and bool(np.isfinite(scores).all())
+    return np.full_like(scores, scores[0]) if finite and np.ptp(scores) <= EQUAL * np.abs(scores).max() else scores
 
 
 def correlation_intervals(scores: np.ndarray, opinions: np.ndarray) -> dict[str, list[float]]:
@@ -31,7 +38,7 @@ def correlation_intervals(scores: np.ndarray, opinions: np.ndarray) -> dict[str,
     nan where a score is not finite or there are fewer than three images. A resample that has no correlation (all its scores
     are equal) is left out. The images are drawn one by one: where many show the same content, the truth is less certain.
     """
-    scores, opinions = np.asarray(scores, np.float64), np.asarray(opinions, np.float64)
+    scores, opinions = without_rounding(np.asarray(scores, np.float64)), np.asarray(opinions, np.float64)
     values = np.full((2, 1), np.nan)
     if len(scores) >= FEWEST_IMAGES and np.isfinite(scores).all():
         values = np.concatenate([correlations(scores, opinions, counts) for counts in resampled_counts(len(scores))], axis=1)
@@ -47,13 +54,16 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def resampled_counts(num_images: int, resamples: int = RESAMPLES) -> Iterator[np.ndarray]:
-    """How often each image is drawn in each resample: float64 [some, num_images], `resamples` rows in all."""
+def resampled_counts(num_images: int, resamples: int = RESAMPLES, stream: int = 0) -> Iterator[np.ndarray]:
+    """How often each image is drawn in each resample: float64 [some, num_images], `resamples` rows in all.
+
+    Another `stream` draws apart from the first, for images that have nothing to do with each other.
+    """
     rows = max(1, _CHUNK // num_images)
     for first in range(0, resamples, rows):
         numbers = np.arange(first, min(first + rows, resamples))
         places = numbers[:, None] * num_images + np.arange(num_images)
-        drawn = (bits(_SEED, _RESAMPLING, places) % np.uint64(num_images)).astype(np.int64)
+        drawn = (bits(_SEED, _RESAMPLING, places, stream) % np.uint64(num_images)).astype(np.int64)
         flat = drawn + (numbers - first)[:, None] * num_images
         yield np.bincount(flat.ravel(), minlength=flat.size).reshape(flat.shape).astype(np.float64)
 

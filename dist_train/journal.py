@@ -65,7 +65,7 @@ class Journal:
         self._write({"kind": "epoch", "epoch": epoch, "step": step, **panels, "verdict": verdict})
         self.say(f"epoch {epoch}: {_shown(panels)} | {verdict}")
         for name in next(iter(panels.values())).get("sets", {}):
-            self.say(f"   {name}: {_shown({part: panel['sets'][name] for part, panel in panels.items()})}")
+            self.say(f"   {name}: {_shown({part: of['sets'][name] for part, of in panels.items() if name in of.get('sets', {})})}")
         if math.isnan(panels[chooser]["srcc"]):
             why = "all scores equal, one not finite, or fewer than three images"
             self.say(f"WARNING: there is no {chooser} SRCC ({why}): never the best epoch")

@@ -21,6 +21,8 @@ from itertools import product
 import numpy as np
 from scipy import optimize, special, stats
 
+from dist_train.intervals import without_rounding
+
 CURVES = (4, 5)  # numbers of parameters
 
 # Of the step, in standard deviations of the scores. A narrower one is a jump between two images, a wider one a line.
@@ -56,7 +58,7 @@ class Curve:
 
 def fit_logistic(scores: np.ndarray, opinions: np.ndarray, num_parameters: int) -> Curve:
     """The curve of 4 or 5 parameters that brings scores [n] closest to opinions [n], by least squares."""
-    scores, opinions = np.asarray(scores, np.float64), np.asarray(opinions, np.float64)
+    scores, opinions = without_rounding(np.asarray(scores, np.float64)), np.asarray(opinions, np.float64)
     if reason := _why_not(scores, opinions, num_parameters):
         return Curve(f"not fitted: {reason}")
     middle, unit = scores.mean(), scores.std()

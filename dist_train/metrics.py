@@ -16,19 +16,17 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from dist_train.intervals import FEWEST_IMAGES, correlation_intervals
+from dist_train.intervals import FEWEST_IMAGES, correlation_intervals, without_rounding
 from dist_train.mapping import CURVES, fit_logistic
-
-_EQUAL = 1e-12  # scores closer than this, in parts of the largest, differ by the rounding of their means alone
 
 
 def agreement(scores: np.ndarray, opinions: np.ndarray) -> dict[str, float]:
     """SRCC, PLCC, KRCC (tau-b) and RMSE of scores [n] against opinions [n]; RMSE in units of the label."""
-    scores, opinions = np.asarray(scores, np.float64), np.asarray(opinions, np.float64)
+    scores, opinions = without_rounding(np.asarray(scores, np.float64)), np.asarray(opinions, np.float64)
     errors = scores - opinions
     result = {"srcc": np.nan, "plcc": np.nan, "krcc": np.nan, "rmse": root_mean_square(errors)}
     exists = len(scores) >= FEWEST_IMAGES and np.isfinite(errors).all()  # SRCC would rank an infinite score like any other
-    if exists and np.ptp(scores) > _EQUAL * np.abs(scores).max() and np.ptp(opinions) > 0:
+    if exists and np.ptp(scores) > 0 and np.ptp(opinions) > 0:
         result["srcc"] = float(stats.spearmanr(scores, opinions).statistic)
         result["plcc"] = pearson(scores, opinions)
         result["krcc"] = float(stats.kendalltau(scores, opinions).statistic)
@@ -56,11 +54,13 @@ def image_figures(scores: np.ndarray, opinions: np.ndarray, stds: np.ndarray, co
     srcc_interval, plcc_interval: 95 %, by bootstrap over the images: [low, high].
     plcc_mapped4, rmse_mapped4, plcc_mapped5, rmse_mapped5: after the logistic of 4 and of 5 parameters. nan where none could
         be fitted, never the raw figure; mapping4 and mapping5 hold the status, which says why, and the parameters.
+    plcc_mapped, mapped_by: the last of these that was fitted, and its number of parameters; where none was, the raw PLCC and 0.
     rmse_epsilon, outlier_ratio: see `beyond_tolerance`; nan unless every image has a std.
     """
     scores, opinions = np.asarray(scores, np.float64), np.asarray(opinions, np.float64)
     intervals = correlation_intervals(scores, opinions)
     figures: dict[str, Any] = {"images": len(scores), "contents": contents}
+    figures |= {"plcc_mapped": agreement(scores, opinions)["plcc"], "mapped_by": 0}
     figures |= {f"{name}_interval": ends for name, ends in intervals.items()}
     for number in CURVES:
         curve = fit_logistic(scores, opinions, number)
@@ -68,6 +68,7 @@ def image_figures(scores: np.ndarray, opinions: np.ndarray, stds: np.ndarray, co
         if curve.parameters:
             mapped = curve(scores)
             plcc, rmse = pearson(mapped, opinions), root_mean_square(mapped - opinions)
+            figures |= {"plcc_mapped": plcc, "mapped_by": number}
         parameters = list(curve.parameters) if curve.parameters else None
         figures |= {f"plcc_mapped{number}": plcc, f"rmse_mapped{number}": rmse}
         figures[f"mapping{number}"] = {"status": curve.status, "parameters": parameters}

@@ -74,9 +74,16 @@ class Plan:
         return historical_rates(config.history, config.optim, step, self.steps_per_epoch, config.train.epochs)
 
 
-def make_plan(config: Config, world: int) -> Plan:
-    """Opens the data and derives the numbers. Raises ConfigError or ShardError for what cannot work."""
+def make_plan(config: Config, world: int, device: str | None = None) -> Plan:
+    """Opens the data and derives the numbers. Raises ConfigError or ShardError for what cannot work.
+
+    `device` is the kind that a run finds itself on; None where it is only planned for.
+    """
+    if config.model.batch_norm == "sync" and world > 1:
+        _refuse_sync_without_gpus("cpu" if config.run.device == "cpu" else device, world)
     collection = open_collection(config.data)
+    if len(collection.members) > 1 and config.model.output == "raw":
+        raise ConfigError("model.output=raw leaves scores as they are, but those of several data.sets are standardised: leave it out")
     shown, batch = config.data.patches_per_image, config.train.global_batch
     for member in collection.members:
         _refuse_small_parts(member, config)
@@ -102,6 +109,14 @@ def make_plan(config: Config, world: int) -> Plan:
         model = build_model(config, collection.patch_size, (0.0, 100.0))
     num_parameters = sum(tensor.numel() for tensor in model.parameters())
     return Plan(config, collection, order, world, share, micro_batch, num_parameters)
+
+
+def _refuse_sync_without_gpus(device: str | None, world: int) -> None:
+    if device not in (None, "cuda"):
+        raise ConfigError(
+            f"model.batch_norm=sync needs a GPU for each of the {world} processes, and these run on the {device}; "
+            f"model.batch_norm=frozen takes the same steps on any number of processes, with the pretrained statistics"
+        )
 
 
 def _refuse_small_parts(member: Member, config: Config) -> None:
@@ -191,6 +206,8 @@ def worth_knowing(plan: Plan) -> list[str]:
         notes.append(f"loss.regression={plan.config.loss.regression} leaves the scale of the scores open: RMSE, raw, says nothing")
     if old := [name for name, on in plan.config.history if on]:
         notes.append(f"old bugs are switched back on: {', '.join(old)}")
+    if plan.config.model.batch_norm == "sync" and plan.world > 1 and not torch.cuda.is_available():
+        notes.append("model.batch_norm=sync needs a GPU for each process, and this machine has none: here the run would be refused")
     if plan.config.loss.scope == "rank":
         notes.append("loss.scope=rank: each rank's share is its own batch, so another number of processes takes other steps")
     label = plan.collection.members[0].shards.label
@@ -216,6 +233,8 @@ def irreproducible(config: Config, world: int) -> list[str]:
             "BatchNorm, if the backbone has it, normalises over the micro-batches of all processes together: where each takes its whole "
             "share at once, another number of processes gives the same up to rounding; another train.micro_batch gives other numbers"
         )
+    if config.run.compile:
+        reasons.append("run.compile=true orders sums as its compiler likes, which differs between machines and versions")
     if config.run.precision != "no":
         reasons.append(f"run.precision={config.run.precision} rounds differently on different hardware")
     if config.run.device != "cpu":

@@ -26,11 +26,12 @@ from shards.photographs import SUFFIXES, decode_photograph
 
 
 class Prediction(NamedTuple):
-    """A picture's name, its score on the scale of the model's label, and the spread of its patch scores."""
+    """A picture's name, its score on the scale of the model's label, the spread of its patch scores, and its id in shards."""
 
     picture: str
     score: float
     spread: float
+    id: str
 
 
 class _Picture(NamedTuple):
@@ -76,21 +77,24 @@ def predict(
                     yield patches
                 else:
                     of_patches = next(scores)
-                    yield Prediction(named[number].name, float(of_patches.mean()), float(of_patches.std()))
+                    yield Prediction(named[number].name, float(of_patches.mean()), float(of_patches.std()), named[number].id)
             bar.update(len(batch))
 
 
 def write_predictions(predictions: Iterator[Prediction | str], file: TextIO) -> int:
-    """image, score, spread, a row per picture, as csv; what cannot be scored is said on stderr and counted."""
+    """image, score, spread, id, a row per picture, as csv; what cannot be scored is said on stderr and counted.
+
+    The id is what the csv files of training and evaluation call `image`.
+    """
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["image", "score", "spread"])
+    writer.writerow(["image", "score", "spread", "id"])
     failed = 0
     for found in predictions:
         if isinstance(found, str):
             failed += 1
             print(f"error: {found}", file=sys.stderr)
         else:
-            writer.writerow([found.picture, f"{found.score:.6g}", f"{found.spread:.4g}"])
+            writer.writerow([found.picture, f"{found.score:.6g}", f"{found.spread:.4g}", found.id])
     return failed
 
 

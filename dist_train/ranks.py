@@ -39,6 +39,7 @@ _BEAT_TICKS = 4  # looks between two heartbeats
 _LOST_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 _GRACE = 3.0  # seconds in which a rank may end by itself, or the launcher may end it, once another has failed
 _LAST_RESORT = 30.0  # seconds after which a rank that waits in vain, and cannot say for whom, ends all the same
+_LAUNCHER_ANSWERS = 15.0  # seconds in which a launcher that lives answers: it keeps its store since before it started this process
 _FLIGHT_RECORDER = 20.0  # seconds in which NCCL may write down its last collectives
 
 
@@ -56,6 +57,22 @@ class _Link:
 def backstop(patience: timedelta) -> timedelta:
     """The time-out of the collectives themselves, for the case that the watch, which can say who is missing, has failed."""
     return 2 * patience
+
+
+def refuse_a_lost_launcher() -> None:
+    """Raises TrainingError when torchrun, which started this process and keeps the key-value store, has gone since.
+
+    Joining the others would wait for it as long as for the slowest rank.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        try:
+            TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_LAUNCHER_ANSWERS))
+        except dist.DistError as error:
+            raise TrainingError(
+                f"the launcher does not answer at {host}:{port} ({str(error).splitlines()[0]}): it was ended while this process was "
+                f"starting, or the network is down; give the command again"
+            ) from error
 
 
 def connect(patience: timedelta = TIMEOUT, record: Callable[[Exception], None] | None = None) -> None:

@@ -58,14 +58,19 @@ def cross_table(panels: Mapping[str, Mapping[str, Any]]) -> str:
     """A row per data set that one model was tested on, from the final panel of each: the table of generalisation.
 
     Errors in units of the label are left out, because the sets have scales of their own; what the sets share are correlations,
-    with their intervals, raw and after the logistic of 5 parameters.
+    with their intervals, raw and after the logistic of 5 parameters: of 4, or raw, where that could not be fitted, and then it says so.
     """
     width = max(len(name) for name in ("data set", *panels))
     lines = [f"{'data set':<{width}}{'images':>10}{'SRCC':>10}{'95 %':>18}{'PLCC':>10}{'95 %':>18}{'KRCC':>10}{'PLCC mapped':>14}"]
     for name, panel in panels.items():
         correlations = "".join(f"{_figure(panel[of]):>10}{_span(panel[of + '_interval']):>18}" for of in ("srcc", "plcc"))
-        lines.append(f"{name:<{width}}{panel['images']:>10,}{correlations}{_figure(panel['krcc']):>10}{_figure(panel['plcc_mapped5']):>14}")
+        lines.append(f"{name:<{width}}{panel['images']:>10,}{correlations}{_figure(panel['krcc']):>10}{_mapped(panel):>14}")
     return "\n".join(lines)
+
+
+def _mapped(panel: Mapping[str, Any]) -> str:
+    """The PLCC after a logistic, with a word on it where it is not the one of 5 parameters."""
+    return _figure(panel["plcc_mapped"]) + {0: " (raw)", 4: " (4)", 5: ""}[panel["mapped_by"]]
 
 
 def _further(part: str, panel: Mapping[str, Any]) -> list[str]:
@@ -143,7 +148,7 @@ def _draw_losses(axes: Any, steps: list[dict[str, Any]]) -> None:
 
 
 def _draw_scatter(axes: Any, folder: Path, status: Mapping[str, Any]) -> None:
-    part = "test" if (folder / "scores-test.csv").is_file() and status.get("test") else "val"
+    part = "test" if status.get("test") else "val"
     if not status.get(part):
         axes.set(title="no epoch had a SRCC yet")
         return

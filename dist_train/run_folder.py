@@ -22,6 +22,7 @@ FINISHED = ("finished", "stopped early")
 FREE = (
     "run.folder",
     "run.device",
+    "run.compile",
     "run.processes",
     "run.timeout_minutes",
     "data.workers",
@@ -55,7 +56,7 @@ def refuse_another_run(plan: Plan) -> dict[str, Any] | None:
     folder = plan.config.run.folder
     settings, status = folder / "config.yaml", read_status(folder)
     if settings.is_file():
-        _refuse_other_settings(settings, plan.config)
+        refuse_other_settings(settings, plan.config)
     elif strangers := sorted(path.name for path in folder.glob("*") if path.name not in ("stop", run_lock.NAME)):
         raise ConfigError(f"{folder}: is not empty ({strangers[0]}) and holds no run; choose a new or empty folder as run.folder")
     if status:
@@ -118,7 +119,8 @@ def record_failure(folder: Path, error: BaseException) -> None:
     write_status(folder, {**(read_status(folder) or {}), "status": status, "reason": reason})
 
 
-def _refuse_other_settings(path: Path, config: Config) -> None:
+def refuse_other_settings(path: Path, config: Config) -> None:
+    """Raises ConfigError when the config saved at `path`, of a run, asks for another result than `config`."""
     before, now = _flat(load_config(path)), _flat(config)
     changed = [
         f"{key} was {before.get(key)}, is {now.get(key)}"

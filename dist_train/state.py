@@ -83,7 +83,7 @@ class EpochScores:
         for number, member in enumerate(collection.members):
             here = images[sets == number] - collection.offsets[number]
             panels[member.name] = two_level_panel(here, member.scale.to_opinions(scores[sets == number]), member.shards.opinions[here])
-        return mean_panel(panels)
+        return mean_panel(panels, collection)
 
     def tensors(self) -> dict[str, Tensor]:
         """As they are saved: int64 [visits] and float64 [visits, patches]."""

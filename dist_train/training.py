@@ -35,6 +35,7 @@ from dist_train.config import Config
 from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batches
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.evaluation import Scores, final_panel_of, panel_of, score_part, write_scores
+from dist_train.full_disk import naming_a_full_disk
 from dist_train.gradient import Targets, accumulate_gradient, rehearse
 from dist_train.heartbeat import doing, meeting
 from dist_train.history import forget_hyper_gradient, forget_moments
@@ -71,15 +72,16 @@ def train(config: Config) -> bool:
             record_failure(config.run.folder, error)
 
     ranks.connect(timedelta(minutes=config.run.timeout_minutes), record)
-    plan = make_plan(config, ranks.world())
+    plan = make_plan(config, ranks.world(), accelerator.device.type)
     ended = True
-    with lock.held():
+    with naming_a_full_disk(config.run.folder), lock.held():
         if ranks.first_does(lambda: enter_run_folder(plan)):
             try:
-                ended = _run(plan, accelerator, lock)
+                with naming_a_full_disk(config.run.folder):
+                    ended = _run(plan, accelerator, lock)
             except Exception as error:
                 if ranks.claim_failure(error):
-                    with suppress(OSError):  # a full disk must not hide the cause
+                    with suppress(OSError):  # a disk without room for even that must not hide the cause
                         record(error)
                 raise
     ranks.disconnect()
@@ -112,7 +114,8 @@ def _train_until_done(training: Training, request: StopRequest) -> str | None:
     plan, progress, save = training.plan, training.progress, training.config.save
     refuse_bad_groups(training.model, training.optimizer)
     size = plan.collection.patch_size
-    blank = torch.zeros(plan.micro_batch, training.config.data.patches_per_image, 3, size, size, dtype=torch.uint8)
+    shape = (plan.micro_batch, training.config.data.patches_per_image, size, size, 3)
+    blank = torch.zeros(shape, dtype=torch.uint8).movedim(-1, 2)  # laid out as what is read, or it would be compiled twice
     with meeting("the rehearsal"):
         rehearse(training.wrapped, blank.to(training.accelerator.device), training.model.num_chances)
     batches = _training_batches(training)
@@ -213,10 +216,10 @@ def _step_if_finite(
     progress.skipped_in_a_row = 0 if finite else progress.skipped_in_a_row + 1
     scaling = accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1.0  # it is still looking for its scale
     if progress.skipped_in_a_row >= SKIPS_IN_A_ROW and not scaling:
-        ids = ", ".join(plan.collection.name_of(int(image)) for image in images[:8])
+        ids = ", ".join(plan.collection.name_of(int(image)) for image in images)
         raise TrainingError(
             f"step {progress.step + 1}: the gradient was not finite {SKIPS_IN_A_ROW} times in a row; "
-            f"the images of this batch are {ids}{' ...' if len(images) > 8 else ''}; "
+            f"the images of this batch are {ids}; "
             f"a lower optim.lr, optim.clip_norm, or run.precision=no may help"
         )
     return norms
@@ -245,7 +248,7 @@ def _judge(training: Training, model: HyperIQA, best: Best, suffix: str) -> tupl
     chooser = training.config.stop.select_on
     parts = [part for part in dict.fromkeys(["val", str(chooser)]) if any(len(m.parts[part]) for m in training.plan.collection.members)]
     scores = {part: found for part in parts if (found := _score(training, model, part))}
-    panels = {part: panel_of(found) for part, found in scores.items()}
+    panels = {part: panel_of(found, training.plan.collection) for part, found in scores.items()}
     value = panels[chooser]["srcc"] if panels else math.nan
     best.early_stop, verdict = ranks.announce(best.early_stop.judge(training.progress.epochs_judged, value))
     if verdict is Verdict.NEW_BEST:
@@ -314,6 +317,7 @@ def open_accelerator(config: Config) -> Accelerator:
     cpu = config.run.device == "cpu" or not torch.cuda.is_available()  # told so, accelerate joins CPU processes; left to guess, it does not
     if cpu and config.run.precision == "fp16":  # accelerate would train in float32 without a word
         raise ConfigError("run.precision=fp16 needs a GPU, and this run has none; use bf16 or no")
+    ranks.refuse_a_lost_launcher()
     try:
         return Accelerator(cpu=cpu, mixed_precision=config.run.precision, kwargs_handlers=[group])
     except ValueError as error:  # fp16 without a GPU, bf16 on a GPU that lacks it

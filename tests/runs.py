@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,25 @@ LIMIT = 150  # seconds; a run here takes 5 to 20, more on a busy machine
 _started: list[subprocess.Popen[str]] = []
 
 
+def words(
+    world: int,
+    folder: Path,
+    shards: Path,
+    *settings: str,
+    config: Path = TINY,
+    program: Sequence[str] = ("-m", "dist_train"),
+    command: str = "train",
+) -> list[str]:
+    """What a user types to train, or for another command on a config, on `world` processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
+    return [sys.executable, *launcher, *program, command, str(config), f"run.folder={folder}", f"data.shards={shards}", *settings]
+
+
 def start(world: int, folder: Path, shards: Path, *settings: str, config: Path = TINY, command: str = "train") -> subprocess.Popen[str]:
     """Starts a training, or another command on a config, on `world` processes, its output going to one pipe."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), "-m"] if world > 1 else ["-m"]
-    words = [sys.executable, *launcher, "dist_train", command, str(config), f"run.folder={folder}", f"data.shards={shards}", *settings]
+    typed = words(world, folder, shards, *settings, config=config, command=command)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    _started.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment))
+    _started.append(subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment))
     return _started[-1]
 
 
@@ -96,6 +110,11 @@ def records(folder: Path, kind: str) -> list[dict[str, Any]]:
 def status(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((folder / "status.json").read_text())
     return content
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    """What status.json says, but for the times that were measured."""
+    return {key: value for key, value in status(folder).items() if key != "saving"}
 
 
 def weights(folder: Path, step: int) -> dict[str, Tensor]:

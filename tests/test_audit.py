@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
+import runs
 import torch
+from in_process import train_here
 from torch import nn
 
+from dist_train import training
 from dist_train.audit import copy_weights, measure_groups, refuse_bad_groups, refuse_still_groups
+from dist_train.config import History
 from dist_train.errors import TrainingError
+from dist_train.history import forget_hyper_gradient
 
 
 def two_layers() -> nn.Sequential:
@@ -82,3 +88,16 @@ def test_a_group_that_stands_still_though_its_rate_is_not_zero_is_caught_in_one_
     with pytest.raises(TrainingError, match=r"step 7: no weight of the group 'second' changed, though its rate is 0\.5"):
         refuse_still_groups(norms, {"first": 0.5, "second": 0.5}, 7)
     refuse_still_groups(norms, {"first": 0.5, "second": 0.0}, 7)  # a rate of zero may stand still
+
+
+def test_the_exhausted_filter_of_the_old_code_ends_a_run_at_the_first_step_without_it(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exhausted = History(exhausted_hyper_group=True)
+    monkeypatch.setattr(training, "forget_hyper_gradient", lambda _, *more: forget_hyper_gradient(exhausted, *more))
+    with pytest.raises(TrainingError, match=r"step 6: no weight of the group 'hyper' changed, though its rate is 0\.001"):
+        train_here(tmp_path, shards, "train.epochs=2", "log.every_steps=100")
+    assert runs.status(tmp_path)["status"] == "failed"
+    first, *others = runs.records(tmp_path, "step")
+    assert all(first[f"{what}_{group}"] > 0 for what in ("update", "weights") for group in ("hyper", "backbone"))
+    assert len(others) == 4 and "update_hyper" not in others[0]  # five steps an epoch; the sixth was not told

@@ -29,15 +29,31 @@ OPINIONS = np.random.default_rng(0).uniform(0, 100, 3 * IMAGES)
 def run(folder: Path, noise: float, seed: int = 1, images: range = range(IMAGES), opinions: np.ndarray = OPINIONS, **status: Any) -> Path:
     """A run folder as a finished run leaves it, whose scores are the opinions and some noise."""
     folder.mkdir(parents=True)
-    (folder / "status.json").write_text(json.dumps(STATUS | status))
+    told = STATUS | status
+    own = {"data_fingerprint": told["data_fingerprint"], "split": told["split"]}
+    (folder / "status.json").write_text(json.dumps({"trained_on": {told["data_set"]: own}} | told))
     scores = opinions + np.random.default_rng(seed).normal(0, noise, len(opinions))
     rows = [f"image-{number},{float(opinions[number])!r},{float(scores[number])!r},0.5" for number in images]
     (folder / "scores-test.csv").write_text("\n".join(["image,opinion,score,spread", *rows]) + "\n")
     return folder
 
 
-def table_of(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    with (folder / "scores-test.csv").open() as file:
+def run_on_sets(folder: Path, noise: dict[str, float], seed: int = 1, **status: Any) -> Path:
+    """A run on several data sets, as it leaves itself: each with its own noise, images and number of them."""
+    folder.mkdir(parents=True)
+    sets = {name: {"srcc": 0.5} for name in noise}
+    data = {name: {"data_fingerprint": f"fingerprint of {name}", "split": "official"} for name in noise}
+    about = {"data_set": " + ".join(noise), "data_fingerprint": "+".join(said["data_fingerprint"] for said in data.values())}
+    (folder / "status.json").write_text(json.dumps(STATUS | about | {"trained_on": data, "test": {"srcc": 0.5, "sets": sets}} | status))
+    for number, (name, amount) in enumerate(noise.items()):
+        part = run(folder / "part", amount, seed + number, range(50 * number, IMAGES), opinions=(number + 1) * OPINIONS)
+        (part / "scores-test.csv").rename(folder / f"scores-test-{name}.csv")
+        shutil.rmtree(part)
+    return folder
+
+
+def table_of(folder: Path, name: str = "scores-test.csv") -> tuple[np.ndarray, np.ndarray]:
+    with (folder / name).open() as file:
         rows = list(csv.DictReader(file))
     return np.array([float(row["score"]) for row in rows]), np.array([float(row["opinion"]) for row in rows])
 
@@ -55,7 +71,7 @@ def test_a_better_run_is_seen_to_be_better(tmp_path: Path) -> None:
 
 def test_the_difference_of_two_like_runs_has_zero_in_its_interval(tmp_path: Path) -> None:
     one, other = (read_side(str(run(tmp_path / str(seed), 15.0, seed))) for seed in (1, 2))
-    first, second = estimate([one, other])
+    first, second = estimate([one, other])["tiny"]
     low, high = second["srcc"].over(first["srcc"]).interval
     assert low < 0 < high
     assert 0.02 < second["srcc"].over(first["srcc"]).share_above_zero < 0.98
@@ -74,7 +90,7 @@ def test_what_both_runs_find_hard_cancels(tmp_path: Path) -> None:
         found, _ = table_of(folder)
         rows = [f"image-{n},{float(OPINIONS[n])!r},{float(found[n])!r},0.5" for n in range(IMAGES)]
         (folder / "scores-test.csv").write_text("\n".join(["image,opinion,score,spread", *rows]) + "\n")
-    first, second = estimate([read_side(str(one)), read_side(str(other))])
+    first, second = estimate([read_side(str(one)), read_side(str(other))])["tiny"]
     alone, paired = (high - low for low, high in (first["srcc"].interval, second["srcc"].over(first["srcc"]).interval))
     assert paired < alone / 4
 
@@ -89,7 +105,7 @@ def test_the_order_of_the_rows_does_not_matter(tmp_path: Path) -> None:
     path = other / "scores-test.csv"
     title, *rows = path.read_text().splitlines()
     path.write_text("\n".join([title, *reversed(rows)]) + "\n")
-    first, second = estimate([read_side(str(one)), read_side(str(other))])
+    first, second = estimate([read_side(str(one)), read_side(str(other))])["tiny"]
     np.testing.assert_allclose(first["srcc"].resampled, second["srcc"].resampled, atol=1e-12)
 
 
@@ -161,7 +177,7 @@ def test_a_folder_that_cannot_be_compared_says_why(tmp_path: Path, content: str,
     elif content == "no scores":
         path.unlink()
     elif told:
-        (bad / "status.json").write_text(json.dumps(STATUS | told))
+        (bad / "status.json").write_text(json.dumps(runs.status(bad) | told))
     elif content != "no folder":
         lines = path.read_text().splitlines()
         lines = {
@@ -194,6 +210,56 @@ def test_constant_scores_have_no_correlation_and_no_better(tmp_path: Path) -> No
     told = compare([str(run(tmp_path / "good", 20.0)), str(flat)])
     assert re.search(rf"{flat} +1 +nan", told)
     assert "SRCC cannot be compared" in told and "better in" not in told
+
+
+def test_runs_on_several_sets_are_compared_set_by_set_and_by_the_mean(tmp_path: Path) -> None:
+    one = run_on_sets(tmp_path / "one", {"koniq": 25.0, "spaq": 12.0})
+    other = run_on_sets(tmp_path / "other", {"koniq": 10.0, "spaq": 24.0}, seed=5)
+    told = compare([str(one), str(other)])
+    gains = []
+    for name, images in (("koniq", 200), ("spaq", 150)):
+        before, after = (stats.spearmanr(*table_of(folder, f"scores-test-{name}.csv")).statistic for folder in (one, other))
+        gains.append(after - before)
+        part = told[told.index(f"test images: {images} of {name} (fingerprint of {name}), split official") :]
+        assert re.search(rf"{one} +1 +{before:.4f}", part.splitlines()[3])
+        assert f"SRCC {gains[-1]:+.4f}" in part.split("test images", 2)[1]
+    mean = told[told.index("mean over koniq, spaq:") :]
+    assert f"SRCC {np.mean(gains):+.4f}" in mean
+    assert gains[0] > 0 > gains[1]
+
+
+def test_the_mean_of_two_sets_is_known_better_than_either(tmp_path: Path) -> None:
+    found = estimate([read_side(str(run_on_sets(tmp_path / "run", {"koniq": 20.0, "spaq": 40.0})))])
+    resampled = [found[name][0]["srcc"].resampled for name in ("koniq", "spaq", "the mean")]
+    assert abs(np.corrcoef(resampled[0], resampled[1])[0, 1]) < 0.1  # their images are drawn apart
+    assert resampled[2].std() == pytest.approx(np.hypot(resampled[0].std(), resampled[1].std()) / 2, rel=0.1)
+    np.testing.assert_allclose(resampled[2], (resampled[0] + resampled[1]) / 2)
+
+
+def test_the_median_over_runs_on_several_sets_is_of_their_means(tmp_path: Path) -> None:
+    noises = [(5.0, 60.0), (20.0, 20.0), (60.0, 5.0)]  # each best run of one set is the worst of the other
+    for number, (koniq, spaq) in enumerate(noises):
+        run_on_sets(tmp_path / f"run-{number}", {"koniq": koniq, "spaq": spaq}, seed=number)
+    (side,) = estimate([read_side(str(tmp_path / "run-*"))])["the mean"]
+    means = [
+        np.mean([stats.spearmanr(*table_of(tmp_path / f"run-{n}", f"scores-test-{name}.csv")).statistic for name in ("koniq", "spaq")])
+        for n in range(3)
+    ]
+    assert side["srcc"].value == pytest.approx(np.median(means))
+
+
+def test_runs_on_other_sets_or_fewer_are_refused(tmp_path: Path) -> None:
+    both = run_on_sets(tmp_path / "both", {"koniq": 20.0, "spaq": 20.0})
+    for other in (run_on_sets(tmp_path / "third", {"koniq": 20.0, "kadid": 20.0}), run(tmp_path / "alone", 20.0)):
+        with pytest.raises(ConfigError, match="only runs on the same shards can be compared"):
+            compare([str(both), str(other)])
+
+
+def test_scores_that_differ_by_rounding_alone_have_neither_a_correlation_nor_an_interval(tmp_path: Path) -> None:
+    flat = run(tmp_path / "flat", 20.0)
+    rows = [f"image-{n},{float(OPINIONS[n])!r},{50 + 7e-15 * (n % 3)!r},0.5" for n in range(IMAGES)]
+    (flat / "scores-test.csv").write_text("\n".join(["image,opinion,score,spread", *rows]) + "\n")
+    assert re.search(rf"{flat} +1 +nan +nan to nan", compare([str(run(tmp_path / "good", 20.0)), str(flat)]))
 
 
 def test_real_runs_are_compared_by_the_command_with_the_figures_that_they_report(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import runs
+import torch
 
 from dist_train.compare_history import compare_history, variants
 from dist_train.config import Config, History
@@ -37,9 +38,15 @@ def test_every_variant_is_trained_once_on_the_same_data_and_compared_with_the_fi
     before = runs.weights(tmp_path / "[runs]" / "exhausted_hyper_group-seed-4", 2)
     hyper = [name for name in moving if name.startswith("hyper.")]
     assert all(before[name].equal(still[name]) for name in hyper)
+    for name, steps in {"fixed": 3, "rebuilt_adam": 0, "original": 0}.items():  # the moments after an epoch, of one step each
+        place = tmp_path / "[runs]" / f"{name}-seed-4" / "checkpoints" / "step-00000003" / "optimizer.pt"
+        known = torch.load(place, weights_only=True)["state"]
+        assert {int(moments["step"]) for moments in known.values()} == ({steps} if steps else set()), name
     again = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert again.returncode == 0 and "==" not in again.stdout  # nothing is trained twice
     assert "SRCC" in again.stdout
+    other = subprocess.run([*command[:5], "train.epochs=2", *command[5:]], capture_output=True, text=True, timeout=60)
+    assert other.returncode == 1 and "train.epochs was 3, is 2" in other.stderr  # what is there is of another question
 
 
 def test_a_config_that_switches_a_bug_on_itself_is_refused() -> None:

@@ -85,7 +85,15 @@ def test_every_image_is_drawn_equally_often() -> None:
 
 
 @pytest.mark.parametrize(
-    "scores", [np.empty(0), np.array([1.0, 2.0]), np.full(20, 3.0), np.r_[np.arange(19.0), np.nan], np.r_[np.arange(19.0), -np.inf]]
+    "scores",
+    [
+        np.empty(0),
+        np.array([1.0, 2.0]),
+        np.full(20, 3.0),
+        3 + 4e-16 * np.arange(20) * (np.arange(20) % 3),
+        np.r_[np.arange(19.0), np.nan],
+        np.r_[np.arange(19.0), -np.inf],
+    ],
 )
 def test_scores_without_a_correlation_have_no_interval_and_no_warning(scores: np.ndarray) -> None:
     with warnings.catch_warnings():

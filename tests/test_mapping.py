@@ -95,13 +95,14 @@ def test_the_units_of_scores_and_opinions_do_not_matter(number: int, unit: float
     ("scores", "why"),
     [
         (np.full(50, 3.0), "1 different scores"),
+        (3 + 4.5e-16 * np.arange(50), "1 different scores"),  # but for rounding
         (np.repeat([1.0, 2.0, 3.0, 4.0], 13)[:50], "4 different scores"),
         (-np.arange(50.0), "do not rise"),
         (np.r_[np.arange(49.0), np.nan], "not finite"),
         (np.r_[np.arange(49.0), np.inf], "not finite"),
         (np.empty(0), "0 different scores"),
     ],
-    ids=["constant", "too few", "the other way round", "nan", "infinite", "nothing"],
+    ids=["constant", "constant but for rounding", "too few", "the other way round", "nan", "infinite", "nothing"],
 )
 @pytest.mark.parametrize("number", CURVES)
 def test_a_curve_that_cannot_be_fitted_says_why(scores: np.ndarray, why: str, number: int) -> None:

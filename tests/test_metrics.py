@@ -146,6 +146,20 @@ def test_where_no_curve_can_be_fitted_the_raw_figure_is_not_put_in_its_place() -
     for number in (4, 5):
         assert math.isnan(found[f"plcc_mapped{number}"]) and math.isnan(found[f"rmse_mapped{number}"])
         assert found[f"mapping{number}"] == {"status": f"not fitted: 4 different scores for {number} parameters", "parameters": None}
+    assert (found["plcc_mapped"], found["mapped_by"]) == (pytest.approx(1), 0)  # there it may be, for it is said what it is
+
+
+def test_the_mapped_figure_falls_back_from_the_curve_of_5_to_that_of_4_to_none_and_says_so() -> None:
+    opinions = np.array([0.0, 1.0, 2.0, 3.5, 4.0, 5.0, 9.0])
+    for different, number in ((7, 5), (5, 4), (4, 0)):
+        scores = np.minimum(np.arange(7.0), different - 1)
+        found = image_figures(scores, opinions, np.full(7, np.nan), 7)
+        assert found["mapped_by"] == number
+        assert found["plcc_mapped"] == (
+            found[f"plcc_mapped{number}"] if number else pytest.approx(stats.pearsonr(scores, opinions).statistic)
+        )
+    turned = image_figures(-opinions, opinions, np.full(7, np.nan), 7)
+    assert (turned["plcc_mapped"], turned["mapped_by"]) == (pytest.approx(-1), 0)  # no curve turns a score round
 
 
 def test_float32_scores_are_averaged_in_float64() -> None:

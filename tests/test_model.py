@@ -17,7 +17,7 @@ from dist_train.branches import average_pool
 from dist_train.chances import ChosenPath, draw_chances
 from dist_train.config import Loss
 from dist_train.errors import ConfigError
-from dist_train.gradient import Targets, accumulate_gradient
+from dist_train.gradient import Targets, accumulate_gradient, rehearse
 from dist_train.hyper import target_network
 from dist_train.model import HyperIQA
 
@@ -391,11 +391,6 @@ def test_a_backbone_takes_patches_of_many_sizes(backbone: str) -> None:
 # BatchNorm of all processes together
 
 
-def test_synchronised_batch_norm_is_refused_where_there_are_no_gpus() -> None:
-    with pytest.raises(ConfigError, match=r"model\.batch_norm=sync needs a GPU for each of the 2 processes.*frozen"):
-        synchronise_batch_norm(made("resnet18", 64).backbone, torch.device("cpu"), 2)
-
-
 @pytest.mark.parametrize("backbone", ["resnet18", "tf_efficientnet_lite0"])
 def test_synchronised_batch_norm_keeps_names_numbers_and_activations(backbone: str) -> None:
     model = made(backbone, 64).eval()
@@ -452,6 +447,19 @@ def test_gradient_checkpointing_in_micro_batches_learns_the_same_statistics() ->
         found.append([scores, *(p.grad for p in model.parameters()), *statistics(model).values()])
     for with_it, without in zip(*found, strict=True):
         assert torch.equal(with_it, without)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_rehearsal_leaves_no_trace_and_batch_norm_learns_after_it(checkpointing: bool) -> None:
+    model, untouched = (made("test_resnet", 64, gradient_checkpointing=checkpointing).train() for _ in range(2))
+    rehearse(model, patches_of(64, 4).view(2, 2, 3, 64, 64), 0)
+    for name, value in untouched.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    for one in (model, untouched):
+        one(patches_of(64, 4, seed=1)).sum().backward()
+    for name, value in statistics(untouched).items():
+        assert torch.equal(statistics(model)[name], value), name
+        assert not torch.equal(made("test_resnet", 64).backbone.get_buffer(name), value), name
 
 
 @pytest.mark.parametrize("backbone", ["twins_svt_small", "legacy_xception", "hrnet_w18_small"])

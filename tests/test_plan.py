@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dist_train.collection import Collection, Member, Scale
@@ -134,6 +135,22 @@ def test_a_backbone_that_does_not_exist_or_does_not_fit_is_refused(shards: Path,
         make_plan(config_of(shards, model={"backbone": backbone}), 1)
 
 
+def test_synchronised_batch_norm_is_refused_where_there_are_no_gpus(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sync = {"model": {"backbone": "test_resnet", "batch_norm": "sync"}}
+    for config, device in ((config_of(shards, **sync, run={"device": "cpu"}), None), (config_of(shards, **sync), "cpu")):
+        with pytest.raises(ConfigError, match=r"model\.batch_norm=sync needs a GPU for each of the 2 processes.*frozen"):
+            make_plan(config, 2, device)
+        make_plan(config, 1, device)  # one process has nothing to synchronise
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "this machine has none" in describe_plan(make_plan(config_of(shards, **sync), 2))  # it may be planned for another
+    make_plan(config_of(shards, **sync), 2, "cuda")
+
+
+def test_raw_scores_of_several_sets_are_refused(shards: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.output=raw .* several data\.sets are standardised"):
+        make_plan(config_of(None, data={"sets": {"one": {"shards": shards}, "other": {"shards": shards}}}, model={"output": "raw"}), 1)
+
+
 def test_a_plan_counts_the_parameters(shards: Path) -> None:
     assert "resnet50.tv_in1k, 27,375,369 parameters" in describe_plan(make_plan(config_of(shards), 1))
 
@@ -165,10 +182,11 @@ def test_scores_are_spoken_on_the_scale_of_the_opinions(label: Label, output: st
         ({"model": {"batch_norm": "train"}}, "model.batch_norm=frozen"),
         ({"model": {"batch_norm": "sync"}}, "another number of processes gives the same up to rounding"),
         ({"run": {"precision": "bf16"}}, "run.precision=bf16"),
+        ({"run": {"compile": True}}, "run.compile=true"),
         ({"run": {"device": "auto"}}, "on a GPU"),
         ({"stop": {"select_on": "test"}}, "stop.select_on=test"),
     ],
-    ids=["nothing", "BatchNorm", "synchronised BatchNorm", "precision", "GPU", "chosen on test"],
+    ids=["nothing", "BatchNorm", "synchronised BatchNorm", "precision", "compiler", "GPU", "chosen on test"],
 )
 def test_what_would_not_be_reproducible_is_told(settings: dict[str, dict[str, Any]], said: str | None) -> None:
     tree = {

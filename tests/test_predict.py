@@ -38,10 +38,13 @@ def test_a_picture_gets_the_score_that_evaluation_gave_it(run: Path, photographs
     assert done.returncode == 0, done.stderr
     assert "scores on the scale of tiny: pseudo-opinion" in done.stderr
     predicted = scores((tmp_path / "scores.csv").read_text())
-    assert len(predicted) == 60
+    with (tmp_path / "scores.csv").open() as file:
+        picture_of = {row["id"]: row["image"] for row in csv.DictReader(file)}
+    assert len(predicted) == len(picture_of) == 60
     with (run / "scores-test.csv").open() as file:
         for row in csv.DictReader(file):
-            score, spread = predicted[f"{row['image']}.png"]
+            assert picture_of[row["image"]] == f"{row['image']}.png"  # the tables can be joined
+            score, spread = predicted[picture_of[row["image"]]]
             assert score == pytest.approx(float(row["score"]), rel=1e-4)
             assert spread == pytest.approx(float(row["spread"]), rel=1e-2, abs=1e-4)
 

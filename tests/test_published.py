@@ -10,6 +10,7 @@ import numpy as np
 import plain_hyperiqa as plain
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor, nn
 
@@ -18,8 +19,11 @@ from dist_train.errors import ConfigError
 from dist_train.model import HyperIQA
 from dist_train.model_folder import open_model
 from dist_train.published import import_hyperiqa, their_name
+from shards.datasets import read_table
 from shards.manifest import Label
 from shards.patches import patch_boxes
+from shards.plan import Settings, plan_build
+from shards.writer import build
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +106,31 @@ def test_predict_runs_the_imported_model_at_once(folder: Path, checkpoint: dict[
         )
     assert float(row["score"]) == pytest.approx(float(expected.mean()), rel=1e-4)
     assert float(row["spread"]) == pytest.approx(float(expected.std(correction=0)), rel=1e-2)
+
+
+def test_evaluate_runs_the_imported_model_at_once(folder: Path, photographs: Path, tmp_path: Path) -> None:
+    pictures = sorted((photographs / "images").glob("sail-*.png"))[:3]
+    (tmp_path / "scores.csv").write_text("\n".join(["image,score", *(f"{picture.name},{n}" for n, picture in enumerate(pictures))]))
+    data_set = read_table(tmp_path / "scores.csv", photographs / "images", "sail", Label("MOS", 0.0, 2.0, True))
+    build(plan_build(data_set, Settings(patches=2, resize="exact:384x512")), tmp_path / "shards")
+    given = [
+        "evaluate",
+        "--checkpoint",
+        str(folder),
+        "--shards",
+        str(tmp_path / "shards"),
+        "--out",
+        str(tmp_path / "out"),
+        "--workers",
+        "0",
+    ]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main(given) == 0
+    assert main(["predict", "--checkpoint", str(folder), *map(str, pictures), "--out", str(tmp_path / "said.csv"), "--workers", "0"]) == 0
+    evaluated, predicted = (list(csv.DictReader(place.open())) for place in (tmp_path / "out" / "scores-sail.csv", tmp_path / "said.csv"))
+    assert [row["image"] for row in evaluated] == [row["id"] for row in predicted]
+    for one, other in zip(evaluated, predicted, strict=True):
+        assert float(one["score"]) == pytest.approx(float(other["score"]), rel=1e-4)
 
 
 def test_what_the_file_does_not_say_is_as_the_paper_has_it_unless_told(folder: Path) -> None:

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import runs
 import torch
+from accelerate.state import AcceleratorState
+from in_process import train_here
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from dist_train.__main__ import main
 from dist_train.collection import Collection, open_collection
 from dist_train.config import Config, Data
 from dist_train.errors import ConfigError
@@ -68,6 +71,19 @@ def test_images_are_numbered_through_and_read_from_their_own_shards(both: Collec
     assert both.name_of(61) == f"worse/{worse.ids[1]}"
     assert np.array_equal(both.read_patches(61, [2, 0]), worse.read_patches(1, [2, 0]))
     assert np.array_equal(both.read_patches(59, [1]), tiny.read_patches(59, [1]))
+
+
+def test_sets_of_which_one_has_no_val_are_judged_on_test_and_told_of(shards: Path, worse_is_more: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(worse_is_more, tmp_path / "worse"))
+    _, parts = Shards(folder).split("official")
+    lines = [f"{image},{'train' if number in parts['train'] else 'test'}" for number, image in enumerate(Shards(folder).ids)]
+    (folder / "splits" / "no-val.csv").write_text("\n".join(["id,part", *lines]))
+    sets = f"data.sets={{tiny: {{shards: {shards}}}, worse: {{shards: {folder}, split: no-val}}}}"
+    train_here(tmp_path / "run", shards, sets, "data.shards=null", "stop.select_on=test")
+    (epoch,) = runs.records(tmp_path / "run", "epoch")
+    assert epoch["test"]["sets"].keys() == {"tiny", "worse"} and epoch["val"]["sets"].keys() == {"tiny"}
+    assert epoch["val"]["srcc"] == epoch["val"]["sets"]["tiny"]["srcc"]
+    assert "test worse" in final_table(runs.status(tmp_path / "run"))
 
 
 def test_one_set_is_trained_on_in_its_own_units(shards: Path) -> None:
@@ -141,6 +157,20 @@ def test_a_run_on_two_sets_reports_each_and_their_mean_on_their_own_scales(run_o
     )
 
 
+def test_evaluate_gives_a_run_on_two_sets_the_figures_of_its_training_and_compare_tells_of_each(
+    run_of_both: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert main(["evaluate", "--checkpoint", str(run_of_both), "--out", str(tmp_path), "--workers", "0"]) == 0
+    for name in ("tiny", "worse"):
+        assert (tmp_path / f"scores-{name}.csv").read_bytes() == (run_of_both / f"scores-test-{name}.csv").read_bytes()
+    capsys.readouterr()
+    assert main(["compare", str(run_of_both), str(run_of_both)]) == 0
+    told, panel = capsys.readouterr().out, runs.status(run_of_both)["test"]
+    srcc = [*(of["srcc"] for of in panel["sets"].values()), panel["srcc"]]
+    assert re.findall(rf"^{run_of_both} +1 +(-?0\.\d{{4}})", told, re.MULTILINE) == [f"{value:.4f}" for value in srcc for _ in range(2)]
+
+
 def test_averaged_weights_have_their_own_best_and_test_and_load_without_the_average(run_of_both: Path) -> None:
     told = runs.status(run_of_both)
     assert told["average"]["test"]["srcc"] != told["test"]["srcc"]
@@ -179,10 +209,16 @@ def test_the_average_follows_its_formula() -> None:
         assert average.module[1].num_batches_tracked.item() == number  # type: ignore[index]
 
 
-def test_a_compiled_run_takes_the_same_steps_and_leaves_plain_weights(shards: Path, tmp_path: Path) -> None:
+def test_a_compiled_run_takes_the_same_steps_and_leaves_plain_weights(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alike = "evaluate.batch_images=5"  # of 10 images, or the smaller last batch would be compiled for itself
+    settings = ("model.stochastic_depth=0.3", "model.dropout=0.3", alike)
     for name, compiled in (("plain", "false"), ("compiled", "true")):
-        runs.train(1, tmp_path / name, shards, "train.epochs=1", f"run.compile={compiled}")
+        train_here(tmp_path / name, shards, *settings, f"run.compile={compiled}")
     one, other = (runs.weights(tmp_path / name, 5) for name in ("plain", "compiled"))
     assert runs.largest_difference(one, other) < 1e-3
     assert json.dumps(sorted(one)) == json.dumps(sorted(other))
     open_model(tmp_path / "compiled")
+    train_here(tmp_path / "compiled", shards, *settings)  # it may go on without the compiler
+    assert "this run has finished" in capsys.readouterr().out

@@ -88,7 +88,7 @@ def test_build_show_and_check_print_what_they_did_and_exit_0(cups: Path, tmp_pat
 
 def test_a_data_set_is_built_by_its_name(cups: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["build", "--dataset", "demo", "--root", str(cups), "--out", str(tmp_path / "out"), *SMALL, "--workers", "1"]) == 0
-    assert "pseudo-opinion (computed, not human)" in capsys.readouterr().out
+    assert "computed pseudo-opinion, not human (0 to 100, higher is better)" in capsys.readouterr().out
 
 
 def test_importing_the_commands_does_not_need_torch_or_webdataset() -> None:

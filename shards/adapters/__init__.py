@@ -26,7 +26,7 @@ _DEMO = Adapter(
     "demo",
     "the built-in demo",
     _demo,
-    (Label("pseudo-opinion (computed, not human)", 0.0, 100.0, True),),
+    (Label("computed pseudo-opinion, not human", 0.0, 100.0, True),),
     images=714,
     contents=12,
     on_disk="scores.csv, images/",

@@ -1,0 +1,47 @@
+"""SIGKILL, to whom and when the dice say: the same command ends with the bits of a run that nobody disturbed."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import psutil
+import pytest
+from trial import PROMPTLY, ROUNDS, Attempt, Trial
+
+pytestmark = pytest.mark.timeout(60 * (5 + ROUNDS))
+
+
+def kill_somebody(attempt: Attempt, dice: random.Random) -> str:
+    """SIGKILL to the launcher, a rank, a loader worker, or to all as when the machine goes down; says to whom."""
+    living = {"the launcher": attempt.launcher(), "a rank": attempt.ranks(), "a loader worker": attempt.workers()}
+    living = {name: processes for name, processes in living.items() if processes}
+    if not living:
+        return "nobody"
+    name = dice.choice([*living, "all"])
+    for victim in attempt.processes() if name == "all" else [dice.choice(living[name])]:
+        with suppress(psutil.NoSuchProcess):
+            victim.kill()
+    return name
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_bits_of_an_unbroken_one(
+    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random
+) -> None:
+    expected, trial = unbroken(2, epochs=12), trial_of(2, epochs=12)  # ranks that lose their launcher train on for six seconds
+    for step in sorted(dice.randint(1, trial.last_step) for _ in range(ROUNDS)):
+        done, attempt = trial.steps(), trial.start()
+        if dice.random() < 0.25 or done == trial.last_step:  # while it starts, or makes up what it had begun to finish
+            when, delay = "the start", dice.uniform(0, 9)
+        else:  # in a step, a save, an evaluation or a finish
+            when, delay = f"step {max(step, done + 1)}", dice.uniform(0, 1.5 if step == trial.last_step else 0.4)
+            assert trial.wait_for_step(attempt, max(step, done + 1)), attempt.said()
+        time.sleep(delay)
+        victim, began = kill_somebody(attempt, dice), time.monotonic()
+        attempt.wait(PROMPTLY)
+        print(f"{delay:.2f} s after {when}: {victim}; all gone after {time.monotonic() - began:.1f} s")
+        assert victim != "nobody", attempt.said()
+    trial.finish()
+    trial.assert_result_of(expected)
