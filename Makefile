@@ -17,7 +17,7 @@ export MALLOC_MMAP_MAX_ ?= 0
 help:
 	@echo "make demo     photographs -> shards -> a training on two processes -> one test; about 5 minutes on 2 cores"
 	@echo "make test     every test; about 13 minutes on 2 cores"
-	@echo "make test-faults  runs that are killed, stopped and starved at random moments; about TIME minutes on 2 cores; FAULT_ROUNDS=100 for more"
+	@echo "make test-faults  runs that are killed, stopped and starved at random moments; FAULT_ROUNDS=100 for more"
 	@echo "make test-slurm  slurm/*.sh on a real Slurm of three nodes on this machine; needs root and Debian; about 6 minutes on 2 cores"
 	@echo "make lint     ruff, mypy and shellcheck"
 	@echo "make install  the virtual environment alone ($(VENV)); one to two minutes and 6 GB, once"
@@ -43,7 +43,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-faults: $(INSTALLED)
-	@echo "== faults at random moments: about TIME minutes on 2 cores; FAULT_ROUNDS (20) says how many, FAULT_SEED repeats them"
+	@echo "== faults at random moments: FAULT_ROUNDS (20) says how many, FAULT_SEED repeats them"
 	ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || [ "$$(id -u)" != 0 ] || \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends libfaketime || true
 	$(BIN)/python -m pytest tests/faults --numprocesses 2 --dist worksteal -rs

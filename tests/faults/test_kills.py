@@ -45,3 +45,12 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bits_of_an_unbroken_
         assert victim != "nobody", attempt.said()
     trial.finish()
     trial.assert_result_of(expected)
+
+
+def test_ranks_whose_launcher_dies_before_they_have_met_wait_for_nobody(trial_of: Callable[..., Trial], dice: random.Random) -> None:
+    attempt = trial_of(2).start()
+    assert attempt.wait_until(lambda: len(attempt.ranks()) == 2, "two ranks"), attempt.said()
+    time.sleep(dice.uniform(0, 3))  # of the five or more that they take to import
+    attempt.launcher()[0].kill()
+    attempt.wait(PROMPTLY)
+    assert "the launcher does not answer at " in attempt.last_words()
