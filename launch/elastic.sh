@@ -69,7 +69,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
 export TORCH_FR_BUFFER_SIZE=2000 TORCH_FR_DUMP_ON_TIMEOUT=1 TORCH_FR_DUMP_TEMP_FILE=$folder/collectives-
 
 stamp() { stat --printf='%i %y' "$folder/status.json" 2>/dev/null || true; }
-newest_checkpoint() { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n 1; }
+newest_checkpoint() { { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null || true; } | sort | tail -n 1; }
 before=$(stamp) newest=$(newest_checkpoint) restarts=0
 say "$processes process(es), $OMP_NUM_THREADS thread(s) and $workers loader worker(s) each; $hosts hosts meet at $FIRST_HOST; run folder $folder"
 while [ "$asked" = no ]; do
