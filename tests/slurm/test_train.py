@@ -101,20 +101,31 @@ def test_a_preempted_job_saves_makes_room_and_goes_on_where_it_was(cluster: Clus
     assert_equal_up_to_rounding(weights(folder, LAST), weights(unbroken, LAST))
 
 
-@pytest.mark.parametrize("node", ["n1", "n2"], ids=["the first node, with the job's shell and rank 0", "another node"])
-def test_a_node_that_dies_in_the_middle_of_an_epoch_costs_a_restart(
-    cluster: Cluster, unbroken_on_two: Path, shards: Path, tmp_path: Path, node: str
+def test_a_node_that_dies_in_the_middle_of_an_epoch_is_replaced_by_another(
+    cluster: Cluster, unbroken_on_two: Path, shards: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     job = submit(cluster, folder, shards, *SIX_EPOCHS, options=TWO)
     wait_for_step(job, folder, 3)
-    cluster.machine("crash", node)
-    if node == "n1":  # once is enough to wait until Slurm notices by itself
-        cluster("scontrol", "update", "nodename=n1", "state=down", "reason=crashed")
+    cluster.machine("crash", "n1")  # that of the job's shell and of rank 0
+    cluster("scontrol", "update", "nodename=n1", "state=down", "reason=crashed")
     assert_requeued_and_finished(job, folder)
-    assert f"restart 1: 2 processes, 1 on each of {'n[2-3]' if node == 'n1' else 'n[1,3]'};" in job.log()
+    assert "restart 1: 2 processes, 1 on each of n[2-3];" in job.log()
     assert largest_difference(weights(folder, LAST), weights(unbroken_on_two, LAST)) == 0
     assert status(folder)["test"] == status(unbroken_on_two)["test"]
+
+
+def test_a_job_that_loses_a_node_and_gets_no_other_goes_on_with_fewer(
+    cluster: Cluster, unbroken_on_two: Path, shards: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    job = submit(cluster, folder, shards, *SIX_EPOCHS, options=("--nodes=1-2", "--exclude=n3"))
+    wait_for_step(job, folder, 3)
+    cluster.machine("crash", "n2")  # and Slurm notices by itself
+    assert_requeued_and_finished(job, folder)
+    assert "restart 0: 2 processes, 1 on each of n[1-2];" in job.log()
+    assert "restart 1: 1 processes, 1 on each of n1;" in job.log()
+    assert_equal_up_to_rounding(weights(folder, LAST), weights(unbroken_on_two, LAST))
 
 
 def test_a_job_that_reaches_its_time_limit_is_requeued_only_so_often(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
