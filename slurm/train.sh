@@ -4,7 +4,8 @@
 #   sbatch --nodes=2 --gpus-per-node=4 --cpus-per-task=32 slurm/train.sh configs/koniq10k_resnet50.yaml data.shards=/data/koniq10k
 #
 # To be submitted from the root of the repository. The job may be preempted, reach its time limit or lose a node: it goes back
-# into the queue and on from its checkpoint, on as many nodes as it then gets (--nodes=1-4). These variables change it:
+# into the queue and on from its checkpoint, on as many nodes as it then gets (--nodes=1-4, where each number of processes divides
+# train.global_batch). These variables change it:
 #
 #   VENV                the virtual environment (.venv)
 #   PROCESSES_PER_NODE  for nodes without GPUs, on which it is one otherwise
@@ -15,7 +16,6 @@
 #                           container=(apptainer exec --nv /images/torch.sif)        # goes before every command
 #                           srun_options=(--network=...)                             # goes to srun
 #SBATCH --job-name=dist-train
-#SBATCH --ntasks-per-node=1
 #SBATCH --output=slurm-%x-%j.log
 # Every turn of the job writes to the end of the same log.
 #SBATCH --open-mode=append
@@ -78,9 +78,11 @@ world=$((SLURM_JOB_NUM_NODES * processes))
 echo "== job $SLURM_JOB_ID, restart $restarts: $world processes, $processes on each of $SLURM_JOB_NODELIST;" \
     "$OMP_NUM_THREADS thread(s) and $workers loader worker(s) each; run folder $folder"
 
-# One launcher per node. When one fails the others end too (--kill-on-bad-exit), and when one has ended well they have a minute.
+# One launcher per node. It is srun that is told, not sbatch: there --ntasks-per-node would make one node of --nodes=1-4.
+one_per_node=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
+# When one fails the others end too (--kill-on-bad-exit), and when one has ended well they have a minute.
 # The turn is part of the meeting's name, so that nothing left over from the last one can come to it.
-srun --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" "$bin/torchrun" \
+srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" "$bin/torchrun" \
     --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
     --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.$restarts" \
     --module dist_train train "$config" "data.workers=$workers" "$@" "run.processes=$world" &
