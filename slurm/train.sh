@@ -53,6 +53,8 @@ trap 'ended_by_slurm=yes' TERM
 folder=$("${container[@]}" "$bin/python" -m dist_train folder "$config" "$@")
 status_file=$folder/status.json
 before=$(stat --printf='%i %y' "$status_file" 2>/dev/null || true)
+newest_checkpoint() { { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null || true; } | sort | tail -n 1; }
+newest=$(newest_checkpoint)
 take_back() { if [ "$(cat "$folder/stop" 2>/dev/null)" = "$SLURM_JOB_ID" ]; then rm "$folder/stop"; fi; }
 take_back # a turn that was killed may have left one
 if [ "$time_is_up" = yes ]; then ask_to_stop; fi # it came before the folder had a name
@@ -110,9 +112,19 @@ elif [ "$code" -eq 0 ]; then
 fi
 echo "== job $SLURM_JOB_ID, restart $restarts: run $status ($reason)"
 
-# Only a run that was asked to stop, by the time limit or by a preemption, goes on later. Preemption with a grace time sends TERM
-# to the training alone; if TERM came here too, Slurm has decided already. One that fails or that a person stopped does not go on.
-if [ "$status" = unfinished ] && [ "$ended_by_slurm" = no ] && { [ "$time_is_up" = yes ] || [[ $reason == *SIGTERM* ]]; }; then
+# Only an unfinished run goes on later. One that was asked to stop by the time limit or by a preemption does: preemption with a
+# grace time sends TERM to the training alone; if TERM came here too, Slurm has decided already. So does one that lost a process,
+# if it has come further in this turn (or it might go on for ever), and if it was this job that had the folder. Slurm itself requeues
+# when it finds a node lost, but srun may end before that (SlurmdTimeout). One that fails or that a person stopped does not go on.
+goes_on=no
+if [ "$status" = unfinished ] && [ "$ended_by_slurm" = no ]; then
+    if [ "$time_is_up" = yes ] || [[ $reason == *SIGTERM* ]]; then
+        goes_on=yes
+    elif [[ $reason != "asked to stop"* ]] && [ "$(newest_checkpoint)" != "$newest" ]; then
+        if [ ! -e "$folder/lock" ] || grep -qw "Slurm job $SLURM_JOB_ID" "$folder/lock"; then goes_on=yes; fi
+    fi
+fi
+if [ "$goes_on" = yes ]; then
     if [ "$restarts" -lt "${MAX_RESTARTS:-100}" ]; then
         scontrol requeue "$SLURM_JOB_ID"
         exit 0

@@ -128,20 +128,23 @@ def test_a_job_that_loses_a_node_and_gets_no_other_goes_on_with_fewer(
     assert_equal_up_to_rounding(weights(folder, LAST), weights(unbroken_on_two, LAST))
 
 
-def test_a_job_that_reaches_its_time_limit_is_requeued_only_so_often(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+def test_a_job_that_reaches_its_time_limit_or_loses_a_process_is_requeued_only_so_often(
+    cluster: Cluster, shards: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     job = submit(cluster, folder, shards, *ENDLESS, options=(*ONE, "--time=1"), MAX_RESTARTS="1")
     wait_for_step(job, folder, 1)
     job.wait("PENDING", "COMPLETING", limit=LIMIT)  # Slurm looks at its clock every 30 s, and finds that less than 120 s are left
     before = status(folder)
     assert (before["status"], before["reason"]) == ("unfinished", "asked to stop by the file `stop` in the run folder")
-    wait_for_step(job, folder, before["steps"] + 1)
-    cluster("scancel", "--batch", "--signal=USR1", job.number)  # what Slurm sends, without the wait for it
-    assert job.wait_until_ended(limit=LIMIT) == ["COMPLETED"]
-    assert job.restarts() == 1
-    assert "1 restarts are enough" in job.log()
-    assert status(folder)["steps"] > before["steps"] and steps(folder) == [*range(1, status(folder)["steps"] + 1)]
+    cluster("scontrol", "update", f"jobid={job.number}", "timelimit=60")  # or the signal would come in the next turn, too
+    wait_for_step(job, folder, before["steps"] + 3)  # by then a checkpoint of this turn is whole
     assert not (folder / "stop").exists()
+    cluster.machine("exec", "n1", "pkill", "--signal", "KILL", "--full", f"^\\S*python\\S* -u -m dist_train train .*run.folder={folder}")
+    assert job.wait_until_ended(limit=LIMIT) == ["FAILED"]
+    assert job.restarts() == 1
+    assert "restart 1: run unfinished (training)" in job.log() and "1 restarts are enough" in job.log()
+    assert status(folder)["status"] == "unfinished" and steps(folder) == [*range(1, len(steps(folder)) + 1)]
 
 
 def test_a_cancelled_job_saves_and_stays_ended(cancelled: tuple[Job, Path]) -> None:
