@@ -8,12 +8,14 @@
 #
 #   a host that dies     costs the steps since the newest checkpoint; the others go on from there on fewer processes
 #   a host that comes    (again) is given the same line: the others save, and go on together with it
-#   FIRST_HOST dies      then the others wait until it is given the line again; if it is lost for good, stop them and give
-#                        all of them the line with another FIRST_HOST
+#   FIRST_HOST dies      then the others wait until it is given the line again, MAX_RESTARTS times a minute; if it is lost for
+#                        good, stop them and give all of them the line with another FIRST_HOST
+#   a host falls silent  (its cable is pulled) then the others go on without it after run.timeout_minutes
 #   Ctrl-C or TERM       takes this host out; the others go on
 #   a file named stop    in run.folder ends the run on all hosts, with a checkpoint; the same line goes on later
 #
-# A run that fails, for another reason than a lost or silent process, fails on all hosts and is not tried again. These variables change it:
+# A run that fails for another reason fails on all hosts, and is not tried again. Where the host of rank 0 was lost, the others watch the
+# run folder's lock for 15 s before they go on. These variables change it:
 #
 #   FIRST_HOST       where the hosts meet: the name of one of them, as it and all the others know it
 #   HOSTS            the least and the greatest number of hosts (1:4)

@@ -1,7 +1,8 @@
-"""The promises of launch/elastic.sh, on hosts without Slurm that share the network and the disk alone: power cuts are real."""
+"""The promises of launch/elastic.sh, on hosts that share the network and the disk alone, and of which one may be switched off."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import runs
-from cluster import Cluster
+from cluster import ROOT, Cluster
 from runs import TINY, assert_equal_up_to_rounding, records, status, weights
 
 pytestmark = pytest.mark.timeout(400)
@@ -114,7 +115,7 @@ def unbroken(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_a_host_that_dies_costs_a_restart_on_the_others_and_joins_them_when_it_is_back(
+def test_a_host_that_dies_costs_a_restart_and_joins_when_it_is_back_and_a_stop_file_ends_all(
     cluster: Cluster, unbroken: Path, shards: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -129,31 +130,38 @@ def test_a_host_that_dies_costs_a_restart_on_the_others_and_joins_them_when_it_i
         hosts[2] = Host(cluster, "n3", run, shards)
         wait_until(asked_to_end, hosts, "the third has come")
     wait_until(train_on(run, world=3, beyond=1), hosts, "the third has joined")
+    (run / "stop").touch()
     assert [host.end() for host in hosts] == [0, 0, 0]
-    assert status(run)["status"] == "finished" and status(run)["world_size"] == 3
+    assert status(run)["status"] == "unfinished" and status(run)["world_size"] == 3 and status(run)["steps"] < LAST
+    runs.train(1, run, shards, *SETTINGS)
+    assert status(run)["status"] == "finished"
     assert steps(run) == [*range(1, LAST + 1)]
     assert [record["epoch"] for record in records(run, "epoch")] == [0, 1, 2]
     assert_equal_up_to_rounding(weights(run, LAST), weights(unbroken, LAST))
 
 
-def test_the_others_wait_for_the_first_host_and_a_stop_file_or_a_failure_ends_all(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    hosts = [Host(cluster, node, run, shards) for node in ("n1", "n2")]
+def test_the_others_wait_for_the_first_host_and_a_failure_ends_all_for_good(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    run, own = tmp_path / "run", Path(shutil.copytree(shards, tmp_path / "shards"))
+    hosts = [Host(cluster, node, run, own) for node in ("n1", "n2")]
     wait_until(train_on(run, world=2, beyond=3), hosts, "two train")
     hosts[0].lose_power()
     taken = len(steps(run))
-    wait_until(lambda: "== n2" in hosts[1].log().rpartition("hosts meet at")[2], hosts, "the other has noticed")
+    wait_until(lambda: "run unfinished" in hosts[1].log(), hosts, "the other has noticed")
     cluster.machine("boot", "n1")
-    hosts[0] = Host(cluster, "n1", run, shards)
+    hosts[0] = Host(cluster, "n1", run, own)
     wait_until(lambda: len(steps(run)) > taken, hosts, "both go on")
-    (run / "stop").touch()
-    assert [host.end() for host in hosts] == [0, 0]
-    assert status(run)["status"] == "unfinished" and status(run)["world_size"] == 2
-    assert taken < len(steps(run)) < LAST and steps(run) == [*range(1, status(run)["steps"] + 1)]
-
-    damaged = Path(shutil.copytree(shards, tmp_path / "damaged"))
-    for shard in damaged.glob("*.tar"):
+    assert status(run)["world_size"] == 2
+    for shard in own.glob("*.tar"):
         shard.write_bytes(bytes(shard.stat().st_size))
-    hosts = [Host(cluster, node, run, damaged) for node in ("n1", "n2")]
     assert [host.end() for host in hosts] == [1, 1]
     assert status(run)["status"] == "failed" and "ShardError" in status(run)["reason"]
+    assert [len(re.findall("run failed", host.log())) for host in hosts] == [1, 1]
+    assert steps(run) == [*range(1, len(steps(run)) + 1)] and taken < len(steps(run)) < LAST
+
+
+def test_numbers_of_hosts_on_which_the_training_could_not_go_on_are_refused(shards: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"FIRST_HOST": "localhost", "HOSTS": "1:5", "PROCESSES": "1", "DIST_TRAIN_SITE": "/dev/null"}
+    line = ("bash", "launch/elastic.sh", str(TINY), f"run.folder={tmp_path / 'run'}", f"data.shards={shards}", *SETTINGS)
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 1 and not (tmp_path / "run").exists()
+    assert "train.global_batch=12 does not divide among 5 processes" in done.stderr, done.stdout + done.stderr
