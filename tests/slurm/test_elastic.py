@@ -109,9 +109,9 @@ def parent(process: psutil.Process) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def unbroken(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of two processes that nothing happens to."""
+    """The run folder of one process that nothing happens to."""
     run = tmp_path_factory.mktemp("unbroken") / "run"
-    runs.train(2, run, shards, *SETTINGS)
+    runs.train(1, run, shards, *SETTINGS)
     return run
 
 
