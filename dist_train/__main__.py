@@ -41,7 +41,9 @@ def _fail(error: Exception, text: str) -> int:
 def _train(options: argparse.Namespace) -> None:
     from dist_train.training import train
 
-    train(load_config(options.config, options.settings))
+    ended = train(load_config(options.config, options.settings))
+    if options.fail_if_unfinished and not ended:
+        sys.exit(1)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -57,7 +59,14 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _folder(options: argparse.Namespace) -> None:
-    print(load_config(options.config, options.settings).run.folder)
+    config = load_config(options.config, options.settings)
+    if options.processes:
+        from dist_train.plan import make_plan
+        from dist_train.run_folder import refuse_another_run
+
+        for world in options.processes:
+            refuse_another_run(make_plan(config, world))
+    print(config.run.folder)
 
 
 def _fetch(options: argparse.Namespace) -> None:
@@ -160,6 +169,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=_train)
     _take_config(command)
+    command.add_argument(
+        "--fail-if-unfinished",
+        action="store_true",
+        help="exit with 1 when asked to stop, for launchers that otherwise take the run for done",
+    )
 
     command = commands.add_parser(
         "plan", help="print settings, batches, steps and rates without training, and what would not be reproducible"
@@ -171,6 +185,12 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("folder", help="print the run folder that the settings name, for scripts")
     command.set_defaults(run=_folder)
     _take_config(command)
+    command.add_argument(
+        "--processes",
+        type=_worlds,
+        metavar="N,N",
+        help="and refuse what could not train, or go on, in it on each of these numbers of processes",
+    )
 
     command = commands.add_parser("fetch", help="download the pretrained weights ahead, where there is internet")
     command.set_defaults(run=_fetch)
@@ -249,6 +269,10 @@ def _whole(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not a number of at least 1")
     return number
+
+
+def _worlds(text: str) -> list[int]:
+    return [_whole(number) for number in text.split(",")]
 
 
 def _take_config(command: argparse.ArgumentParser) -> None:

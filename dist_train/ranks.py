@@ -268,7 +268,7 @@ def claim_failure(error: BaseException) -> bool:
             time.sleep(_ALIKE)
         _Link.is_cause = True
         return True
-    if _LOST_A_PEER.search(f"{type(error).__name__}: {error}"):
+    if lost_a_peer(error):
         time.sleep(_GRACE)
     unheard = threading.Timer(2 * _GRACE, _end, [f"{error} (and the key-value store does not answer)"])  # then nobody claims
     unheard.daemon = True
@@ -282,6 +282,11 @@ def claim_failure(error: BaseException) -> bool:
     unheard.cancel()
     _Link.is_cause = first
     return first
+
+
+def lost_a_peer(error: BaseException) -> bool:
+    """Whether all that this error says is that another process, or its host, is gone."""
+    return bool(_LOST_A_PEER.search(f"{type(error).__name__}: {error}"))
 
 
 def _failure_key() -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dist_train import run_lock
+from dist_train import ranks, run_lock
 from dist_train.config import Config, load_config, save_config
 from dist_train.errors import ConfigError
 from dist_train.journal import finite_or_none
@@ -39,6 +39,21 @@ def enter_run_folder(plan: Plan) -> bool:
     Raises ConfigError when the folder holds a run with other settings or other data, or somebody else's files.
     """
     folder = plan.config.run.folder
+    status = refuse_another_run(plan)
+    if status and status["status"] in FINISHED:
+        print(f"{folder}: this run has {status['status']} ({status['reason']}); choose another run.folder to train anew", flush=True)
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in [*folder.glob(".*.part"), *folder.glob("best/.*.part")]:  # of a run that was killed
+        leftover.unlink()
+    save_config(plan.config, folder / "config.yaml")
+    write_status(folder, {**(status or {}), **about_data(plan), "status": "unfinished", "reason": "training"})
+    return True
+
+
+def refuse_another_run(plan: Plan) -> dict[str, Any] | None:
+    """The status of this run, if its folder holds it already; raises ConfigError for anything else in it. Writes nothing."""
+    folder = plan.config.run.folder
     settings, status = folder / "config.yaml", read_status(folder)
     if settings.is_file():
         refuse_other_settings(settings, plan.config)
@@ -46,15 +61,7 @@ def enter_run_folder(plan: Plan) -> bool:
         raise ConfigError(f"{folder}: is not empty ({strangers[0]}) and holds no run; choose a new or empty folder as run.folder")
     if status:
         refuse_other_data(plan, status)
-    if status and status["status"] in FINISHED:
-        print(f"{folder}: this run has {status['status']} ({status['reason']}); choose another run.folder to train anew", flush=True)
-        return False
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in [*folder.glob(".*.part"), *folder.glob("best/.*.part")]:  # of a run that was killed
-        leftover.unlink()
-    save_config(plan.config, settings)
-    write_status(folder, {**(status or {}), **about_data(plan), "status": "unfinished", "reason": "training"})
-    return True
+    return status
 
 
 def about_data(plan: Plan) -> dict[str, Any]:
@@ -106,8 +113,10 @@ def write_status(folder: Path, status: Mapping[str, Any]) -> None:
 
 
 def record_failure(folder: Path, error: BaseException) -> None:
-    """Says in status.json why the run failed, keeping what was known before."""
-    write_status(folder, {**(read_status(folder) or {}), "status": "failed", "reason": redacted(f"{type(error).__name__}: {error}")})
+    """Says in status.json why the run failed, keeping what was known before. One that lost a process is unfinished: it can go on."""
+    status, because = ("unfinished", "lost another process: ") if ranks.lost_a_peer(error) else ("failed", "")
+    reason = redacted(f"{because}{type(error).__name__}: {error}")
+    write_status(folder, {**(read_status(folder) or {}), "status": status, "reason": reason})
 
 
 def refuse_other_settings(path: Path, config: Config) -> None:

@@ -58,8 +58,8 @@ SKIPS_IN_A_ROW = 3  # steps without a finite gradient after which something is w
 ASLEEP = 1e-3  # of its first rate: below it, as at the end of a long cosine, a group's step may be too small for float32 to show
 
 
-def train(config: Config) -> None:
-    """Trains, or goes on training, in config.run.folder until the run is finished, stopped early, or asked to stop.
+def train(config: Config) -> bool:
+    """Trains, or goes on training, in config.run.folder until the run is finished, stopped early, or asked to stop (False).
 
     Started by every rank. Raises ConfigError or ShardError for what the user can mend, TrainingError for what went wrong.
     """
@@ -73,20 +73,23 @@ def train(config: Config) -> None:
 
     ranks.connect(timedelta(minutes=config.run.timeout_minutes), record)
     plan = make_plan(config, ranks.world(), accelerator.device.type)
+    ended = True
     with naming_a_full_disk(config.run.folder), lock.held():
         if ranks.first_does(lambda: enter_run_folder(plan)):
             try:
                 with naming_a_full_disk(config.run.folder):
-                    _run(plan, accelerator, lock)
+                    ended = _run(plan, accelerator, lock)
             except Exception as error:
                 if ranks.claim_failure(error):
                     with suppress(OSError):  # a disk without room for even that must not hide the cause
                         record(error)
                 raise
     ranks.disconnect()
+    return ended
 
 
-def _run(plan: Plan, accelerator: Accelerator, lock: RunLock) -> None:
+def _run(plan: Plan, accelerator: Accelerator, lock: RunLock) -> bool:
+    """The run, once its folder is its own; whether it has ended, rather than being left unfinished."""
     request = StopRequest(plan.config.run.folder)
     if ranks.is_first():
         print(describe_plan(plan), flush=True)
@@ -100,6 +103,7 @@ def _run(plan: Plan, accelerator: Accelerator, lock: RunLock) -> None:
                 _finish(training)
         else:
             _leave_unfinished(training, stopped_by)
+        return stopped_by is None
     finally:
         training.journal.close()
         request.release()

@@ -6,13 +6,12 @@
 # To be asked for the same nodes as slurm/train.sh, from the root of the repository, with the same settings. It trains nothing. One
 # job can do both, and trains only on nodes that are fit:
 #
-#   sbatch --nodes=2 --gpus-per-node=4 --ntasks-per-node=1 --wrap 'bash slurm/doctor.sh CONFIG && bash slurm/train.sh CONFIG'
+#   sbatch --nodes=2 --gpus-per-node=4 --wrap 'bash slurm/doctor.sh CONFIG && bash slurm/train.sh CONFIG'
 #
 # The variables are those of slurm/train.sh, and one more:
 #
 #   PATIENCE  seconds in which all nodes must come (120)
 #SBATCH --job-name=doctor
-#SBATCH --ntasks-per-node=1
 #SBATCH --output=slurm-%x-%j.log
 #SBATCH --no-requeue
 set -eo pipefail
@@ -30,10 +29,11 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / process
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 world=$((SLURM_JOB_NUM_NODES * processes))
 
-# Each node says that it is there, so that one which hangs is known by its silence.
+# As in slurm/train.sh. Each node says that it is there, so that one which hangs is known by its silence.
+one_per_node=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
 code=0
 # shellcheck disable=SC2016 # each node's own shell reads $SLURMD_NODENAME
-srun --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" \
+srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" \
     bash -c 'echo "== $SLURMD_NODENAME is here" && exec "$@"' here \
     "${VENV:-.venv}/bin/torchrun" --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
     --rdzv-backend=c10d --rdzv-endpoint="$first:$((10000 + SLURM_JOB_ID % 20000))" --rdzv-id="$SLURM_JOB_ID.doctor" \

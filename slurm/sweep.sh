@@ -12,7 +12,6 @@
 #
 # and those of slurm/train.sh. An array may leave tasks out (--array=3,7) or run a few at a time (--array=0-29%4).
 #SBATCH --job-name=sweep
-#SBATCH --ntasks-per-node=1
 #SBATCH --output=slurm-%x-%A-%a.log
 #SBATCH --open-mode=append
 #SBATCH --requeue

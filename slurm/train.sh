@@ -4,7 +4,8 @@
 #   sbatch --nodes=2 --gpus-per-node=4 --cpus-per-task=32 slurm/train.sh configs/koniq10k_resnet50.yaml data.shards=/data/koniq10k
 #
 # To be submitted from the root of the repository. The job may be preempted, reach its time limit or lose a node: it goes back
-# into the queue and on from its checkpoint, on as many nodes as it then gets (--nodes=1-4). These variables change it:
+# into the queue and on from its checkpoint, on as many nodes as it then gets (--nodes=1-4, where each number of processes divides
+# train.global_batch). These variables change it:
 #
 #   VENV                the virtual environment (.venv)
 #   PROCESSES_PER_NODE  for nodes without GPUs, on which it is one otherwise
@@ -15,7 +16,6 @@
 #                           container=(apptainer exec --nv /images/torch.sif)        # goes before every command
 #                           srun_options=(--network=...)                             # goes to srun
 #SBATCH --job-name=dist-train
-#SBATCH --ntasks-per-node=1
 #SBATCH --output=slurm-%x-%j.log
 # Every turn of the job writes to the end of the same log.
 #SBATCH --open-mode=append
@@ -53,6 +53,8 @@ trap 'ended_by_slurm=yes' TERM
 folder=$("${container[@]}" "$bin/python" -m dist_train folder "$config" "$@")
 status_file=$folder/status.json
 before=$(stat --printf='%i %y' "$status_file" 2>/dev/null || true)
+newest_checkpoint() { { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null || true; } | sort | tail -n 1; }
+newest=$(newest_checkpoint)
 take_back() { if [ "$(cat "$folder/stop" 2>/dev/null)" = "$SLURM_JOB_ID" ]; then rm "$folder/stop"; fi; }
 take_back # a turn that was killed may have left one
 if [ "$time_is_up" = yes ]; then ask_to_stop; fi # it came before the folder had a name
@@ -78,9 +80,11 @@ world=$((SLURM_JOB_NUM_NODES * processes))
 echo "== job $SLURM_JOB_ID, restart $restarts: $world processes, $processes on each of $SLURM_JOB_NODELIST;" \
     "$OMP_NUM_THREADS thread(s) and $workers loader worker(s) each; run folder $folder"
 
-# One launcher per node. When one fails the others end too (--kill-on-bad-exit), and when one has ended well they have a minute.
+# One launcher per node. It is srun that is told, not sbatch: there --ntasks-per-node would make one node of --nodes=1-4.
+one_per_node=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
+# When one fails the others end too (--kill-on-bad-exit), and when one has ended well they have a minute.
 # The turn is part of the meeting's name, so that nothing left over from the last one can come to it.
-srun --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" "$bin/torchrun" \
+srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" "$bin/torchrun" \
     --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
     --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.$restarts" \
     --module dist_train train "$config" "data.workers=$workers" "$@" "run.processes=$world" &
@@ -108,9 +112,19 @@ elif [ "$code" -eq 0 ]; then
 fi
 echo "== job $SLURM_JOB_ID, restart $restarts: run $status ($reason)"
 
-# Only a run that was asked to stop, by the time limit or by a preemption, goes on later. Preemption with a grace time sends TERM
-# to the training alone; if TERM came here too, Slurm has decided already. One that fails or that a person stopped does not go on.
-if [ "$status" = unfinished ] && [ "$ended_by_slurm" = no ] && { [ "$time_is_up" = yes ] || [[ $reason == *SIGTERM* ]]; }; then
+# Only an unfinished run goes on later. One that was asked to stop by the time limit or by a preemption does: preemption with a
+# grace time sends TERM to the training alone; if TERM came here too, Slurm has decided already. So does one that lost a process,
+# if it has come further in this turn (or it might go on for ever), and if it was this job that had the folder. Slurm itself requeues
+# when it finds a node lost, but srun may end before that (SlurmdTimeout). One that fails or that a person stopped does not go on.
+goes_on=no
+if [ "$status" = unfinished ] && [ "$ended_by_slurm" = no ]; then
+    if [ "$time_is_up" = yes ] || [[ $reason == *SIGTERM* ]]; then
+        goes_on=yes
+    elif [[ $reason != "asked to stop"* ]] && [ "$(newest_checkpoint)" != "$newest" ]; then
+        if [ ! -e "$folder/lock" ] || grep -qw "Slurm job $SLURM_JOB_ID" "$folder/lock"; then goes_on=yes; fi
+    fi
+fi
+if [ "$goes_on" = yes ]; then
     if [ "$restarts" -lt "${MAX_RESTARTS:-100}" ]; then
         scontrol requeue "$SLURM_JOB_ID"
         exit 0

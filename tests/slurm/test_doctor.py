@@ -29,7 +29,7 @@ def test_the_doctor_tells_of_every_node_and_finds_what_is_wrong(cluster: Cluster
     (cut / "shard-000001.tar").write_bytes(b"")
     words = " ".join(map(str, (*settings, f"data.shards={cut}")))
     both = f"bash slurm/doctor.sh {words} && bash slurm/train.sh {words}"
-    bad = cluster.submit(tmp_path / "bad.log", *TWO_BY_TWO, "--ntasks-per-node=1", f"--wrap={both}")
+    bad = cluster.submit(tmp_path / "bad.log", *TWO_BY_TWO, f"--wrap={both}")
     assert bad.wait_until_ended(limit=LIMIT) == ["FAILED"], bad.log()
     assert "n1 (ranks 0, 1), n2 (ranks 2, 3)" in " ".join(bad.log().split()) and "verdict: not fit (1 error)" in bad.log()
     assert not (tmp_path / "run").exists() and "restart 0" not in bad.log()  # the training was not begun

@@ -16,13 +16,13 @@ TEXT = (ROOT / "launch" / "hosts.yaml").read_text()
 
 
 def command(launcher: str, number: int, folder: Path, shards: Path) -> list[str]:
-    """The line that begins with this launcher, for the machine of this number, two processes on each."""
+    """The line that begins with this launcher, for the machine of this number: two processes on each, or one."""
     line = re.search(rf"^#   ({launcher} .*?)\n#(?!   )", TEXT, re.DOTALL | re.MULTILINE)
     assert line
     text = re.sub(r"\\\n#\s+", "", line[1])
     for word, replaced in {
         "--num_processes 8": "--num_processes 4",
-        "--nproc-per-node 4": "--nproc-per-node 2",
+        "--nproc-per-node 4": "--nproc-per-node 1",
         "--machine_rank 0": f"--machine_rank {number}",
         "--node-rank 0": f"--node-rank {number}",
         "FIRST_HOST": "n1",
@@ -34,8 +34,10 @@ def command(launcher: str, number: int, folder: Path, shards: Path) -> list[str]
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("launcher", ["accelerate launch", "torchrun"])
-def test_the_line_for_several_machines_makes_them_one_run(cluster: Cluster, shards: Path, tmp_path: Path, launcher: str) -> None:
+@pytest.mark.parametrize(("launcher", "world"), [("accelerate launch", 4), ("torchrun", 2)])
+def test_the_line_for_several_machines_makes_them_one_run(
+    cluster: Cluster, shards: Path, tmp_path: Path, launcher: str, world: int
+) -> None:
     hosts = [cluster.start(f"n{number + 1}", *command(launcher, number, tmp_path / "run", shards)) for number in (0, 1)]
     try:
         told = [host.communicate(timeout=LIMIT)[0] for host in hosts]
@@ -45,4 +47,4 @@ def test_the_line_for_several_machines_makes_them_one_run(cluster: Cluster, shar
             host.kill()
         raise
     assert [host.returncode for host in hosts] == [0, 0], "\n".join(told)
-    assert status(tmp_path / "run")["status"] == "finished" and status(tmp_path / "run")["world_size"] == 4
+    assert status(tmp_path / "run")["status"] == "finished" and status(tmp_path / "run")["world_size"] == world

@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# bash launch/elastic.sh CONFIG [key=value ...]: one training on several hosts without Slurm, which may die and come back.
+#
+#   FIRST_HOST=node1 HOSTS=1:4 bash launch/elastic.sh configs/koniq10k_resnet50.yaml data.shards=/shared/koniq10k run.folder=/shared/run
+#
+# To be given on every host, the same line, from the root of the repository; the shards and run.folder are on a file system that
+# all hosts share. The training begins as soon as the least number of hosts is there. From then on
+#
+#   a host that dies     costs the steps since the newest checkpoint; the others go on from there on fewer processes
+#   a host that comes    (again) is given the same line: the others save, and go on together with it
+#   FIRST_HOST dies      then the others wait until it is given the line again, MAX_RESTARTS times a minute; if it is lost for
+#                        good, stop them and give all of them the line with another FIRST_HOST
+#   a host falls silent  (its cable is pulled) then the others go on without it after run.timeout_minutes
+#   Ctrl-C or TERM       takes this host out; the others go on
+#   a file named stop    in run.folder ends the run on all hosts, with a checkpoint; the same line goes on later
+#
+# A run that fails for another reason fails on all hosts, and is not tried again. Where the host of rank 0 was lost, the others watch the
+# run folder's lock for 15 s before they go on. These variables change it:
+#
+#   FIRST_HOST       where the hosts meet: the name of one of them, as it and all the others know it
+#   HOSTS            the least and the greatest number of hosts (1:4)
+#   PORT             at which they meet on FIRST_HOST, open between them (29500)
+#   PROCESSES        on each host, the same number on all; otherwise one per GPU, and one where there is none
+#   MAX_RESTARTS     how often this host begins again without a new checkpoint in between (20)
+#   VENV             the virtual environment (.venv)
+#   DIST_TRAIN_SITE  this site's own settings, as slurm/train.sh says (~/.config/dist_train/site.sh)
+set -eo pipefail
+container=()
+site=${DIST_TRAIN_SITE:-$HOME/.config/dist_train/site.sh}
+# shellcheck source=/dev/null
+if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site"; fi
+set -u
+
+[ $# -ge 1 ] && [ -n "${FIRST_HOST:-}" ] || { echo "usage: FIRST_HOST=NAME HOSTS=1:4 bash launch/elastic.sh CONFIG [key=value ...]" >&2; exit 2; }
+config=$1
+shift
+hosts=${HOSTS:-1:4}
+[[ $hosts =~ ^[1-9][0-9]*:[1-9][0-9]*$ ]] && [ "${hosts%:*}" -le "${hosts#*:}" ] || { echo "elastic.sh: HOSTS=$hosts is not LEAST:GREATEST, such as 1:4" >&2; exit 2; }
+python=("${container[@]}" "${VENV:-.venv}/bin/python")
+say() { echo "== $HOSTNAME, $(date +%T): $*"; }
+
+# Half of a process's cores read patches ahead, four at most; the others compute. A setting of the user comes later and wins.
+gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
+processes=${PROCESSES:-$((gpus > 0 ? gpus : 1))}
+share=$(($(nproc) > processes ? $(nproc) / processes : 1))
+workers=$((share < 4 ? 1 : share < 8 ? share / 2 : 4))
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > workers ? share - workers : 1))}
+
+# A run must be able to go on with any number of hosts, or the loss of one would end it: each number of processes must divide
+# the global batch. That, and whatever else is wrong with the config or the run folder, ends this script here.
+worlds=$(seq -s , "$((${hosts%:*} * processes))" "$processes" "$((${hosts#*:} * processes))")
+folder=$("${python[@]}" -m dist_train folder --processes "$worlds" "$config" "$@" run.processes=null) || {
+    say "HOSTS=$hosts with $processes process(es) each is $worlds processes, and the training cannot run on each of these numbers" >&2
+    exit 1
+}
+
+# TERM and Ctrl-C reach the training through torchrun: it saves and ends. torchrun is in a session of its own (setsid), or Ctrl-C would
+# reach it twice. Bash runs this between its commands, and while it is in `wait`.
+asked=no agent=
+leave() {
+    asked=yes
+    if [ -n "$agent" ]; then kill -TERM "$agent" 2>/dev/null || true; fi
+}
+trap leave TERM INT HUP
+
+# Otherwise a host that joins waits for the address of a key-value store that the others made before it came, until it times out.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# A training that is asked to make room for one more host has so long, in seconds, for its last save (torch >= 2.13; before, 30).
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
+# When a collective on GPUs times out, every rank leaves its last 2,000 collectives as run.folder/collectives-RANK, for torchfrtrace.
+export TORCH_FR_BUFFER_SIZE=2000 TORCH_FR_DUMP_ON_TIMEOUT=1 TORCH_FR_DUMP_TEMP_FILE=$folder/collectives-
+
+stamp() { stat --printf='%i %y' "$folder/status.json" 2>/dev/null || true; }
+newest_checkpoint() { { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null || true; } | sort | tail -n 1; }
+before=$(stamp) newest=$(newest_checkpoint) restarts=0
+say "$processes process(es), $OMP_NUM_THREADS thread(s) and $workers loader worker(s) each; $hosts hosts meet at $FIRST_HOST; run folder $folder"
+while [ "$asked" = no ]; do
+    # torchrun on FIRST_HOST keeps the list of the hosts. Once the least number is there it waits 5 s for more (last_call_timeout), and
+    # one that comes later makes every torchrun start its processes anew. It starts nothing anew by itself after a failure
+    # (--max-restarts=0): what follows from one is decided below, alike whether a process, a host or FIRST_HOST was lost. The name
+    # of the group keeps runs apart that meet at the same port.
+    setsid "${python[@]}" -m torch.distributed.run --nnodes="$hosts" --nproc-per-node="$processes" --max-restarts=0 \
+        --rdzv-backend=c10d --rdzv-endpoint="$FIRST_HOST:${PORT:-29500}" --rdzv-id="$(cksum <<<"$folder" | cut -d ' ' -f 1)" \
+        --rdzv-conf=last_call_timeout=5 \
+        --module dist_train train --fail-if-unfinished "$config" "data.workers=$workers" "$@" run.processes=null &
+    agent=$!
+
+    # A trapped signal ends `wait` early, so wait again until torchrun has really ended.
+    code=0
+    while kill -0 "$agent" 2>/dev/null; do
+        code=0
+        wait "$agent" || code=$?
+    done
+    agent=
+
+    # status.json tells how it ended, not the exit code: torchrun turns every code into 1. One that has not been touched since this
+    # script began is of an earlier session: that had ended well and there was nothing to do, or the hosts have not met yet.
+    status=unfinished reason="the training has not begun"
+    if [ "$(stamp)" != "$before" ]; then
+        { read -r status; read -r reason; } < <("${python[@]}" -c '
+import json, sys
+about = json.load(open(sys.argv[1]))
+print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$folder/status.json")
+    elif [ "$code" -eq 0 ]; then
+        status=finished reason="in an earlier session"
+    fi
+    say "run $status ($reason)"
+    case "$status: $reason" in
+        finished:* | "stopped early":* | unfinished:*"the file \`stop\`"*) exit 0 ;;
+        failed:*"run.timeout_minutes is how long nothing may move"*) ;; # a host that is silent: others may go on without it
+        failed:*) exit 1 ;;
+    esac
+
+    if [ "$(newest_checkpoint)" != "$newest" ]; then restarts=0 newest=$(newest_checkpoint); fi
+    if [ "$restarts" -ge "${MAX_RESTARTS:-20}" ]; then
+        say "$restarts restarts without a new checkpoint are enough (MAX_RESTARTS)" >&2
+        exit 1
+    fi
+    restarts=$((restarts + 1))
+    if [ "$asked" = no ]; then sleep 3 & wait $! || true; fi # for the others' torchrun to end too
+done
+say "asked to leave; the same line comes back"
