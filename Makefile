@@ -65,7 +65,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck slurm/*.sh tests/slurm/mini-slurm .ci/run
+	$(BIN)/shellcheck slurm/*.sh launch/*.sh tests/slurm/mini-slurm .ci/run
 
 clean:
 	rm -rf $(VENV) demo

@@ -113,6 +113,6 @@ def test_the_console_commands_are_installed() -> None:
     assert "build" in run(".venv/bin/build-shards --help", ROOT)
 
 
-def test_slurm_scripts_are_clean() -> None:
-    scripts = " ".join(str(path) for path in sorted((ROOT / "slurm").glob("*.sh")))
+def test_shell_scripts_are_clean() -> None:
+    scripts = " ".join(str(path) for folder in ("slurm", "launch") for path in sorted((ROOT / folder).glob("*.sh")))
     run(f".venv/bin/shellcheck {scripts}", ROOT)
