@@ -18,7 +18,8 @@ SETTINGS = "settings after the config file, as section.key=value; `plan` prints 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0 it did what it was asked (see status.json), 1 it failed, or the doctor says no."""
+    """Runs one command; returns the exit status: 0 it did what it was asked (see status.json), 1 it failed, the doctor
+    says no, or, with --fail-if-unfinished, it was asked to stop."""
     options = _parser().parse_args(arguments)
     try:
         status = options.run(options)
@@ -38,12 +39,11 @@ def _fail(error: Exception, text: str) -> int:
     return 1
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> int:
     from dist_train.training import train
 
     ended = train(load_config(options.config, options.settings))
-    if options.fail_if_unfinished and not ended:
-        sys.exit(1)
+    return int(options.fail_if_unfinished and not ended)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -272,7 +272,10 @@ def _whole(text: str) -> int:
 
 
 def _worlds(text: str) -> list[int]:
-    return [_whole(number) for number in text.split(",")]
+    try:
+        return [_whole(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers, such as 1,2,4") from None
 
 
 def _take_config(command: argparse.ArgumentParser) -> None:

@@ -27,16 +27,18 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from dist_train.errors import TrainingError
+from dist_train.errors import ConfigError, TrainingError
 from dist_train.heartbeat import PULSE, Beat, meeting, why_nothing_moves
 from dist_train.last_words import say_last
+from shards.manifest import ShardError
 
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=10)  # how long a rank may be waited for: longer than the slowest may lag behind, shorter than a coffee
 _TICK = 0.5  # seconds between two looks at what has become of the others
 _BEAT_TICKS = 4  # looks between two heartbeats
-_LOST_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
+_MAY_HAVE_LOST_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
+_LOST_A_PEER = re.compile(r"\bgloo\b|connection (closed|reset|refused)|broken pipe|ncclRemoteError|remote process", re.IGNORECASE)
 _GRACE = 3.0  # seconds in which a rank may end by itself, or the launcher may end it, once another has failed
 _ALIKE = 10.0  # the same before the ranks are connected: they fail alike, but a busy machine does not start them alike
 _LAST_RESORT = 30.0  # seconds after which a rank that waits in vain, and cannot say for whom, ends all the same
@@ -268,7 +270,7 @@ def claim_failure(error: BaseException) -> bool:
             time.sleep(_ALIKE)
         _Link.is_cause = True
         return True
-    if lost_a_peer(error):
+    if _MAY_HAVE_LOST_A_PEER.search(f"{type(error).__name__}: {error}"):
         time.sleep(_GRACE)
     unheard = threading.Timer(2 * _GRACE, _end, [f"{error} (and the key-value store does not answer)"])  # then nobody claims
     unheard.daemon = True
@@ -285,8 +287,9 @@ def claim_failure(error: BaseException) -> bool:
 
 
 def lost_a_peer(error: BaseException) -> bool:
-    """Whether all that this error says is that another process, or its host, is gone."""
-    return bool(_LOST_A_PEER.search(f"{type(error).__name__}: {error}"))
+    """Whether all that this error says is that another process, or its host, is gone. One of ours says more, whatever it quotes."""
+    ours = isinstance(error, ConfigError | ShardError | TrainingError)
+    return not ours and bool(_LOST_A_PEER.search(f"{type(error).__name__}: {error}"))
 
 
 def _failure_key() -> str:

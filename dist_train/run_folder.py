@@ -57,11 +57,16 @@ def refuse_another_run(plan: Plan) -> dict[str, Any] | None:
     settings, status = folder / "config.yaml", read_status(folder)
     if settings.is_file():
         refuse_other_settings(settings, plan.config)
-    elif strangers := sorted(path.name for path in folder.glob("*") if path.name not in ("stop", run_lock.NAME)):
+    elif strangers := sorted(path.name for path in folder.glob("*") if not _is_of_any_run(path.name)):
         raise ConfigError(f"{folder}: is not empty ({strangers[0]}) and holds no run; choose a new or empty folder as run.folder")
     if status:
         refuse_other_data(plan, status)
     return status
+
+
+def _is_of_any_run(name: str) -> bool:
+    """What may stand in a run folder before its settings do: of people, and of a job that is just beginning, or was killed while it was."""
+    return name in ("stop", run_lock.NAME) or name.startswith(".lock-after-") or (name.startswith(".") and name.endswith(".part"))
 
 
 def about_data(plan: Plan) -> dict[str, Any]:
