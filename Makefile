@@ -58,7 +58,7 @@ test-slurm: $(INSTALLED)
 	$(BIN)/python -m pytest tests/slurm
 
 install-slurm:
-	@for tool in slurmctld munged ip; do command -v $$tool >/dev/null || missing=yes; done; [ -z "$$missing" ] || $(call apt_install,slurm-wlm munge iproute2)
+	@missing=; for tool in slurmctld munged ip; do command -v $$tool >/dev/null || missing=yes; done; [ -z "$$missing" ] || $(call apt_install,slurm-wlm munge iproute2)
 
 lint: $(INSTALLED)
 	@echo "== ruff, mypy, shellcheck: under a minute"
