@@ -23,6 +23,7 @@ from dist_train.config import Config, Data, History, save_config
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.model_folder import SETTINGS
 from dist_train.run_folder import FINISHED, read_status, refuse_other_settings
+from shards.remote import redacted
 
 FIXED, ORIGINAL = "fixed", "original"
 
@@ -66,7 +67,7 @@ def _train(config: Config, path: Path, processes: int) -> None:
 
 
 def addresses(data: Data) -> list[str]:
-    """Where the shards are, for the command line, as the user said it: a saved config leaves passwords and signatures out."""
-    if data.sets:
+    """The addresses that a saved config leaves passwords or signatures out of, whole, for the command line; nothing where there is none."""
+    if any(redacted(one.shards) != one.shards for one in data.sets.values()):
         return ["data.sets=" + json.dumps({name: dict(one) for name, one in data.sets.items()})]
-    return [f"data.shards={data.shards}"] if data.shards else []
+    return ["data.shards=" + json.dumps(data.shards)] if data.shards and redacted(data.shards) != data.shards else []

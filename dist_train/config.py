@@ -38,7 +38,14 @@ Place = Annotated[
 Folder = Annotated[Path, AfterValidator(Path.expanduser)]  # the shell leaves the ~ of `run.folder=~/run` to us
 
 
-_SHORTLY = reprlib.Repr()  # a few lines of YAML that refer to each other can stand for gigabytes
+class _Shortly(reprlib.Repr):
+    """A value in a few words: a few lines of YAML that refer to each other can stand for gigabytes."""
+
+    def repr_str(self, text: str, level: int) -> str:
+        return super().repr_str(redacted(text), level)  # a cut may take away what shows that there is a secret
+
+
+_SHORTLY = _Shortly()
 _SHORTLY.maxstring, _SHORTLY.maxother, _SHORTLY.maxlevel = 300, 300, 2
 
 

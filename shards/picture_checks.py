@@ -85,7 +85,7 @@ def _published_sizes(examination: Examination) -> Iterator[Finding]:
             f"{len(others):,} of {len(examination.pictures):,} pictures have another size than was published",
             " or ".join(f"{width}x{height}" for width, height in known.sizes),
             "take the pictures that the makers distribute",
-            places(f"{examination.name(row.file)} ({'{}x{}'.format(*picture.size or ())})" for row, picture in others),
+            places(f"{examination.name(row.file)} ({'x'.join(map(str, picture.size or ()))})" for row, picture in others),
         )
 
 

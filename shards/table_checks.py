@@ -49,7 +49,9 @@ def _counts(data_set: DataSet) -> Iterator[Finding]:
     known = known_as(data_set)
     images, contents = len(data_set.rows), len({row.group for row in data_set.rows})
     if known and images != known.images:
-        fault = _LISTS_WITH_FAULTS.get((known.name, images), "take the complete data set; if it is another one, give it another --name")
+        fault = _LISTS_WITH_FAULTS.get(
+            (known.name, images), "take the complete data set; if it is another one, give it and its table other names"
+        )
         yield Finding("error", f"{images:,} images", f"{known.images:,}, which is {known.title} as published", fault)
     elif known and known.contents and contents != known.contents:
         yield Finding(
@@ -266,7 +268,7 @@ def _known_traps(data_set: DataSet) -> Iterator[Finding]:
                 "the roots of its column var: that is a variance, and pyiqa's table has it as std",
                 "compare std with var in the makers' dmos.csv; leave the column out, or build with --dataset kadid10k",
             )
-    if not known and "kadid" in data_set.table.stem.lower():
+    if not known and "kadid" in data_set.table.stem.lower() and len(data_set.rows) < ADAPTERS["kadid10k"].images:
         yield Finding(
             "warning",
             f"{data_set.table.name}, a list of a part of KADID-10k",

@@ -217,14 +217,22 @@ def _explained(path: Path, form: str) -> Iterator[None]:
     except OSError as error:
         raise ShardError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except Exception as error:  # each reader fails in its own way, from zipfile.BadZipFile to scipy's MatReadError
-        where = f"{path}, line {_first_bad_line(path)}" if isinstance(error, UnicodeDecodeError) else path
+        is_text = isinstance(error, UnicodeDecodeError) and form.endswith("in UTF-8")  # what Excel and MATLAB write has no lines
+        where = f"{path}, line {_first_bad_line(path)}" if is_text else path
         raise ShardError(f"{where}: is not {form} ({error}); save it as one, or download it again") from error
 
 
 def _first_bad_line(path: Path) -> int:
     """The number of the first line that is not UTF-8; text is decoded in pieces, and an error tells its place in a piece."""
+    number = 0
     with path.open("rb") as raw:
-        return next(number for number, line in enumerate(raw, 1) if "\ufffd" in line.decode(errors="replace"))
+        for line in raw:
+            number += 1
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                break
+    return number
 
 
 def number_in(said: object, where: str) -> float:

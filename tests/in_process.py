@@ -13,7 +13,7 @@ from dist_train.training import train
 
 def config_of(folder: Path, shards: Path, *settings: str) -> Config:
     """A tiny run of one epoch that reads in its own process."""
-    fixed = ("model.backbone=test_convnext", "data.workers=0", "train.epochs=1", "save.every_minutes=null")
+    fixed = ("data.workers=0", "train.epochs=1", "save.every_minutes=null")
     return load_config(runs.TINY, [f"run.folder={folder}", f"data.shards={shards}", *fixed, *settings])
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 TINY = Path(__file__).parent / "tiny.yaml"
+LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")  # and the number of processes
 LIMIT = 150  # seconds; a run here takes 5 to 20, more on a busy machine
 _started: list[subprocess.Popen[str]] = []
 
@@ -32,8 +33,8 @@ def words(
     command: str = "train",
 ) -> list[str]:
     """What a user types to train, or for another command on a config, on `world` processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
-    return [sys.executable, *launcher, *program, command, str(config), f"run.folder={folder}", f"data.shards={shards}", *settings]
+    launcher = [*LAUNCHER, str(world)] if world > 1 else [sys.executable]
+    return [*launcher, *program, command, str(config), f"run.folder={folder}", f"data.shards={shards}", *settings]
 
 
 def start(world: int, folder: Path, shards: Path, *settings: str, config: Path = TINY, command: str = "train") -> subprocess.Popen[str]:
@@ -71,15 +72,7 @@ def train(world: int, folder: Path, shards: Path, *settings: str, config: Path =
 
 def kill_tree(process: subprocess.Popen[str]) -> None:
     """SIGKILL to exactly what was started: the launcher, its ranks and their loader workers."""
-    try:
-        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    except psutil.NoSuchProcess:
-        family = []
-    for member in family:
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            continue
+    warm.kill_family(process.pid)
     process.wait(timeout=20)
 
 

@@ -19,7 +19,6 @@ import torch
 from dist_train.doctor import Examination, look_at_folder, multiply, sources_digest
 from dist_train.errors import TrainingError
 
-SMALL = "model.backbone=test_convnext"
 SKEWED = """
 import time
 from dist_train import ranks
@@ -46,7 +45,7 @@ sys.exit(main(sys.argv[1:]))
 
 def test_two_processes_on_good_data_are_fit_and_nothing_stays_behind(shards: Path, tmp_path: Path) -> None:
     run, told = tmp_path / "runs" / "run", tmp_path / "told.json"
-    started = runs.start(2, run, shards, SMALL, "--json", str(told), command="doctor")
+    started = runs.start(2, run, shards, "--json", str(told), command="doctor")
     output = runs.finish(started)
     assert started.returncode == 0, output
     assert re.search(r"^verdict: fit( with warnings)? \(", output, re.MULTILINE), output
@@ -63,7 +62,7 @@ def test_a_shard_that_was_cut_off_is_named_and_the_rest_is_examined_all_the_same
     cut = Path(shutil.copytree(shards, tmp_path / "cut"))
     with (cut / "shard-000001.tar").open("r+b") as file:
         file.truncate(1000)
-    started = runs.start(2, tmp_path / "run", cut, SMALL, command="doctor")
+    started = runs.start(2, tmp_path / "run", cut, command="doctor")
     output = runs.finish(started)
     assert started.returncode != 0
     assert re.search(r"found +shards: \S+/shard-000001\.tar: has\s+1000 bytes", output), output
@@ -94,7 +93,7 @@ def test_a_rank_that_hangs_at_the_network_is_given_up_and_the_rest_is_told(shard
     script = tmp_path / "deaf.py"
     script.write_text(DEAF)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    words = ["doctor", str(runs.TINY), SMALL, f"data.shards={shards}", f"run.folder={tmp_path / 'run'}", "--wait", "12"]
+    words = ["doctor", str(runs.TINY), f"data.shards={shards}", f"run.folder={tmp_path / 'run'}", "--wait", "12"]
     ended = subprocess.run([sys.executable, *launcher, *words], capture_output=True, text=True, timeout=runs.LIMIT)
     assert ended.returncode != 0
     assert re.search(r"^shards +ok ", ended.stdout, re.MULTILINE) and re.search(r"^all-reduce +error ", ended.stdout, re.MULTILINE)

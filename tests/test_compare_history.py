@@ -58,11 +58,22 @@ def test_a_config_that_switches_a_bug_on_itself_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [{"shards": "https://me:secret@server/koniq"}, {"sets": {"one": {"shards": "s3://bucket/one?signature=secret", "weight": 2.0}}}, {}],
-    ids=["one set", "several sets", "no data"],
+    [
+        {"shards": "https://me:secret@server/koniq #1"},
+        {"sets": {"one": {"shards": "s3://bucket/one?signature=secret", "weight": 2.0}, "two": {"shards": "data/set #2"}}},
+    ],
+    ids=["one set", "several sets"],
 )
 def test_each_run_reads_from_the_address_with_the_password_that_its_file_leaves_out(tmp_path: Path, data: dict[str, Any]) -> None:
     given = Data.model_validate(data)
     save_config(Config(data=given), tmp_path / "config.yaml")
     assert "secret" not in (tmp_path / "config.yaml").read_text()
     assert load_config(tmp_path / "config.yaml", addresses(given)).data == given
+
+
+@pytest.mark.parametrize("data", [{"shards": "data/set #1"}, {"shards": "2024"}, {"sets": {"one": {"shards": "data/set #1"}}}, {}], ids=str)
+def test_where_nothing_is_left_out_of_the_file_nothing_is_told_on_the_command_line(tmp_path: Path, data: dict[str, Any]) -> None:
+    given = Data.model_validate(data)
+    save_config(Config(data=given), tmp_path / "config.yaml")
+    assert addresses(given) == []
+    assert load_config(tmp_path / "config.yaml").data == given

@@ -164,6 +164,9 @@ def test_a_table_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
         (tmp_path / "scores.csv").write_bytes("\n".join(["image,score", *rows[:4320], spoilt, *rows[4320:]]).encode(code))
         with pytest.raises(ShardError, match=rf"scores.csv, line {line}: is not a csv file in UTF-8 \(.*; save it as one"):
             read_table(tmp_path / "scores.csv", tmp_path / "images")
+    (tmp_path / "scores.csv").write_bytes("image,score\n\ufffd.png,3\n".encode() + "café.png,3\n".encode("latin-1"))
+    with pytest.raises(ShardError, match=r"scores.csv, line 3: "):  # the sign in line 2 is UTF-8, whatever it means
+        read_table(tmp_path / "scores.csv", tmp_path / "images")
 
 
 def test_a_column_dmos_is_read_in_the_direction_that_is_stated(tmp_path: Path) -> None:

@@ -612,6 +612,12 @@ def test_a_list_of_a_part_of_kadid_is_to_be_compared_with_the_other_part(tmp_pat
     assert found.severity == "warning" and "1,844" in found.expected and "--against" in found.to_do
 
 
+def test_a_list_of_all_of_kadid_is_not_called_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ADAPTERS, "kadid10k", replace(ADAPTERS["kadid10k"], images=300))
+    findings = table_findings(q_align(tmp_path, "my_kadid", {f"kadid10k/I01_01_{n:04}.png": 1 + n / 90 for n in range(300)}))
+    assert not [each for each in findings if "a list of a part" in each.found]
+
+
 def test_the_training_images_of_q_aligns_livec_list_are_an_error(tmp_path: Path) -> None:
     findings = table_findings(q_align(tmp_path, "livec", {f"livec/{n}.bmp": 4 + n / 15 for n in range(1169)}))
     (count,) = [each for each in findings if each.found == "1,169 images"]

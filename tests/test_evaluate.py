@@ -1,9 +1,10 @@
-"""A trained model on its own and on other data sets, by the real command: the very figures of its training, on any number of processes."""
+"""A trained model on its own and on other data sets, as a user starts it: the very figures of its training, on any number of processes."""
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 from dataclasses import replace
@@ -75,15 +76,18 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def on_two_sets(run: Path, shards: Path, worse: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, str]]:
-    """By number of processes: the folder that was written, and what was printed. A process alone gets the model's file alone."""
+    """By number of processes: the folder that was written, and what was printed.
+
+    A process alone gets the model's file alone; two are started by torchrun.
+    """
     alone, out = tmp_path_factory.mktemp("model") / "best", tmp_path_factory.mktemp("results") / "out"
     shutil.copytree(run / "best", alone)
-    results = {}
-    for world, folder, places in ((1, alone / "evaluation", [alone / "model.safetensors"]), (2, out, [run, "--out", out])):
-        done = evaluated(world, "--shards", shards, worse, "--checkpoint", *places)
-        assert done.returncode == 0, done.stderr
-        results[world] = folder, done.stdout
-    return results
+    one = evaluated(1, "--shards", shards, worse, "--checkpoint", alone / "model.safetensors")
+    assert one.returncode == 0, one.stderr
+    typed = [*runs.LAUNCHER, "2", "-m", "dist_train", "evaluate", "--shards", shards, worse, "--checkpoint", run, "--out", out]
+    two = subprocess.run(typed, capture_output=True, text=True, timeout=runs.LIMIT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert two.returncode == 0, two.stdout + two.stderr
+    return {1: (alone / "evaluation", one.stdout), 2: (out, two.stdout)}
 
 
 def test_the_test_part_of_the_run_gets_the_figures_of_its_training_to_the_last_bit(

@@ -285,7 +285,7 @@ def test_of_many_that_come_at_once_exactly_one_wins(tmp_path: Path, left: str) -
         assert list(folder.iterdir()) == []
 
 
-LONG = ("model.backbone=test_convnext", "train.epochs=200", "stop.patience=null", "data.workers=0")
+LONG = ("train.epochs=200", "stop.patience=null", "data.workers=0")
 
 
 def test_of_two_jobs_the_second_is_refused_the_first_undisturbed_and_a_killed_one_in_nobodys_way(shards: Path, tmp_path: Path) -> None:

@@ -145,3 +145,13 @@ def test_weights_at_an_address_are_refused_and_its_password_is_not_repeated(tmp_
     with pytest.raises(ConfigError, match="this is an address; download the file and name that") as refused:
         load_config(tmp_path / "config.yaml", ["model.pretrained=https://me:secret@server/weights.safetensors"])
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("secret", ["me:{}@server/koniq", "server/koniq?signature={}"])
+@pytest.mark.parametrize("value", ["[{}]", "{{here: [{}]}}"])
+def test_a_message_that_cuts_an_address_short_shows_nothing_of_its_secret(tmp_path: Path, value: str, secret: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("data: {shards: " + value.format(json.dumps("https://" + secret.format("secret" * 100))) + "}")
+    with pytest.raises(ConfigError, match=r"data\.shards=.*server/koniq") as refused:
+        load_config(path)
+    assert "secret" not in str(refused.value)

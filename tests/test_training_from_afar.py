@@ -57,7 +57,7 @@ def everything_in(folder: Path) -> bytes:
 def test_a_run_from_afar_is_the_run_on_the_folder_fetches_each_shard_once_and_writes_no_secret(
     server: Nginx, shards: Path, tmp_path: Path
 ) -> None:
-    settings = ("data.workers=2", "train.epochs=1", "model.backbone=test_convnext")
+    settings = ("data.workers=2", "train.epochs=1")
     runs.train(2, tmp_path / "near", shards, *settings)
     far = tmp_path / "far"
     far.mkdir()

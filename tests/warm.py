@@ -15,23 +15,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from itertools import cycle, islice
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import psutil
 import torch
 
 from dist_train.__main__ import main
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["dist_train.__main__", "dist_train.training", "dist_train.evaluate", "dist_train.predict", "torch._dynamo"])
+_PORTS_EACH = 400
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 20
+_PORTS = cycle(range(20_000 + _PORTS_EACH * _WORKER, 20_000 + _PORTS_EACH * (_WORKER + 1)))
 _GRACE = 30  # seconds that the other ranks have to end by themselves once one has failed
 
 
 def run(*arguments: object, world: int = 1, limit: float = 150) -> subprocess.CompletedProcess[str]:
     """Runs a command of dist_train on `world` ranks; returns what subprocess.run would, with the worst exit code of all ranks.
 
-    Raises TimeoutError when they take longer than `limit` seconds. Whatever happens, none of them is left.
+    Raises TimeoutError when one has to be killed: after `limit` seconds, or when it does not end although another has failed. Whatever
+    happens, none of them is left, nor a loader worker of one that was killed.
     """
     words, environment = [*map(str, arguments)], dict(os.environ)
     if world > 1:
@@ -50,13 +57,17 @@ def run(*arguments: object, world: int = 1, limit: float = 150) -> subprocess.Co
         try:
             _wait_for(ranks, time.monotonic() + limit)
         finally:
-            late = any(rank.exitcode is None for rank in ranks) and not any(rank.exitcode for rank in ranks)
+            late = [rank for rank in ranks if rank.exitcode is None]
+            for rank in late:
+                kill_family(rank.pid or 0)
             for rank in ranks:
-                rank.kill()
                 rank.join()
             said = [log.read_text() if log.exists() else "" for log in logs]
     if late:
-        raise TimeoutError(f"{words} on {world} ranks has not ended in {limit} s:\n{said[0]}{said[1]}")
+        hung = [number for number, rank in enumerate(ranks) if rank in late]
+        raise TimeoutError(
+            f"{words}: of {world} ranks, {hung} had not ended in {limit} s, or {_GRACE} s after another failed:\n{said[0]}{said[1]}"
+        )
     return subprocess.CompletedProcess(words, max(abs(rank.exitcode or 0) for rank in ranks), *said)
 
 
@@ -69,10 +80,24 @@ def _wait_for(ranks: list[ForkServerProcess], end: float) -> None:
             failed, end = True, min(end, time.monotonic() + _GRACE)
 
 
+def kill_family(pid: int) -> None:
+    """SIGKILL to a process and to all below it, if it is there."""
+    try:
+        family = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+    except psutil.NoSuchProcess:
+        return
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+
+
 def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port that rank 0 can bind in some seconds: below those that systems give away by themselves, and of this xdist worker's own."""
+    for port in islice(_PORTS, _PORTS_EACH):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("", port))
+            return port
+    raise OSError(f"{_PORTS_EACH} ports are all taken")
 
 
 def _rank(arguments: list[str], environment: Mapping[str, str], folder: Path, stdout: Path, stderr: Path) -> None:
