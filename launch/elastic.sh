@@ -10,16 +10,18 @@
 #   a host that comes    (again) is given the same line: the others save, and go on together with it
 #   FIRST_HOST dies      then the others wait until it is given the line again, MAX_RESTARTS times a minute; if it is lost for
 #                        good, stop them and give all of them the line with another FIRST_HOST
-#   a host falls silent  (its cable is pulled) then the others go on without it after run.timeout_minutes
-#   Ctrl-C or TERM       takes this host out; the others go on
-#   a file named stop    in run.folder ends the run on all hosts, with a checkpoint; the same line goes on later
+#   a host falls silent  (its cable is pulled, or it dies while processes start) then the others go on without it after once
+#                        or twice run.timeout_minutes
+#   Ctrl-C or TERM       takes this host out; the others go on, or wait for it if it is FIRST_HOST or too few are left
+#   a file named stop    in run.folder ends the run on all hosts that train, with a checkpoint; the same line goes on later
 #
 # A run that fails for another reason fails on all hosts, and is not tried again. Where the host of rank 0 was lost, the others watch the
-# run folder's lock for 15 s before they go on. These variables change it:
+# run folder's lock for 15 s before they go on. The hosts know each other by name, and all ports are open between them: they
+# meet at PORT, the processes at one that is free on the host of rank 0. These variables change it:
 #
 #   FIRST_HOST       where the hosts meet: the name of one of them, as it and all the others know it
 #   HOSTS            the least and the greatest number of hosts (1:4)
-#   PORT             at which they meet on FIRST_HOST, open between them (29500)
+#   PORT             at which they meet on FIRST_HOST (29500)
 #   PROCESSES        on each host, the same number on all; otherwise one per GPU, and one where there is none
 #   MAX_RESTARTS     how often this host begins again without a new checkpoint in between (20)
 #   VENV             the virtual environment (.venv)
@@ -40,9 +42,9 @@ python=("${container[@]}" "${VENV:-.venv}/bin/python")
 say() { echo "== $HOSTNAME, $(date +%T): $*"; }
 
 # Half of a process's cores read patches ahead, four at most; the others compute. A setting of the user comes later and wins.
-gpus=$({ nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
-processes=${PROCESSES:-$((gpus > 0 ? gpus : 1))}
-share=$(($(nproc) > processes ? $(nproc) / processes : 1))
+processes=${PROCESSES:-$("${python[@]}" -c 'import torch; print(torch.cuda.device_count() or 1)')}
+cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # which otherwise obeys them
+share=$((cores > processes ? cores / processes : 1))
 workers=$((share < 4 ? 1 : share < 8 ? share / 2 : 4))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > workers ? share - workers : 1))}
 
@@ -50,7 +52,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > workers ? share - workers :
 # the global batch. That, and whatever else is wrong with the config or the run folder, ends this script here.
 worlds=$(seq -s , "$((${hosts%:*} * processes))" "$processes" "$((${hosts#*:} * processes))")
 folder=$("${python[@]}" -m dist_train folder --processes "$worlds" "$config" "$@" run.processes=null) || {
-    say "HOSTS=$hosts with $processes process(es) each is $worlds processes, and the training cannot run on each of these numbers" >&2
+    say "not begun, for what is said above; HOSTS=$hosts with $processes process(es) on each would be $worlds processes in all" >&2
     exit 1
 }
 
@@ -70,20 +72,38 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
 # When a collective on GPUs times out, every rank leaves its last 2,000 collectives as run.folder/collectives-RANK, for torchfrtrace.
 export TORCH_FR_BUFFER_SIZE=2000 TORCH_FR_DUMP_ON_TIMEOUT=1 TORCH_FR_DUMP_TEMP_FILE=$folder/collectives-
 
+# How the run stands, in two lines: status.json's status and the first line of its reason.
+standing() {
+    "${python[@]}" -c '
+import json, sys
+about = json.load(open(sys.argv[1]))
+print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$folder/status.json"
+}
 stamp() { stat --printf='%i %y' "$folder/status.json" 2>/dev/null || true; }
 newest_checkpoint() { { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null || true; } | sort | tail -n 1; }
-before=$(stamp) newest=$(newest_checkpoint) restarts=0
+
+if [ -e "$folder/status.json" ]; then
+    { read -r status; read -r reason; } < <(standing)
+    case $status in finished | "stopped early") say "run $status ($reason), in an earlier session"; exit 0 ;; esac
+fi
+
+# The name of the group of hosts keeps runs apart that meet at the same port. Each process leaves here why it failed, if it was the first.
+id=$(cksum <<<"$folder" | cut -d ' ' -f 1)
+errors=$(mktemp -d)
+trap 'rm -rf "$errors"' EXIT
+newest=$(newest_checkpoint) restarts=0
 say "$processes process(es), $OMP_NUM_THREADS thread(s) and $workers loader worker(s) each; $hosts hosts meet at $FIRST_HOST; run folder $folder"
 while [ "$asked" = no ]; do
+    before=$(stamp)
+    rm -rf "${errors:?}"/*
     # torchrun on FIRST_HOST keeps the list of the hosts. Once the least number is there it waits 5 s for more (last_call_timeout), and
     # one that comes later makes every torchrun start its processes anew. It starts nothing anew by itself after a failure
-    # (--max-restarts=0): what follows from one is decided below, alike whether a process, a host or FIRST_HOST was lost. The name
-    # of the group keeps runs apart that meet at the same port.
+    # (--max-restarts=0): what follows from one is decided below, alike whether a process, a host or FIRST_HOST was lost.
     setsid "${python[@]}" -m torch.distributed.run --nnodes="$hosts" --nproc-per-node="$processes" --max-restarts=0 \
-        --rdzv-backend=c10d --rdzv-endpoint="$FIRST_HOST:${PORT:-29500}" --rdzv-id="$(cksum <<<"$folder" | cut -d ' ' -f 1)" \
-        --rdzv-conf=last_call_timeout=5 \
+        --rdzv-backend=c10d --rdzv-endpoint="$FIRST_HOST:${PORT:-29500}" --rdzv-id="$id" --rdzv-conf=last_call_timeout=5 --log-dir="$errors" \
         --module dist_train train --fail-if-unfinished "$config" "data.workers=$workers" "$@" run.processes=null &
     agent=$!
+    if [ "$asked" = yes ]; then leave; fi # it came before torchrun had a number
 
     # A trapped signal ends `wait` early, so wait again until torchrun has really ended.
     code=0
@@ -93,16 +113,17 @@ while [ "$asked" = no ]; do
     done
     agent=
 
-    # status.json tells how it ended, not the exit code: torchrun turns every code into 1. One that has not been touched since this
-    # script began is of an earlier session: that had ended well and there was nothing to do, or the hosts have not met yet.
+    # status.json tells how it ended, not the exit code: torchrun turns every code into 1. One that has not been touched meanwhile is of
+    # an earlier session: the others ended the run while this host was coming, or a process here has refused to begin, and
+    # has said why (but for a host that was lost, and for this run's own lock, which a host that is gone may still hold), or the
+    # hosts have not met.
     status=unfinished reason="the training has not begun"
     if [ "$(stamp)" != "$before" ]; then
-        { read -r status; read -r reason; } < <("${python[@]}" -c '
-import json, sys
-about = json.load(open(sys.argv[1]))
-print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$folder/status.json")
+        { read -r status; read -r reason; } < <(standing)
     elif [ "$code" -eq 0 ]; then
-        status=finished reason="in an earlier session"
+        status=finished reason="by the other hosts"
+    elif grep -qrh '"error: ' "$errors" && ! grep -qrwE "torchelastic run $id|the launcher does not answer|run.timeout_minutes is how long" "$errors"; then
+        status=failed reason="before it began; the error above says why"
     fi
     say "run $status ($reason)"
     case "$status: $reason" in

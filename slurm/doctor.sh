@@ -3,10 +3,11 @@
 #
 #   sbatch --nodes=2 --gpus-per-node=4 slurm/doctor.sh configs/koniq10k_resnet50.yaml data.shards=/data/koniq10k
 #
-# To be asked for the same nodes as slurm/train.sh, from the root of the repository, with the same settings. It trains nothing. One
-# job can do both, and trains only on nodes that are fit:
+# To be asked for the same nodes as slurm/train.sh, from the root of the repository, with the same settings. It trains nothing. A
+# training that begins only if the nodes are fit, on the same ones:
 #
-#   sbatch --nodes=2 --gpus-per-node=4 --wrap 'bash slurm/doctor.sh CONFIG && bash slurm/train.sh CONFIG'
+#   doctor=$(sbatch --parsable --nodes=2 --gpus-per-node=4 --nodelist=node[1-2] slurm/doctor.sh CONFIG)
+#   sbatch --dependency="afterok:$doctor" --kill-on-invalid-dep=yes --nodes=2 --gpus-per-node=4 --nodelist=node[1-2] slurm/train.sh CONFIG
 #
 # The variables are those of slurm/train.sh, and one more:
 #

@@ -36,14 +36,19 @@ bin=${VENV:-.venv}/bin
 restarts=${SLURM_RESTART_COUNT:-0}
 
 # USR1, the time is up: a file asks the training to save and to end at its next step. A file reaches every node, while a signal
-# would kill torchrun. What stands in the file tells it from one by which a person stops the run.
+# would kill torchrun. What stands in the file tells it from one by which a person stops the run; if that is there, it is what counts.
 # TERM, `scancel` or Slurm's own requeue: Slurm has told every process of the job, and the training saves. Nothing is left to do
 # here but to stay, so that what becomes of the job is Slurm's decision.
 # Bash runs these between its commands, and while it is in `wait`.
 folder='' time_is_up=no ended_by_slurm=no
 ask_to_stop() {
     time_is_up=yes
-    if [ -n "$folder" ]; then mkdir -p "$folder" && echo "$SLURM_JOB_ID" >"$folder/stop"; fi
+    if [ -z "$folder" ]; then return; fi
+    if [ -e "$folder/stop" ] && [ "$(cat "$folder/stop")" != "$SLURM_JOB_ID" ]; then
+        time_is_up=no
+    else
+        mkdir -p "$folder" && echo "$SLURM_JOB_ID" >"$folder/stop"
+    fi
 }
 trap ask_to_stop USR1
 trap 'ended_by_slurm=yes' TERM

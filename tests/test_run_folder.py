@@ -14,6 +14,7 @@ from dist_train.config import Config, load_config
 from dist_train.errors import ConfigError
 from dist_train.plan import Plan, make_plan
 from dist_train.run_folder import enter_run_folder, read_status, record_failure, write_status
+from shards.manifest import ShardError
 
 
 def plan_of(shards: Path, folder: Path, **settings: Any) -> Plan:
@@ -110,7 +111,41 @@ def test_other_data_are_refused_with_both_fingerprints(shards: Path, folder: Pat
         enter_run_folder(plan)
 
 
-@pytest.mark.parametrize("stranger", ["holiday.jpg", "epoch_3.pth"])
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (
+            RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:4711"),
+            "unfinished",
+            "lost another process: ",
+        ),
+        (
+            RuntimeError("NCCL error: ncclRemoteError: A call failed possibly due to a network error or a remote process exiting"),
+            "unfinished",
+            "lost",
+        ),
+        (RuntimeError("NCCL error: unhandled cuda error"), "failed", "RuntimeError: NCCL"),
+        (RuntimeError("no such codec: igloo-jpeg-3"), "failed", "RuntimeError: no such codec"),
+        (ShardError("https://data/shard-000001.tar: Connection reset by peer"), "failed", "ShardError: https"),
+    ],
+)
+def test_only_a_run_that_lost_another_process_is_unfinished_after_an_error(
+    folder: Path, error: Exception, status: str, reason: str
+) -> None:
+    folder.mkdir(parents=True)
+    record_failure(folder, error)
+    found = read_status(folder)
+    assert found is not None and found["status"] == status and found["reason"].startswith(reason)
+
+
+def test_what_a_job_that_was_killed_at_its_beginning_leaves_is_no_stranger(shards: Path, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for name in ("stop", "lock", ".lock-after-0123456789abcdef", ".config.yaml.x1.part"):
+        (folder / name).touch()
+    assert enter_run_folder(plan_of(shards, folder)) is True
+
+
+@pytest.mark.parametrize("stranger", ["holiday.jpg", "epoch_3.pth", ".bashrc"])
 def test_a_folder_with_somebody_elses_files_is_refused_and_left_as_it_is(shards: Path, folder: Path, stranger: str) -> None:
     folder.mkdir(parents=True)
     (folder / stranger).touch()

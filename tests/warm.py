@@ -44,7 +44,7 @@ def run(*arguments: object, world: int = 1, limit: float = 150) -> subprocess.Co
     if world > 1:
         environment |= {
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
+            "MASTER_PORT": str(free_port()),
             "WORLD_SIZE": str(world),
             "LOCAL_WORLD_SIZE": str(world),
         }
@@ -91,7 +91,7 @@ def kill_family(pid: int) -> None:
             member.kill()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that rank 0 can bind in some seconds: below those that systems give away by themselves, and of this xdist worker's own."""
     for port in islice(_PORTS, _PORTS_EACH):
         with socket.socket() as listener, suppress(OSError):

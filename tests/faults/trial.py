@@ -21,7 +21,7 @@ import pytest
 import runs
 
 EPOCH = 5  # steps of an epoch of the tests' shards
-SETTINGS = ("model.backbone=test_convnext", "model.dropout=0.1", "stop.patience=null", "save.every_steps=1")
+SETTINGS = ("model.dropout=0.1", "stop.patience=null", "save.every_steps=1")
 PROMPTLY = 30  # seconds within which all processes are gone once one of them is, or has failed; the README promises it
 A_RUN = 150  # seconds for a start of the command that nothing disturbs; it takes 15 on two idle cores
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "20"))  # random moments of the long tests

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -17,11 +17,13 @@ import pytest
 import runs
 from cluster import ROOT, Cluster
 from runs import TINY, assert_equal_up_to_rounding, records, status, weights
+from warm import free_port
+
+from dist_train.run_lock import RunLock
 
 pytestmark = pytest.mark.timeout(400)
 LIMIT = 120  # seconds for whatever is waited for; on a quiet machine it takes 20
 SETTINGS = (
-    "model.backbone=test_convnext",
     "data.passes=3",
     "train.global_batch=12",
     "train.epochs=3",
@@ -83,11 +85,12 @@ def train_on(run: Path, world: int, beyond: int) -> Callable[[], bool]:
 @contextmanager
 def suspended(run: Path, rank: int) -> Iterator[Callable[[], bool]]:
     """Holds a rank of a run, and with it all others; gives whether it has been told by SIGTERM to end meanwhile."""
-    (process,) = (
-        process
-        for process in psutil.process_iter()
-        if f"run.folder={run}" in process.cmdline() and process.environ().get("RANK") == str(rank) and "RANK" not in parent(process)
-    )
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it has ended meanwhile, or is not ours to look into
+            if f"run.folder={run}" in process.cmdline() and process.environ().get("RANK") == str(rank) and "RANK" not in parent(process):
+                found.append(process)
+    (process,) = found
 
     def asked_to_end() -> bool:
         pending = re.findall(r"(?:Sig|Shd)Pnd:\t(\w+)", Path(f"/proc/{process.pid}/status").read_text())
@@ -159,9 +162,30 @@ def test_the_others_wait_for_the_first_host_and_a_failure_ends_all_for_good(clus
     assert steps(run) == [*range(1, len(steps(run)) + 1)] and taken < len(steps(run)) < LAST
 
 
+def here(run: Path, shards: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """launch/elastic.sh on this machine, to its end."""
+    environment = os.environ | {"FIRST_HOST": "localhost", "PROCESSES": "1", "DIST_TRAIN_SITE": "/dev/null", **variables}
+    line = ("bash", "launch/elastic.sh", str(TINY), f"run.folder={run}", f"data.shards={shards}", *SETTINGS)
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
+
+
 def test_numbers_of_hosts_on_which_the_training_could_not_go_on_are_refused(shards: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"FIRST_HOST": "localhost", "HOSTS": "1:5", "PROCESSES": "1", "DIST_TRAIN_SITE": "/dev/null"}
-    line = ("bash", "launch/elastic.sh", str(TINY), f"run.folder={tmp_path / 'run'}", f"data.shards={shards}", *SETTINGS)
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    done = here(tmp_path / "run", shards, HOSTS="1:5")
     assert done.returncode == 1 and not (tmp_path / "run").exists()
     assert "train.global_batch=12 does not divide among 5 processes" in done.stderr, done.stdout + done.stderr
+
+
+def test_a_run_that_has_finished_is_not_waited_for(unbroken: Path, shards: Path) -> None:
+    done = here(unbroken, shards, FIRST_HOST="long-gone.invalid")
+    assert done.returncode == 0 and "run finished (all 3 epochs are done), in an earlier session" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_folder_that_another_job_has_is_left_to_it(shards: Path, tmp_path: Path) -> None:
+    lock = RunLock(tmp_path / "run")
+    lock.take()
+    try:
+        done = here(tmp_path / "run", shards, HOSTS="1:1", PORT=str(free_port()))
+    finally:
+        lock.release()
+    assert done.returncode == 1 and done.stdout.count("run failed (before it began") == 1, done.stdout + done.stderr
+    assert f"another job is writing here: process {os.getpid()} on " in done.stderr

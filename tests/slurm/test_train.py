@@ -122,7 +122,7 @@ def test_a_job_that_loses_a_node_and_gets_no_other_goes_on_with_fewer(
     cluster: Cluster, unbroken_on_two: Path, shards: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    job = submit(cluster, folder, shards, *SIX_EPOCHS, options=("--nodes=1-2", "--exclude=n3"))
+    job = submit(cluster, folder, shards, *SIX_EPOCHS, options=("--nodes=1-2", "--exclude=n3", "--cpus-per-task=2"))
     wait_for_step(job, folder, 3)
     cluster.machine("crash", "n2")  # and Slurm notices by itself
     assert_requeued_and_finished(job, folder)
