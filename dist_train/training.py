@@ -200,12 +200,17 @@ def _step_if_finite(
     finite = math.isfinite(gradient_norm)
     measured = finite and (progress.step % plan.steps_per_epoch == 0 or (progress.step + 1) % training.config.log.every_steps == 0)
     before = copy_weights(optimizer) if measured else []
-    if finite or accelerator.scaler is not None:  # the fp16 scaler skips by itself, and learns from it
+    looking = False  # whether the scaler of fp16 is still finding its scale
+    if finite:
         optimizer.step()
+    elif accelerator.scaler is not None:
+        scale = accelerator.scaler.get_scale()
+        accelerator.scaler.update()  # it has seen an infinity when the norm was measured; where only the norm is too large, it has not
+        looking = 1.0 <= accelerator.scaler.get_scale() < scale
     optimizer.zero_grad()
-    if training.average is not None and finite and not optimizer.step_was_skipped:
+    if training.average is not None and finite:
         training.average.update_parameters(training.model)
-    norms = measure_groups(optimizer, before) if measured and not optimizer.step_was_skipped else {}
+    norms = measure_groups(optimizer, before) if measured else {}
     still_on_purpose = {"hyper"} if training.config.history.exhausted_hyper_group else set()
     starts = starting_rates(training.config.optim)
     awake = {name: found for name, found in norms.items() if name not in still_on_purpose and rates[name] >= ASLEEP * starts[name]}
@@ -215,8 +220,7 @@ def _step_if_finite(
             buffer.copy_(as_it_was)
     progress.skipped += not finite
     progress.skipped_in_a_row = 0 if finite else progress.skipped_in_a_row + 1
-    scaling = accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1.0  # it is still looking for its scale
-    if progress.skipped_in_a_row >= SKIPS_IN_A_ROW and not scaling:
+    if progress.skipped_in_a_row >= SKIPS_IN_A_ROW and not looking:
         ids = ", ".join(plan.collection.name_of(int(image)) for image in images)
         raise TrainingError(
             f"step {progress.step + 1}: the gradient was not finite {SKIPS_IN_A_ROW} times in a row; "

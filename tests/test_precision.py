@@ -222,7 +222,11 @@ def test_fp16_finds_its_scale_without_a_trace_then_steps_as_float32_and_resumes(
 
 
 class Poison:
-    """Spoils some steps of a training, counted from 1: {3: 'gradient'} of one tensor, or 'activation': the pixels are infinite."""
+    """Spoils some steps of a training, counted from 1.
+
+    {3: 'gradient'} of one tensor is nan; 'norm': it is finite, and too large for float32 to hold its norm; 'activation': the pixels
+    are infinite.
+    """
 
     def __init__(self, steps: dict[int, str], here: bool = True, first: int = 1) -> None:
         self.steps, self.here, self.number = steps, here, first
@@ -236,8 +240,9 @@ class Poison:
         self.weights.append(digest.hexdigest())
         kind = self.steps.get(self.number) if self.here else None
         self.number += 1
-        if kind == "gradient":
-            hook = next(bare.hyper.parameters()).register_hook(lambda gradient: gradient * math.nan)
+        if kind in ("gradient", "norm"):
+            spoiled = math.nan if kind == "gradient" else 1e38
+            hook = next(bare.hyper.parameters()).register_hook(lambda gradient: torch.full_like(gradient, spoiled))
         else:
             hook = bare.backbone.register_forward_pre_hook(lambda _, inputs: (inputs[0] * (math.inf if kind else 1),))
         try:
@@ -248,6 +253,21 @@ class Poison:
 
 SKIPPED = {2: "gradient", 3: "activation", 5: "activation", 7: "gradient", 8: "activation", 9: "gradient"}
 TWO_SETS = ("data.shards=null", "model.backbone=test_resnet", "ema.decay=0.9", "save.every_steps=1", "save.keep=99")
+
+
+@pytest.mark.usefixtures("fp16_on_the_cpu")
+def test_a_gradient_too_large_for_its_norm_is_skipped_also_where_the_scaler_sees_no_infinity(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "accumulate_gradient", Poison(dict.fromkeys((7, 9, 10, 11), "norm")))
+    with pytest.raises(TrainingError, match="step 11: the gradient was not finite 3 times in a row; the images of this batch are "):
+        train_here(tmp_path, shards, *FEW_PATCHES, "train.epochs=2")
+    assert runs.status(tmp_path)["skipped_steps"] == 5 + 3  # five to find the scale
+    for step in (7, 9, 10):
+        before, after = checkpoint_of(tmp_path, step - 1), checkpoint_of(tmp_path, step)
+        assert all(torch.equal(before.model[name], after.model[name]) for name in before.model)
+        assert all(torch.equal(before.optimizer[name], after.optimizer[name]) for name in before.optimizer)
+        assert before.progress["scaler"]["scale"] == after.progress["scaler"]["scale"]
 
 
 def train_poisoned(rank: int, port: int, folder: Path, shards: Path) -> None:
