@@ -1,7 +1,7 @@
 """How float32 is computed on a GPU: by kernels that do the same every time, and rounded to TF32 only where a run asks for it by name.
 
-TF32 keeps 10 of the 23 bits of a float32's fraction in what is multiplied, and is several times as fast. PyTorch rounds convolutions
-so unless told otherwise, and matrix products not.
+TF32 keeps 10 of the 23 bits of a float32's fraction in what is multiplied, which GPUs have faster circuits for. PyTorch rounds
+convolutions so unless told otherwise, and matrix products not.
 """
 
 from __future__ import annotations
