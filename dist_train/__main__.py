@@ -228,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--batch-images", type=int, help="pictures scored together (default: as the run, which gives its very figures)")
     command.add_argument("--workers", type=int, help="loader processes per rank (default: as the run)")
     command.add_argument("--device", choices=("auto", "cpu"), help="(default: as the run)")
-    command.add_argument("--precision", choices=("no", "bf16", "fp16"), help="(default: as the run)")
+    command.add_argument("--precision", choices=("no", "tf32", "bf16", "fp16"), help="(default: as the run)")
 
     command = commands.add_parser("compare", help="say whether runs are better than the first, on the same test images")
     command.set_defaults(run=_compare)

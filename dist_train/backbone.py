@@ -96,6 +96,9 @@ def recompute_in_backward(backbone: Any, name: str) -> None:
         stage.grad_checkpointing = True
     if stages:
         backbone.grad_checkpointing = False
+    for layer in backbone.children():  # a ReLU that timm before 1.0.31 forgets and computes again all alone, in the place of its input
+        if getattr(layer, "inplace", False):
+            layer.inplace = False
 
 
 _NOTHING_TO_RECOMPUTE = (

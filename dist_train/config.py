@@ -60,8 +60,9 @@ class Run(_Section):
     """Of the order, the mirroring, the initial weights and the dropout."""
     device: Literal["auto", "cpu"] = "auto"
     """auto: the GPU of this process when there is one."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision of the backbone. The target network and the loss stay in float32."""
+    precision: Literal["no", "tf32", "bf16", "fp16"] = "no"
+    """no: float32. tf32: float32 whose factors a GPU rounds to 10 bits, in convolutions and matrix products. bf16, fp16: mixed precision
+    of the backbone; the target network and the loss stay in float32."""
     compile: bool = False
     """Compile the model with torch.compile: faster steps on a GPU after a slow start; numbers differ in the last digits."""
     processes: int | None = Field(None, ge=1)

@@ -239,8 +239,8 @@ def _precision(reports: Sequence[Report], facts: Facts) -> Check:
     lacking = [report for report in reports if report.gpu and facts.precision not in report.gpu.native]
     findings = []
     if lacking:
-        to_do = "take other GPUs, or another run.precision"
-        findings.append(Finding("warning", f"GPUs that only emulate {facts.precision}, slowly", expected, to_do, _where(lacking)))
+        found, to_do = f"GPUs that have no {facts.precision} in hardware", "take other GPUs, or another run.precision"
+        findings.append(Finding("warning", found, expected, to_do, _where(lacking)))
     able = sum("precision" not in report.failures for report in reports)
     return Check("precision", f"{facts.precision} multiplies on {able} of {_counted(len(reports), 'rank')}", expected, tuple(findings))
 

@@ -34,6 +34,7 @@ from torch import Tensor
 import dist_train
 import shards
 from dist_train import ranks
+from dist_train.arithmetic import HALF, NEED_A_GPU, fix_arithmetic
 from dist_train.collection import Collection, open_collection
 from dist_train.config import Config
 from dist_train.diagnosis import BUCKET, Facts, Gpu, Reading, Report, as_json, as_text, is_fit, judge
@@ -46,7 +47,7 @@ from shards.manifest import ShardError
 from shards.remote import redacted
 
 PACKAGES = ("torch", "timm", "accelerate", "webdataset", "numpy")
-PRECISIONS = {"bf16": (torch.bfloat16, (8, 0)), "fp16": (torch.float16, (7, 0))}  # and the compute capability that has it in hardware
+IN_HARDWARE = {"tf32": (8, 0), "bf16": (8, 0), "fp16": (7, 0)}  # from which compute capability on
 IMAGES, IMAGES_FROM_AFAR = 32, 1  # that a rank reads of each data set: from afar a whole shard comes into the cache for one
 IMAGES_ON_A_CPU = 2  # that the model computes at once; a GPU takes its whole micro-batch, and so shows whether that fits
 BUDGET = 5.0  # seconds for which the work of a step is repeated
@@ -101,6 +102,7 @@ def examine(config: Config, patience: float = 120.0, json_file: str | None = Non
     with _ended_by_sigterm():
         ranks.join(patience)
         refuse_another_world(ranks.world(), config.run.processes)
+        fix_arithmetic(config.run.precision)
         one = Examination(device_of(config))
         collection = one.ask("shards", lambda: open_collection(config.data), LONG)
         reading = one.ask("shards", lambda: read_shards(collection), LONG) if collection else None
@@ -159,7 +161,7 @@ def gpu_of(device: torch.device) -> Gpu:
     """The GPU of this rank; raises what CUDA does when there is none of that number."""
     about = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)
-    native = tuple(name for name, (_, needed) in PRECISIONS.items() if torch.version.hip or (about.major, about.minor) >= needed)
+    native = tuple(name for name, needed in IN_HARDWARE.items() if torch.version.hip or (about.major, about.minor) >= needed)
     return Gpu(about.name, str(about.uuid), total, free, _driver(), native)
 
 
@@ -172,13 +174,12 @@ def _driver() -> str:
 
 def multiply(device: torch.device, precision: str) -> None:
     """Two matrices in that precision, as the training would. Raises TrainingError when that is not what comes out."""
-    if precision == "fp16" and device.type == "cpu":
-        raise TrainingError("run.precision=fp16 needs a GPU, and this rank has none; use bf16 or no")
-    kind, _ = PRECISIONS[precision]
+    if precision in NEED_A_GPU and device.type == "cpu":
+        raise TrainingError(f"run.precision={precision} needs a GPU, and this rank has none; use bf16 or no")
     one = torch.eye(256, device=device)
-    with torch.autocast(device.type, dtype=kind):
+    with torch.autocast(device.type, dtype=HALF.get(precision), enabled=precision in HALF):
         product = one @ one
-    if product.dtype != kind or not torch.equal(product.float(), one):
+    if product.dtype != HALF.get(precision, torch.float32) or not torch.equal(product.float(), one):
         raise TrainingError(f"a product of matrices in {precision} came out wrong, as {product.dtype}; leave that node out")
 
 
@@ -215,7 +216,7 @@ def seconds_of_work(plan: Plan, device: torch.device) -> float:
     number = _images_at_once(plan, device) * config.data.patches_per_image
     patches = torch.randint(0, 256, (number, 3, size, size), dtype=torch.uint8, device=device)
     chances = torch.ones(number, model.num_chances, device=device)
-    kind = PRECISIONS[config.run.precision][0] if config.run.precision != "no" else None
+    kind = HALF.get(config.run.precision)
 
     def once() -> float:
         started = time.perf_counter()

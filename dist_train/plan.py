@@ -239,8 +239,8 @@ def irreproducible(config: Config, world: int) -> list[str]:
         reasons.append(f"run.precision={config.run.precision} rounds differently on different hardware")
     if config.run.device != "cpu":
         reasons.append(
-            "on a GPU, some kernels add up in no fixed order (attention, pooling to sizes that do not divide), and convolutions in "
-            "run.precision=no round to TF32: equal runs agree closely, not to the last bit"
+            "on a GPU, some kernels add up in no fixed order (attention, pooling to sizes that do not divide): equal runs agree closely, "
+            "not to the last bit"
         )
     if config.stop.select_on == "test":
         reasons.append(

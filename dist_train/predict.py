@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dist_train.arithmetic import fix_arithmetic
 from dist_train.collection import Scale
 from dist_train.errors import ConfigError
 from dist_train.model_folder import Cutting, TrainedModel
@@ -60,7 +61,8 @@ class _Pictures(Dataset[tuple[int, torch.Tensor | str]]):
 def predict(
     trained: TrainedModel, scale: Scale, pictures: Sequence[Path], device: torch.device, batch_images: int, workers: int
 ) -> Iterator[Prediction | str]:
-    """A prediction per picture, in order, on `scale`; for a picture that cannot be scored, the sentence that says why."""
+    """A prediction per picture, in order, on `scale`; for a picture that cannot be scored, the sentence that says why. In float32."""
+    fix_arithmetic("no")
     named = [picture for place in pictures for picture in _found(place)]
     loader = DataLoader(_Pictures(named, trained.cutting), batch_images, num_workers=workers, collate_fn=list)
     model = trained.model.to(device)

@@ -29,6 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dist_train import ranks
+from dist_train.arithmetic import HALF, NEED_A_GPU, fix_arithmetic
 from dist_train.audit import GroupNorms, copy_weights, measure_groups, refuse_bad_groups, refuse_still_groups
 from dist_train.chances import draw_chances
 from dist_train.config import Config
@@ -199,12 +200,17 @@ def _step_if_finite(
     finite = math.isfinite(gradient_norm)
     measured = finite and (progress.step % plan.steps_per_epoch == 0 or (progress.step + 1) % training.config.log.every_steps == 0)
     before = copy_weights(optimizer) if measured else []
-    if finite or accelerator.scaler is not None:  # the fp16 scaler skips by itself, and learns from it
+    looking = False  # whether the scaler of fp16 is still finding its scale
+    if finite:
         optimizer.step()
+    elif accelerator.scaler is not None:
+        scale = accelerator.scaler.get_scale()
+        accelerator.scaler.update()  # it has seen an infinity when the norm was measured; where only the norm is too large, it has not
+        looking = 1.0 <= accelerator.scaler.get_scale() < scale
     optimizer.zero_grad()
-    if training.average is not None and finite and not optimizer.step_was_skipped:
+    if training.average is not None and finite:
         training.average.update_parameters(training.model)
-    norms = measure_groups(optimizer, before) if measured and not optimizer.step_was_skipped else {}
+    norms = measure_groups(optimizer, before) if measured else {}
     still_on_purpose = {"hyper"} if training.config.history.exhausted_hyper_group else set()
     starts = starting_rates(training.config.optim)
     awake = {name: found for name, found in norms.items() if name not in still_on_purpose and rates[name] >= ASLEEP * starts[name]}
@@ -214,8 +220,7 @@ def _step_if_finite(
             buffer.copy_(as_it_was)
     progress.skipped += not finite
     progress.skipped_in_a_row = 0 if finite else progress.skipped_in_a_row + 1
-    scaling = accelerator.scaler is not None and accelerator.scaler.get_scale() >= 1.0  # it is still looking for its scale
-    if progress.skipped_in_a_row >= SKIPS_IN_A_ROW and not scaling:
+    if progress.skipped_in_a_row >= SKIPS_IN_A_ROW and not looking:
         ids = ", ".join(plan.collection.name_of(int(image)) for image in images)
         raise TrainingError(
             f"step {progress.step + 1}: the gradient was not finite {SKIPS_IN_A_ROW} times in a row; "
@@ -310,18 +315,18 @@ def _leave_unfinished(training: Training, stopped_by: str) -> None:
 
 def open_accelerator(config: Config) -> Accelerator:
     """Joins the processes, on the device and in the precision of the config. Raises ConfigError when this machine has no such precision."""
-    torch.backends.cudnn.benchmark = False  # it would choose another algorithm, and so another rounding, on every start
-    torch.backends.cudnn.deterministic = True
+    precision = config.run.precision
+    fix_arithmetic(precision)
     patience = timedelta(minutes=config.run.timeout_minutes)
     group = InitProcessGroupKwargs(timeout=ranks.backstop(patience))
     cpu = config.run.device == "cpu" or not torch.cuda.is_available()  # told so, accelerate joins CPU processes; left to guess, it does not
-    if cpu and config.run.precision == "fp16":  # accelerate would train in float32 without a word
-        raise ConfigError("run.precision=fp16 needs a GPU, and this run has none; use bf16 or no")
+    if cpu and precision in NEED_A_GPU:  # it would train in float32 without a word
+        raise ConfigError(f"run.precision={precision} needs a GPU, and this run has none; use bf16 or no")
     ranks.refuse_a_lost_launcher()
     try:
-        return Accelerator(cpu=cpu, mixed_precision=config.run.precision, kwargs_handlers=[group])
+        return Accelerator(cpu=cpu, mixed_precision=precision if precision in HALF else "no", kwargs_handlers=[group])
     except ValueError as error:  # fp16 without a GPU, bf16 on a GPU that lacks it
-        raise ConfigError(f"run.precision={config.run.precision} does not work on this machine ({error}); use bf16 or no") from error
+        raise ConfigError(f"run.precision={precision} does not work on this machine ({error}); use bf16 or no") from error
 
 
 def _training_batches(training: Training) -> Iterator[PatchBatch]:

@@ -31,15 +31,16 @@ def words(
     config: Path = TINY,
     program: Sequence[str] = ("-m", "dist_train"),
     command: str = "train",
+    launcher: Sequence[str] = LAUNCHER,
 ) -> list[str]:
     """What a user types to train, or for another command on a config, on `world` processes."""
-    launcher = [*LAUNCHER, str(world)] if world > 1 else [sys.executable]
-    return [*launcher, *program, command, str(config), f"run.folder={folder}", f"data.shards={shards}", *settings]
+    started_by = [*launcher, str(world)] if world > 1 or launcher != LAUNCHER else [sys.executable]
+    return [*started_by, *program, command, str(config), f"run.folder={folder}", f"data.shards={shards}", *settings]
 
 
-def start(world: int, folder: Path, shards: Path, *settings: str, config: Path = TINY, command: str = "train") -> subprocess.Popen[str]:
-    """Starts a training, or another command on a config, on `world` processes, its output going to one pipe."""
-    typed = words(world, folder, shards, *settings, config=config, command=command)
+def start(world: int, folder: Path, shards: Path, *settings: str, **chosen: Any) -> subprocess.Popen[str]:
+    """Starts a training, or what `words` are told else, on `world` processes, its output going to one pipe."""
+    typed = words(world, folder, shards, *settings, **chosen)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     _started.append(subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment))
     return _started[-1]

@@ -133,10 +133,11 @@ def test_the_token_in_the_run_folder_is_taken_away(tmp_path: Path, there: bool) 
     assert not one.failures and not list(tmp_path.iterdir())
 
 
-def test_bf16_multiplies_here_and_fp16_is_refused_on_a_cpu() -> None:
+def test_bf16_multiplies_here_and_what_needs_a_gpu_is_refused_on_a_cpu() -> None:
     multiply(torch.device("cpu"), "bf16")
-    with pytest.raises(TrainingError, match="fp16 needs a GPU"):
-        multiply(torch.device("cpu"), "fp16")
+    for precision in ("fp16", "tf32"):
+        with pytest.raises(TrainingError, match=f"{precision} needs a GPU"):
+            multiply(torch.device("cpu"), precision)
 
 
 def test_the_digest_of_the_sources_is_the_same_twice() -> None:

@@ -70,6 +70,7 @@ def test_the_defaults_are_the_recipe_of_the_paper() -> None:
         ("data.split=round-07", "round-07"),
         ("run.folder=runs/with space", Path("runs/with space")),
         ("run.precision=no", "no"),
+        ("run.precision=tf32", "tf32"),
         ("run.precision=bf16", "bf16"),
     ],
 )

@@ -181,7 +181,7 @@ def test_a_cluster_without_gpus_is_warned_of_unless_that_is_meant() -> None:
     assert verdict(judge(bare, replace(FACTS, device="cpu"))) == "verdict: fit (nothing found)"
 
 
-def test_a_gpu_that_emulates_the_precision_is_a_warning() -> None:
+def test_a_gpu_without_the_precision_in_hardware_is_a_warning() -> None:
     assert only("precision", changed(0, gpu=replace(GPU, native=("fp16",)))).where == ("n1 (rank 0)",)
 
 

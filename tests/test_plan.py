@@ -182,11 +182,12 @@ def test_scores_are_spoken_on_the_scale_of_the_opinions(label: Label, output: st
         ({"model": {"batch_norm": "train"}}, "model.batch_norm=frozen"),
         ({"model": {"batch_norm": "sync"}}, "another number of processes gives the same up to rounding"),
         ({"run": {"precision": "bf16"}}, "run.precision=bf16"),
+        ({"run": {"precision": "tf32"}}, "run.precision=tf32"),
         ({"run": {"compile": True}}, "run.compile=true"),
         ({"run": {"device": "auto"}}, "on a GPU"),
         ({"stop": {"select_on": "test"}}, "stop.select_on=test"),
     ],
-    ids=["nothing", "BatchNorm", "synchronised BatchNorm", "precision", "compiler", "GPU", "chosen on test"],
+    ids=["nothing", "BatchNorm", "synchronised BatchNorm", "precision", "TF32", "compiler", "GPU", "chosen on test"],
 )
 def test_what_would_not_be_reproducible_is_told(settings: dict[str, dict[str, Any]], said: str | None) -> None:
     tree = {

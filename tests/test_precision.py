@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
-import math
 import os
 import shutil
 import socket
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,68 +15,22 @@ import runs
 import torch
 import torch.multiprocessing as multiprocessing
 from accelerate import Accelerator
-from in_process import config_of, train_here
-from torch import Tensor, nn
+from half_precision import FEW_PATCHES, FIFTY_STEPS, ROUNDING, Poison, Seen, apart, checkpoint_of, watch
+from in_process import config_of, train_here, train_here_until
 
-from dist_train import gradient, model, training
-from dist_train.checkpoint import Checkpoint, load_checkpoint
+from dist_train import training
 from dist_train.config import Config, load_config
 from dist_train.errors import TrainingError
-from dist_train.gradient import accumulate_gradient
-from dist_train.loss import training_loss
-from dist_train.model import target_network
-from dist_train.model_folder import build_model, open_model
+from dist_train.model_folder import open_model
 from dist_train.plan import make_plan
 from shards.manifest import Shards
 
 pytestmark = pytest.mark.timeout(600)
 
-FIFTY_STEPS = ("data.passes=10", "optim.lr=3e-5")  # a rate at which rounding does not yet grow into another run
-ROUNDING = 1e-5  # of float32, relative, after the five layers of a target network or the sums of a loss; bf16 has 4e-3
-
-
-@dataclass
-class Seen:
-    """What a run was observed to compute with."""
-
-    branch_types: set[torch.dtype] = field(default_factory=set)
-    target_types: set[torch.dtype] = field(default_factory=set)
-    loss_types: set[torch.dtype] = field(default_factory=set)
-    target_errors: list[float] = field(default_factory=list)  # relative to the same inputs in float64, per forward
-    loss_errors: list[float] = field(default_factory=list)
-
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
-    """Looks over the shoulder of every training that follows."""
-    found = Seen()
-
-    def watched_branches(
-        self: model.LocalDistortionBranches, maps: list[Tensor], original: Any = model.LocalDistortionBranches.forward
-    ) -> Tensor:
-        vector: Tensor = original(self, maps)
-        found.branch_types.add(vector.dtype)
-        return vector
-
-    def watched_target(vector: Tensor, weights: list[Tensor], biases: list[Tensor], *more: Any) -> Tensor:
-        scores = target_network(vector, weights, biases, *more)
-        found.target_types |= {tensor.dtype for tensor in (vector, *weights, *biases, scores)}
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            exact = target_network(vector.double(), [w.double() for w in weights], [b.double() for b in biases], *more)
-            found.target_errors.append(float((scores - exact).abs().max() / exact.abs().max()))
-        return scores
-
-    def watched_loss(scores: Tensor, opinions: Tensor, *more: Any) -> Any:
-        parts = training_loss(scores, opinions, *more)
-        found.loss_types |= {tensor.dtype for tensor in (scores, opinions, *parts)}
-        exact = training_loss(scores.detach().double(), opinions.double(), *more)
-        found.loss_errors.append(abs(float(parts.total.detach()) / float(exact.total) - 1))
-        return parts
-
-    monkeypatch.setattr(model.LocalDistortionBranches, "forward", watched_branches)
-    monkeypatch.setattr(model, "target_network", watched_target)
-    monkeypatch.setattr(gradient, "training_loss", watched_loss)
-    return found
+    return watch(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -89,34 +39,6 @@ def exact(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exact")
     train_here(folder, shards, *FIFTY_STEPS)
     return folder
-
-
-def apart(exact: Path, mixed: Path) -> dict[str, float]:
-    """How far two runs of fifty steps have come apart: in the loss, in the scores of the test part, in the weights.
-
-    losses: mean absolute difference over the steps / mean loss. scores: root mean square difference / standard deviation.
-    weights: Euclidean distance of all weights / how far the exact run has moved from the start.
-    """
-    losses = [np.array([record["loss"] for record in runs.records(folder, "step")]) for folder in (exact, mixed)]
-    assert len(losses[0]) == len(losses[1]) == 50
-    scores = []
-    for folder in (exact, mixed):
-        with (folder / "scores-test.csv").open() as file:
-            scores.append(np.array([float(row["score"]) for row in csv.DictReader(file)]))
-    torch.manual_seed(0)
-    start = build_model(load_config(exact / "config.yaml"), 64, (0.0, 100.0)).state_dict()
-    one, other = runs.weights(exact, 50), runs.weights(mixed, 50)
-    assert {tensor.dtype for tensor in other.values()} == {torch.float32}
-    return {
-        "first loss": abs(losses[0][0] - losses[1][0]) / losses[0][0],
-        "losses": float(np.abs(losses[0] - losses[1]).mean() / losses[0].mean()),
-        "scores": float(np.sqrt(np.mean((scores[0] - scores[1]) ** 2)) / scores[0].std()),
-        "weights": distance(one, other) / distance(one, start),
-    }
-
-
-def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    return math.sqrt(sum(float((one[name].double() - other[name].double()).square().sum()) for name in one))
 
 
 def test_bf16_stays_close_to_float32_over_fifty_steps(exact: Path, shards: Path, tmp_path: Path, seen: Seen) -> None:
@@ -154,16 +76,6 @@ def test_the_average_of_a_bf16_run_speaks_with_its_own_weights(shards: Path, tmp
     assert np.abs(told[""] - told["-ema"]).max() > 0.2 * told[""].std()
 
 
-FEW_PATCHES = (
-    "train.global_batch=4",
-    "data.patches_per_image=1",
-    "optim.lr=1e-6",
-    "optim.clip_norm=1",
-    "save.every_steps=1",
-    "save.keep=99",
-)
-
-
 @pytest.fixture(scope="module")
 def exact_few(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten small steps in float32."""
@@ -185,10 +97,6 @@ def fp16_on_the_cpu(exact_few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return accelerator
 
     monkeypatch.setattr(training, "open_accelerator", start)
-
-
-def checkpoint_of(folder: Path, step: int) -> Checkpoint:
-    return load_checkpoint(folder / "checkpoints" / f"step-{step:08d}")
 
 
 @pytest.mark.usefixtures("fp16_on_the_cpu")
@@ -221,29 +129,19 @@ def test_fp16_finds_its_scale_without_a_trace_then_steps_as_float32_and_resumes(
     assert again.progress["progress"]["skipped"] == 5
 
 
-class Poison:
-    """Spoils some steps of a training, counted from 1: {3: 'gradient'} of one tensor, or 'activation': the pixels are infinite."""
-
-    def __init__(self, steps: dict[int, str], here: bool = True, first: int = 1) -> None:
-        self.steps, self.here, self.number = steps, here, first
-        self.weights: list[str] = []  # a hash of this rank's, before each step
-
-    def __call__(self, accelerator: Accelerator, wrapped: nn.Module, *more: Any) -> Any:
-        bare: Any = accelerator.unwrap_model(wrapped)
-        digest = hashlib.sha256()
-        for tensor in bare.parameters():
-            digest.update(tensor.detach().contiguous().numpy().tobytes())
-        self.weights.append(digest.hexdigest())
-        kind = self.steps.get(self.number) if self.here else None
-        self.number += 1
-        if kind == "gradient":
-            hook = next(bare.hyper.parameters()).register_hook(lambda gradient: gradient * math.nan)
-        else:
-            hook = bare.backbone.register_forward_pre_hook(lambda _, inputs: (inputs[0] * (math.inf if kind else 1),))
-        try:
-            return accumulate_gradient(accelerator, wrapped, *more)
-        finally:
-            hook.remove()
+@pytest.mark.usefixtures("fp16_on_the_cpu")
+def test_a_gradient_too_large_for_its_norm_is_skipped_also_where_the_scaler_sees_no_infinity(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "accumulate_gradient", Poison(dict.fromkeys((7, 9, 10, 11), "norm")))
+    with pytest.raises(TrainingError, match="step 11: the gradient was not finite 3 times in a row; the images of this batch are "):
+        train_here(tmp_path, shards, *FEW_PATCHES, "train.epochs=2")
+    assert runs.status(tmp_path)["skipped_steps"] == 5 + 3  # five to find the scale
+    for step in (7, 9, 10):
+        before, after = checkpoint_of(tmp_path, step - 1), checkpoint_of(tmp_path, step)
+        assert all(torch.equal(before.model[name], after.model[name]) for name in before.model)
+        assert all(torch.equal(before.optimizer[name], after.optimizer[name]) for name in before.optimizer)
+        assert before.progress["scaler"]["scale"] == after.progress["scaler"]["scale"]
 
 
 SKIPPED = {2: "gradient", 3: "activation", 5: "activation", 7: "gradient", 8: "activation", 9: "gradient"}
@@ -289,21 +187,11 @@ def test_steps_spoiled_on_one_rank_are_skipped_by_both_without_a_trace_and_the_t
 
 def test_three_in_a_row_are_three_also_across_two_sessions(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "accumulate_gradient", Poison({2: "gradient", 3: "gradient"}))
-    monkeypatch.setattr(
-        training.StopRequest, "heard", lambda request: runs_to(tmp_path) == 3 and setattr(request, "reason", "a test") is None
-    )
-    train_here(tmp_path, shards)
-    monkeypatch.undo()
-    told = runs.status(tmp_path)
-    assert (told["status"], told["steps"], told["skipped_steps"]) == ("unfinished", 3, 2)
+    train_here_until(3, tmp_path, shards)
+    assert runs.status(tmp_path)["skipped_steps"] == 2
     monkeypatch.setattr(training, "accumulate_gradient", Poison({4: "gradient"}, first=4))
     with pytest.raises(TrainingError, match="step 4: the gradient was not finite 3 times in a row"):
         train_here(tmp_path, shards)
-
-
-def runs_to(folder: Path) -> int:
-    """Steps that the run in `folder` has told of."""
-    return len(runs.records(folder, "step"))
 
 
 def test_a_run_with_a_spoiled_step_ends_well_and_is_reported(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -321,9 +321,10 @@ def test_mixed_precision_and_clipping_train(shards: Path, tmp_path: Path) -> Non
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.02)
 
 
-def test_fp16_without_a_gpu_is_refused(shards: Path, tmp_path: Path) -> None:
-    ended = warm.run("train", runs.TINY, f"run.folder={tmp_path / 'run'}", f"data.shards={shards}", "run.precision=fp16")
-    assert "run.precision=fp16 needs a GPU" in ended.stderr
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_a_precision_that_needs_a_gpu_is_refused_without_one(precision: str, shards: Path, tmp_path: Path) -> None:
+    ended = warm.run("train", runs.TINY, f"run.folder={tmp_path / 'run'}", f"data.shards={shards}", f"run.precision={precision}")
+    assert f"run.precision={precision} needs a GPU" in ended.stderr
     assert ended.returncode == 1
     assert not (tmp_path / "run").exists()
 
