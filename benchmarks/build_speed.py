@@ -9,13 +9,11 @@ the picture and of the shard, CRC-32 of the pixels). All run in turn, round by r
 medians over the rounds. Times are wall times; on a busy machine the time of the core itself, in which nothing counts that
 others do, tells more about the builder and its parts.
 
-Measured on 2026-11-25, 2 cores (Intel Xeon), nothing else running, 3,000 rows, 4 rounds: 11.6 ms/image for one worker, 0.99 of
-the sum of its parts (rounds: 0.85 to 1.06); two workers 6.5 ms/image, 1.91 times as fast (1.65 to 2.11). With 1,200 rows, 5
-rounds, two workers were 1.73 times as fast (1.61 to 1.81): the 0.4 s in which workers start weigh more in 8 s than in 20.
-
-Those are of the builder that had its rows in memory. With the rows on the disk, no idle machine could be had; in the time of the
-core, with 1,000 rows on two cores that others used: 1.00 of the sum of its parts (0.91 the one before, in the next run), and 13.9
-ms/image for two workers (13.5).
+Measured on 2026-11-26, 2 cores (Intel Xeon), little else running, 3,000 rows, 4 rounds: 13.9 ms/image for one worker, 0.91 of the
+sum of its parts (rounds: 0.88, 0.88, 1.11, 0.93; 0.93 in the time of the core); two workers 7.1 ms/image, 1.94 times as fast (1.75 to
+1.99). What the builder adds to its parts is mostly in the rows, which it keeps on the disk: with them in memory, the day before, it
+was 11.6 ms/image and 0.99. With 1,200 rows two workers were 1.73 times as fast: the 0.4 s in which workers start weigh more in 8 s
+than in 20.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ The parts, done by torch, safetensors and hashlib alone: copy (convolutions lie 
 write (safetensors, into the page cache), sync (to the disk) and hash (SHA-256 of what was written, read back). A step is that of
 `--images` images with 25 patches of 224x224 each, forward and backward in float32, on this machine's CPU. All run in turn, round by
 round, and the figures are medians. The run's own share of time spent on saving is in its journal, and in status.json as `saving`.
+
+Measured on 2026-11-26, 2 cores (Intel Xeon) that others used too, 5 rounds: 329 MB; copy 0.12 s, write 1.07 s, sync 0.19 s, hash 0.32 s; a
+save 1.25 s, 0.74 of its parts together; a step 121 s, so a save is 0.01 steps. On a GPU a step is shorter: gpu_step.py.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dist_train.retention import Retention
-from dist_train.whole_files import save_tensors, write_json
+from dist_train.tensor_files import save_tensors
+from dist_train.whole_files import write_json
 from shards.manifest import file_sha256
 from shards.whole_files import sync
 

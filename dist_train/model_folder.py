@@ -20,7 +20,7 @@ from dist_train.collection import Scale
 from dist_train.config import Config, load_config, save_config
 from dist_train.errors import ConfigError
 from dist_train.model import HyperIQA
-from dist_train.whole_files import read_about, save_tensors
+from dist_train.tensor_files import read_about, save_tensors
 from shards.manifest import Label, Shards, is_plain_name
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.yaml"

@@ -52,7 +52,7 @@ from dist_train.run_folder import about_data, enter_run_folder, record_failure, 
 from dist_train.run_lock import RunLock
 from dist_train.state import Best, EpochScores, Training, open_training, save_training, status_of
 from dist_train.stopping import StopRequest, Verdict
-from dist_train.whole_files import read_about
+from dist_train.tensor_files import read_about
 
 AVERAGE = "-ema"  # what the names of files and figures of the averaged weights end with
 SKIPS_IN_A_ROW = 3  # steps without a finite gradient after which something is wrong for good

@@ -1,4 +1,4 @@
-"""What the training writes, each file whole or not there: text, JSON, tensors."""
+"""Text and JSON that the training writes, each file whole or not there."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
-from shards.whole_files import part_path, put_in_place, write_bytes
-
-_ABOUT = "dist_train"  # one key of metadata: safetensors writes several in random order, and equal files should be equal bytes
+from shards.whole_files import write_bytes
 
 
 def write_text(path: Path, text: str) -> None:
@@ -24,25 +18,3 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replaces the file `path` by JSON, at once."""
     write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
-    """Replaces the file `path` by safetensors, at once, with `about` as JSON in their metadata."""
-    part = part_path(path)
-    metadata = {_ABOUT: json.dumps(about)} if about else None
-    try:
-        part.touch()  # with the rights that this user gives to new files; safetensors would give its own
-        rights = part.stat().st_mode & 0o777
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, metadata)
-        part.chmod(rights)
-        put_in_place(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """What `save_tensors` was told about the tensors in `path`; empty for a file of somebody else."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    about: dict[str, Any] = json.loads(metadata.get(_ABOUT, "{}"))
-    return about

@@ -23,7 +23,8 @@ from dist_train.checkpoint import (
     save_checkpoint,
 )
 from dist_train.retention import Retention
-from dist_train.whole_files import read_about, save_tensors, write_json
+from dist_train.tensor_files import read_about, save_tensors
+from dist_train.whole_files import write_json
 
 FILES = ("model.safetensors", "optimizer.safetensors", "average.safetensors", "scores.safetensors", "progress.json")
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from dist_train.errors import ConfigError
 from dist_train.moments import group_settings, load_moments, named_moments
-from dist_train.whole_files import save_tensors
+from dist_train.tensor_files import save_tensors
 
 
 class Small(nn.Module):

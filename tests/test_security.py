@@ -19,7 +19,7 @@ from dist_train.collection import Scale
 from dist_train.config import Config, Model, load_config
 from dist_train.errors import ConfigError
 from dist_train.model_folder import Cutting, build_model, open_model, save_model
-from dist_train.whole_files import save_tensors
+from dist_train.tensor_files import save_tensors
 from shards.check import check
 from shards.manifest import Label, ShardError, Shards, file_sha256, fingerprint_of, manifest_sha256
 from shards.photographs import decode_photograph, photograph_size

@@ -1,0 +1,38 @@
+"""Tensors in safetensors files, each whole or not there, with a few words about them inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shards.whole_files import part_path, put_in_place
+
+_ABOUT = "dist_train"  # one key of metadata: safetensors writes several in random order, and equal files should be equal bytes
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any] | None = None) -> None:
+    """Replaces the file `path` by safetensors, at once, with `about` as JSON in their metadata."""
+    part = part_path(path)
+    metadata = {_ABOUT: json.dumps(about)} if about else None
+    try:
+        part.touch()  # with the rights that this user gives to new files; safetensors would give its own
+        rights = part.stat().st_mode & 0o777
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part, metadata)
+        part.chmod(rights)
+        put_in_place(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What `save_tensors` was told about the tensors in `path`; empty for a file of somebody else."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    about: dict[str, Any] = json.loads(metadata.get(_ABOUT, "{}"))
+    return about
