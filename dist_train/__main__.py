@@ -40,9 +40,11 @@ def _fail(error: Exception, text: str) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.settings)  # a wrong one is told at once, before torch is imported
+
     from dist_train.training import train
 
-    ended = train(load_config(options.config, options.settings))
+    ended = train(config)
     return int(options.fail_if_unfinished and not ended)
 
 

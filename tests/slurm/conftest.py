@@ -1,4 +1,4 @@
-"""One cluster of three nodes for all tests, each of which leaves it idle and whole."""
+"""One cluster of three nodes for all tests of a process, each of which leaves it idle and whole."""
 
 from __future__ import annotations
 

