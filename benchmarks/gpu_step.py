@@ -77,6 +77,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work, for another disk (default: a temporary folder)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="more settings of the run")
     options = parser.parse_args()
+    if options.steps <= WARM_UP:
+        parser.error(f"--steps {options.steps}: the first {WARM_UP} do not count")
     started = time.monotonic()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         shards = make_shards(Path(name))

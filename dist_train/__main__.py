@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dist_train.config import as_yaml, load_config
 from dist_train.errors import ConfigError, TrainingError
-from dist_train.last_words import say_last
+from dist_train.last_words import leave_to_the_launcher, say_last
 from shards.manifest import ShardError
 
 SETTINGS = "settings after the config file, as section.key=value; `plan` prints them all"
@@ -36,11 +36,13 @@ def _fail(error: Exception, text: str) -> int:
 
     if ranks.claim_failure(error):
         say_last(error, text)
+    elif isinstance(error, ConfigError | ShardError | TrainingError):  # all ranks raise what rank 0 refuses; this host has its own launcher
+        leave_to_the_launcher(error, text)
     return 1
 
 
 def _train(options: argparse.Namespace) -> int:
-    config = load_config(options.config, options.settings)  # a wrong one is told at once, before torch is imported
+    config = load_config(options.config, options.settings)  # a wrong one is told before accelerate and timm are imported
 
     from dist_train.training import train
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import timm
 import torch
+from packaging.version import Version
 from timm.models import FeatureHookNet
 from torch import Tensor, nn
 
@@ -96,9 +97,10 @@ def recompute_in_backward(backbone: Any, name: str) -> None:
         stage.grad_checkpointing = True
     if stages:
         backbone.grad_checkpointing = False
-    for layer in backbone.children():  # a ReLU that timm before 1.0.31 forgets and computes again all alone, in the place of its input
-        if getattr(layer, "inplace", False):
-            layer.inplace = False
+    if Version(timm.__version__) < Version("1.0.31"):  # it computes such a layer again all by itself, in the place of its input
+        for layer in backbone.children():
+            if getattr(layer, "inplace", False):
+                layer.inplace = False
 
 
 _NOTHING_TO_RECOMPUTE = (

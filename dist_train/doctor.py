@@ -34,7 +34,7 @@ from torch import Tensor
 import dist_train
 import shards
 from dist_train import ranks
-from dist_train.arithmetic import HALF, NEED_A_GPU, fix_arithmetic
+from dist_train.arithmetic import FIRST_WITH_TF32, HALF, NEED_A_GPU, fix_arithmetic
 from dist_train.collection import Collection, open_collection
 from dist_train.config import Config
 from dist_train.diagnosis import BUCKET, Facts, Gpu, Reading, Report, as_json, as_text, is_fit, judge
@@ -47,7 +47,7 @@ from shards.manifest import ShardError
 from shards.remote import redacted
 
 PACKAGES = ("torch", "timm", "accelerate", "webdataset", "numpy")
-IN_HARDWARE = {"tf32": (8, 0), "bf16": (8, 0), "fp16": (7, 0)}  # from which compute capability on
+IN_HARDWARE = {"tf32": FIRST_WITH_TF32, "bf16": (8, 0), "fp16": (7, 0)}  # from which compute capability on
 IMAGES, IMAGES_FROM_AFAR = 32, 1  # that a rank reads of each data set: from afar a whole shard comes into the cache for one
 IMAGES_ON_A_CPU = 2  # that the model computes at once; a GPU takes its whole micro-batch, and so shows whether that fits
 BUDGET = 5.0  # seconds for which the work of a step is repeated

@@ -12,9 +12,13 @@ from shards.remote import redacted
 
 
 def say_last(error: Exception, text: str) -> None:
-    """Prints `text`, and leaves it where torchrun and accelerate look for the root cause, which they print when all have ended."""
-    text = redacted(text)
-    print(text, file=sys.stderr, flush=True)
+    """Prints `text`, and leaves it to the launcher."""
+    print(redacted(text), file=sys.stderr, flush=True)
+    leave_to_the_launcher(error, text)
+
+
+def leave_to_the_launcher(error: Exception, text: str) -> None:
+    """Leaves `text` where torchrun and accelerate look for the root cause, the earliest of a host, which they print when all have ended."""
     if place := os.environ.get("TORCHELASTIC_ERROR_FILE"):
-        about = {"message": redacted(str(error)), "extraInfo": {"py_callstack": text, "timestamp": str(int(time.time()))}}
+        about = {"message": redacted(str(error)), "extraInfo": {"py_callstack": redacted(text), "timestamp": str(int(time.time()))}}
         Path(place).write_text(json.dumps({"message": about}), encoding="utf-8")

@@ -1,7 +1,8 @@
 """The only file that speaks to other processes: agree, announce, add up, gather, and end together.
 
-All but rank, world, is_first and claim_failure are collectives, to be called by all ranks in the same order, and do the obvious
-thing when there is one process. Control messages (agree, announce, gather_first) travel over gloo on the CPU, so they never wait for a GPU.
+All but rank, world, is_first, backstop, refuse_a_lost_launcher, claim_failure and lost_a_peer are collectives, to be called by all ranks
+in the same order, and do the obvious thing when there is one process. Control messages (agree, announce, gather_first) travel over
+gloo on the CPU, so they never wait for a GPU.
 
 When a rank fails, the others must not wait for it for ever. The first rank to fail claims that in a key-value store, which
 is atomic, and a thread in every other process watches for the claim and ends the process, even while its main thread is

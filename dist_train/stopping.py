@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -42,7 +43,8 @@ class EarlyStop:
 class StopRequest:
     """Somebody wants the run to end at the next step: SIGTERM, SIGINT (Ctrl-C), or a file named `stop` in the run folder.
 
-    Each rank may see a request at another moment; `ranks.agree` makes them stop at the same step.
+    What stands in the file, if anything, is given as the reason. Each rank may see a request at another moment; `ranks.agree`
+    makes them stop at the same step.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,7 +55,10 @@ class StopRequest:
     def heard(self) -> bool:
         """Whether a request has come to this process."""
         if self.reason is None and self._file.exists():
-            self.reason = "the file `stop` in the run folder"
+            said = ""
+            with suppress(OSError):  # another rank has obeyed it already
+                said = self._file.read_text(encoding="utf-8", errors="replace").strip()[:100]
+            self.reason = "the file `stop` in the run folder" + (f" ({said})" if said else "")
         return self.reason is not None
 
     def withdraw(self) -> str | None:

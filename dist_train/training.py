@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dist_train import ranks
-from dist_train.arithmetic import HALF, NEED_A_GPU, fix_arithmetic
+from dist_train.arithmetic import FIRST_WITH_TF32, HALF, NEED_A_GPU, fix_arithmetic
 from dist_train.audit import GroupNorms, copy_weights, measure_groups, refuse_bad_groups, refuse_still_groups
 from dist_train.chances import draw_chances
 from dist_train.config import Config
@@ -316,17 +316,20 @@ def _leave_unfinished(training: Training, stopped_by: str) -> None:
 def open_accelerator(config: Config) -> Accelerator:
     """Joins the processes, on the device and in the precision of the config. Raises ConfigError when this machine has no such precision."""
     precision = config.run.precision
-    fix_arithmetic(precision)
     patience = timedelta(minutes=config.run.timeout_minutes)
     group = InitProcessGroupKwargs(timeout=ranks.backstop(patience))
     cpu = config.run.device == "cpu" or not torch.cuda.is_available()  # told so, accelerate joins CPU processes; left to guess, it does not
     if cpu and precision in NEED_A_GPU:  # it would train in float32 without a word
         raise ConfigError(f"run.precision={precision} needs a GPU, and this run has none; use bf16 or no")
+    if precision == "tf32" and torch.cuda.get_device_capability() < FIRST_WITH_TF32:
+        raise ConfigError(f"run.precision=tf32 needs a GPU from Ampere on, and this is a {torch.cuda.get_device_name()}; use no or fp16")
     ranks.refuse_a_lost_launcher()
     try:
-        return Accelerator(cpu=cpu, mixed_precision=precision if precision in HALF else "no", kwargs_handlers=[group])
+        accelerator = Accelerator(cpu=cpu, mixed_precision=precision if precision in HALF else "no", kwargs_handlers=[group])
     except ValueError as error:  # fp16 without a GPU, bf16 on a GPU that lacks it
         raise ConfigError(f"run.precision={precision} does not work on this machine ({error}); use bf16 or no") from error
+    fix_arithmetic(precision)  # last: accelerate, told of a compiler by the environment, turns TF32 on
+    return accelerator
 
 
 def _training_batches(training: Training) -> Iterator[PatchBatch]:

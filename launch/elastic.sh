@@ -25,7 +25,7 @@
 #   PROCESSES        on each host, the same number on all; otherwise one per GPU, and one where there is none
 #   MAX_RESTARTS     how often this host begins again without a new checkpoint in between (20)
 #   VENV             the virtual environment (.venv)
-#   DIST_TRAIN_SITE  this site's own settings, as slurm/train.sh says (~/.config/dist_train/site.sh)
+#   DIST_TRAIN_SITE  this site's own settings, as slurm/train.sh says (~/.config/dist_train/site.sh); a container sees the host's /tmp
 set -eo pipefail
 container=()
 site=${DIST_TRAIN_SITE:-$HOME/.config/dist_train/site.sh}
@@ -88,7 +88,7 @@ if [ -e "$folder/status.json" ]; then
 fi
 
 # The name of the group of hosts keeps runs apart that meet at the same port. Each process leaves here why it failed, if it was the first.
-id=$(cksum <<<"$folder" | cut -d ' ' -f 1)
+id=$(cksum <<<"$folder $FIRST_HOST:${PORT:-29500}" | cut -d ' ' -f 1)
 errors=$(mktemp -d)
 trap 'rm -rf "$errors"' EXIT
 newest=$(newest_checkpoint) restarts=0
@@ -106,22 +106,15 @@ while [ "$asked" = no ]; do
     if [ "$asked" = yes ]; then leave; fi # it came before torchrun had a number
 
     # A trapped signal ends `wait` early, so wait again until torchrun has really ended.
-    code=0
-    while kill -0 "$agent" 2>/dev/null; do
-        code=0
-        wait "$agent" || code=$?
-    done
+    while kill -0 "$agent" 2>/dev/null; do wait "$agent" || true; done
     agent=
 
     # status.json tells how it ended, not the exit code: torchrun turns every code into 1. One that has not been touched meanwhile is of
-    # an earlier session: the others ended the run while this host was coming, or a process here has refused to begin, and
-    # has said why (but for a host that was lost, and for this run's own lock, which a host that is gone may still hold), or the
-    # hosts have not met.
+    # an earlier session: the hosts have not met, or this one was not needed, or a process here has refused to begin, and has
+    # said why (but for a host that was lost, and for this run's own lock, which a host that is gone may still hold).
     status=unfinished reason="the training has not begun"
     if [ "$(stamp)" != "$before" ]; then
         { read -r status; read -r reason; } < <(standing)
-    elif [ "$code" -eq 0 ]; then
-        status=finished reason="by the other hosts"
     elif grep -qrh '"error: ' "$errors" && ! grep -qrwE "torchelastic run $id|the launcher does not answer|run.timeout_minutes is how long" "$errors"; then
         status=failed reason="before it began; the error above says why"
     fi

@@ -6,8 +6,8 @@
 # To be asked for the same nodes as slurm/train.sh, from the root of the repository, with the same settings. It trains nothing. A
 # training that begins only if the nodes are fit, on the same ones:
 #
-#   doctor=$(sbatch --parsable --nodes=2 --gpus-per-node=4 --nodelist=node[1-2] slurm/doctor.sh CONFIG)
-#   sbatch --dependency="afterok:$doctor" --kill-on-invalid-dep=yes --nodes=2 --gpus-per-node=4 --nodelist=node[1-2] slurm/train.sh CONFIG
+#   doctor=$(sbatch --parsable --nodes=2 --gpus-per-node=4 --nodelist='node[1-2]' slurm/doctor.sh CONFIG)
+#   sbatch --dependency="afterok:$doctor" --kill-on-invalid-dep=yes --nodes=2 --gpus-per-node=4 --nodelist='node[1-2]' slurm/train.sh CONFIG
 #
 # The variables are those of slurm/train.sh, and one more:
 #

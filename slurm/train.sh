@@ -36,19 +36,14 @@ bin=${VENV:-.venv}/bin
 restarts=${SLURM_RESTART_COUNT:-0}
 
 # USR1, the time is up: a file asks the training to save and to end at its next step. A file reaches every node, while a signal
-# would kill torchrun. What stands in the file tells it from one by which a person stops the run; if that is there, it is what counts.
+# would kill torchrun. What stands in the file, the training gives as the reason, which tells it from one by which a person stops the run.
 # TERM, `scancel` or Slurm's own requeue: Slurm has told every process of the job, and the training saves. Nothing is left to do
 # here but to stay, so that what becomes of the job is Slurm's decision.
 # Bash runs these between its commands, and while it is in `wait`.
-folder='' time_is_up=no ended_by_slurm=no
+folder='' time_is_up=no ended_by_slurm=no by="the time limit of job $SLURM_JOB_ID"
 ask_to_stop() {
     time_is_up=yes
-    if [ -z "$folder" ]; then return; fi
-    if [ -e "$folder/stop" ] && [ "$(cat "$folder/stop")" != "$SLURM_JOB_ID" ]; then
-        time_is_up=no
-    else
-        mkdir -p "$folder" && echo "$SLURM_JOB_ID" >"$folder/stop"
-    fi
+    if [ -n "$folder" ] && [ ! -e "$folder/stop" ]; then mkdir -p "$folder" && echo "$by" >"$folder/stop"; fi
 }
 trap ask_to_stop USR1
 trap 'ended_by_slurm=yes' TERM
@@ -60,7 +55,7 @@ status_file=$folder/status.json
 before=$(stat --printf='%i %y' "$status_file" 2>/dev/null || true)
 newest_checkpoint() { { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null || true; } | sort | tail -n 1; }
 newest=$(newest_checkpoint)
-take_back() { if [ "$(cat "$folder/stop" 2>/dev/null)" = "$SLURM_JOB_ID" ]; then rm "$folder/stop"; fi; }
+take_back() { if [ "$(cat "$folder/stop" 2>/dev/null)" = "$by" ]; then rm "$folder/stop"; fi; }
 take_back # a turn that was killed may have left one
 if [ "$time_is_up" = yes ]; then ask_to_stop; fi # it came before the folder had a name
 
@@ -118,14 +113,15 @@ fi
 echo "== job $SLURM_JOB_ID, restart $restarts: run $status ($reason)"
 
 # Only an unfinished run goes on later. One that was asked to stop by the time limit or by a preemption does: preemption with a
-# grace time sends TERM to the training alone; if TERM came here too, Slurm has decided already. So does one that lost a process,
-# if it has come further in this turn (or it might go on for ever), and if it was this job that had the folder. Slurm itself requeues
-# when it finds a node lost, but srun may end before that (SlurmdTimeout). One that fails or that a person stopped does not go on.
+# grace time sends TERM to the training alone; if TERM came here too, Slurm has decided already. So does one that was too slow to save
+# in time, or that lost a process, if it has come further in this turn (or it might go on for ever), and if it was this job that
+# had the folder. Slurm itself requeues when it finds a node lost, but srun may end before that (SlurmdTimeout). One that fails or that
+# a person stopped does not go on.
 goes_on=no
 if [ "$status" = unfinished ] && [ "$ended_by_slurm" = no ]; then
-    if [ "$time_is_up" = yes ] || [[ $reason == *SIGTERM* ]]; then
+    if [[ $reason == *"($by)"* || $reason == *SIGTERM* ]]; then
         goes_on=yes
-    elif [[ $reason != "asked to stop"* ]] && [ "$(newest_checkpoint)" != "$newest" ]; then
+    elif [[ $reason != "asked to stop"* ]] && { [ "$time_is_up" = yes ] || [ "$(newest_checkpoint)" != "$newest" ]; }; then
         if [ ! -e "$folder/lock" ] || grep -qw "Slurm job $SLURM_JOB_ID" "$folder/lock"; then goes_on=yes; fi
     fi
 fi

@@ -127,7 +127,7 @@ def checkpoint_of(folder: Path, step: int) -> Checkpoint:
 class Poison:
     """Spoils some steps of a training, counted from 1.
 
-    {3: 'gradient'} of one tensor is nan; 'norm': it is finite, and too large for float32 to hold its norm; 'activation': the pixels
+    {3: 'gradient'} of one tensor is nan; 'norm': it is finite, and too large for float32 to hold its square; 'activation': the pixels
     are infinite.
     """
 

@@ -237,8 +237,8 @@ def checked_kernels() -> Iterator[set[str]]:
             said |= {str(each.message).partition(". ")[0] for each in caught if "determin" in str(each.message)}
 
 
-@pytest.mark.parametrize(("backbone", "limit"), [("resnet50.tv_in1k", 0), ("convnext_atto", 0), ("swin_tiny_patch4_window7_224", 0)])
-def test_equal_runs_and_one_that_was_stopped_and_resumed_end_alike(backbone: str, limit: float, large: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("backbone", ["resnet50.tv_in1k", "convnext_atto", "swin_tiny_patch4_window7_224"])
+def test_equal_runs_and_one_that_was_stopped_and_resumed_end_with_equal_bits(backbone: str, large: Path, tmp_path: Path) -> None:
     settings = (f"model.backbone={backbone}", "optim.lr=3e-5", GPU)
     train_here(tmp_path / "unbroken", large, *settings)
     train_here(tmp_path / "equal", large, *settings)
@@ -251,7 +251,7 @@ def test_equal_runs_and_one_that_was_stopped_and_resumed_end_alike(backbone: str
         bits = runs.largest_difference(runs.weights(tmp_path / "unbroken", 5), runs.weights(tmp_path / name, 5)) == 0
         found = weights_apart(tmp_path / "unbroken", tmp_path / name, 5)
         print(f"{backbone}: {name} against unbroken after 5 steps: {'equal bits' if bits else f'weights {found:.1e} of the way'}")
-        assert name == "checked" or (found < limit if limit else bits)
+        assert name == "checked" or bits
 
 
 def test_averaged_weights_train_save_and_resume_to_the_bit(large: Path, tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_a_compiled_run_trains_and_its_model_evaluates_without_the_compiler(shar
     plain_scores = scores_in(tmp_path / "evaluation" / "scores-tiny.csv")
     worst = float(np.abs(compiled_scores - plain_scores).max() / compiled_scores.std())
     print(f"compiled: weights {found:.1e} of the way from the plain run's; scores {worst:.1e} standard deviations from the plain model's")
-    assert found < 0.01
+    assert 0 < found < 0.01  # equal bits would be those of the same kernels
     assert worst < 0.001
 
 

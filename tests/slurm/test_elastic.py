@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -162,30 +162,37 @@ def test_the_others_wait_for_the_first_host_and_a_failure_ends_all_for_good(clus
     assert steps(run) == [*range(1, len(steps(run)) + 1)] and taken < len(steps(run)) < LAST
 
 
-def here(run: Path, shards: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """launch/elastic.sh on this machine, to its end."""
+def here(run: Path, shards: Path, hosts: int = 1, **variables: str) -> list[tuple[int, str, str]]:
+    """launch/elastic.sh on this machine, to its end, so many times at once: exit codes, outputs, errors."""
     environment = os.environ | {"FIRST_HOST": "localhost", "PROCESSES": "1", "DIST_TRAIN_SITE": "/dev/null", **variables}
     line = ("bash", "launch/elastic.sh", str(TINY), f"run.folder={run}", f"data.shards={shards}", *SETTINGS)
-    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with ExitStack() as ended:
+        scripts = [ended.enter_context(subprocess.Popen(line, cwd=ROOT, env=environment, text=True, **pipes)) for _ in range(hosts)]
+        for script in scripts:
+            ended.callback(script.terminate)  # if it has not ended by itself
+        outputs = [script.communicate(timeout=LIMIT) for script in scripts]
+        return [(script.returncode, *output) for script, output in zip(scripts, outputs, strict=True)]
 
 
 def test_numbers_of_hosts_on_which_the_training_could_not_go_on_are_refused(shards: Path, tmp_path: Path) -> None:
-    done = here(tmp_path / "run", shards, HOSTS="1:5")
-    assert done.returncode == 1 and not (tmp_path / "run").exists()
-    assert "train.global_batch=12 does not divide among 5 processes" in done.stderr, done.stdout + done.stderr
+    ((code, said, error),) = here(tmp_path / "run", shards, HOSTS="1:5")
+    assert code == 1 and not (tmp_path / "run").exists()
+    assert "train.global_batch=12 does not divide among 5 processes" in error, said + error
 
 
 def test_a_run_that_has_finished_is_not_waited_for(unbroken: Path, shards: Path) -> None:
-    done = here(unbroken, shards, FIRST_HOST="long-gone.invalid")
-    assert done.returncode == 0 and "run finished (all 3 epochs are done), in an earlier session" in done.stdout, done.stdout + done.stderr
+    ((code, said, error),) = here(unbroken, shards, FIRST_HOST="long-gone.invalid")
+    assert code == 0 and "run finished (all 3 epochs are done), in an earlier session" in said, said + error
 
 
 def test_a_folder_that_another_job_has_is_left_to_it(shards: Path, tmp_path: Path) -> None:
     lock = RunLock(tmp_path / "run")
     lock.take()
     try:
-        done = here(tmp_path / "run", shards, HOSTS="1:1", PORT=str(free_port()))
+        ended = here(tmp_path / "run", shards, 2, HOSTS="2:2", PORT=str(free_port()))
     finally:
         lock.release()
-    assert done.returncode == 1 and done.stdout.count("run failed (before it began") == 1, done.stdout + done.stderr
-    assert f"another job is writing here: process {os.getpid()} on " in done.stderr
+    for code, said, error in ended:  # by all hosts, of which one has rank 0
+        assert code == 1 and said.count("run failed (before it began") == 1, said + error
+        assert f"another job is writing here: process {os.getpid()} on " in error

@@ -139,7 +139,10 @@ def test_a_job_that_reaches_its_time_limit_or_loses_a_process_is_requeued_only_s
     wait_for_step(job, folder, 1)
     job.wait("PENDING", "COMPLETING", limit=LIMIT)  # Slurm looks at its clock every 30 s, and finds that less than 120 s are left
     before = status(folder)
-    assert (before["status"], before["reason"]) == ("unfinished", "asked to stop by the file `stop` in the run folder")
+    assert (before["status"], before["reason"]) == (
+        "unfinished",
+        f"asked to stop by the file `stop` in the run folder (the time limit of job {job.number})",
+    )
     cluster("scontrol", "update", f"jobid={job.number}", "timelimit=60")  # or the signal would come in the next turn, too
     wait_for_step(job, folder, before["steps"] + 3)  # by then a checkpoint of this turn is whole
     assert not (folder / "stop").exists()
@@ -163,6 +166,7 @@ def test_a_run_that_a_person_stops_is_not_requeued(cluster: Cluster, shards: Pat
     job = submit(cluster, folder, shards, *ENDLESS, options=ONE)
     wait_for_step(job, folder, taken + 1)
     (folder / "stop").touch()
+    cluster("scancel", "--batch", "--signal=USR1", job.number)  # as if the time were up, too
     assert job.wait_until_ended(limit=LIMIT) == ["COMPLETED"]
     assert job.restarts() == 0
     assert status(folder)["status"] == "unfinished" and steps(folder) == [*range(1, status(folder)["steps"] + 1)]
