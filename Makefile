@@ -37,7 +37,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	@echo "== the demo, in $(DEMO)/: about 8 minutes on 2 cores; delete $(DEMO)/run to train again"
 	$(BIN)/python -m shards demo --out $(DEMO)
-	$(BIN)/python -m shards build --dataset demo --root $(DEMO) --out $(DEMO)/shards --patches 12 --size 160
+	$(BIN)/python -m shards build --dataset demo --root $(DEMO) --out $(DEMO)/shards --patches 12 --size 128
 	$(BIN)/accelerate launch --config_file launch/cpu.yaml -m dist_train train configs/demo.yaml \
 		data.shards=$(DEMO)/shards run.folder=$(DEMO)/run
 
