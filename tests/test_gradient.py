@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
+import warm
 from accelerate import Accelerator
 from torch import nn
 
@@ -61,7 +60,7 @@ def cases(world: int) -> list[tuple[Loss, int]]:
     return [(loss, micro_batch) for loss in losses for micro_batch in (IMAGES // world, 2)]
 
 
-def save_gradients(rank: int, world: int, port: int, out: str) -> None:
+def save_gradients(rank: int, port: int, world: int, out: Path) -> None:
     """What one process of a world does; rank 0 saves gradient, scores and loss of every case."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
@@ -83,10 +82,7 @@ def save_gradients(rank: int, world: int, port: int, out: str) -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_ranks_and_micro_batches_give_the_gradient_of_the_whole_batch(world: int, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(save_gradients, (world, port, str(tmp_path / "found.pt")), nprocs=world)
+    warm.spawn(save_gradients, world, tmp_path / "found.pt", world=world)
     for (config, _), found in zip(cases(world), torch.load(tmp_path / "found.pt"), strict=True):
         model = SmallNetwork()
         pixels, opinions = batch()

@@ -6,14 +6,13 @@ import csv
 import json
 import os
 import shutil
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import runs
 import torch
-import torch.multiprocessing as multiprocessing
+import warm
 from accelerate import Accelerator
 from half_precision import FEW_PATCHES, FIFTY_STEPS, ROUNDING, Poison, Seen, apart, checkpoint_of, watch
 from in_process import config_of, train_here, train_here_until
@@ -163,10 +162,7 @@ def train_poisoned(rank: int, port: int, folder: Path, shards: Path) -> None:
 def test_steps_spoiled_on_one_rank_are_skipped_by_both_without_a_trace_and_the_third_in_a_row_ends_the_run(
     shards: Path, tmp_path: Path
 ) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(train_poisoned, (port, tmp_path, shards), nprocs=2)
+    warm.spawn(train_poisoned, tmp_path, shards, world=2)
     ranks = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
     images = make_plan(load_config(tmp_path / "config.yaml"), 2)

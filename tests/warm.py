@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import cycle, islice
 from multiprocessing.connection import wait
@@ -23,6 +23,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch.multiprocessing import start_processes
 
 from dist_train.__main__ import main
 
@@ -69,6 +70,17 @@ def run(*arguments: object, world: int = 1, limit: float = 150) -> subprocess.Co
             f"{words}: of {world} ranks, {hung} had not ended in {limit} s, or {_GRACE} s after another failed:\n{said[0]}{said[1]}"
         )
     return subprocess.CompletedProcess(words, max(abs(rank.exitcode or 0) for rank in ranks), *said)
+
+
+def spawn(work: Callable[..., None], *arguments: object, world: int, limit: float = 150) -> None:
+    """Runs work(rank, port, *arguments) in `world` processes, as torch's spawn does; raises what one of them did, or TimeoutError."""
+    started = start_processes(work, (free_port(), *arguments), nprocs=world, join=False, start_method="forkserver")
+    end = time.monotonic() + limit
+    while not started.join(timeout=1):
+        if time.monotonic() > end:
+            for process in started.processes:
+                kill_family(process.pid or 0)
+            raise TimeoutError(f"{work.__name__} on {world} ranks has not ended in {limit} s")
 
 
 def _wait_for(ranks: list[ForkServerProcess], end: float) -> None:
