@@ -299,6 +299,7 @@ def test_a_run_saves_when_its_last_checkpoint_is_old(shards: Path, tmp_path: Pat
     assert saved == [f"step-{step:08d}" for step in range(1, 6)]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here the default device is a GPU")
 def test_processes_without_gpus_join_each_other_with_the_default_device(shards: Path, tmp_path: Path) -> None:
     runs.train(2, tmp_path, shards, "run.device=auto", "train.epochs=1")
     assert runs.status(tmp_path)["world_size"] == 2
