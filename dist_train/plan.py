@@ -11,6 +11,7 @@ from functools import cached_property
 
 import torch
 
+from dist_train.arithmetic import NEED_A_GPU
 from dist_train.collection import Collection, Member, open_collection
 from dist_train.config import Config
 from dist_train.errors import ConfigError
@@ -127,7 +128,8 @@ def _refuse_small_parts(member: Member, config: Config) -> None:
         if found < needed and not (found == 0 and may_be_missing):
             raise ConfigError(
                 f"{shards.folder}: split '{member.split}' has {found or 'no'} images in '{part}', at least {needed} are needed; "
-                f"choose another with data.split ({', '.join(shards.split_names())})"
+                f"choose another with data.split ({', '.join(shards.split_names())}), or make one: "
+                f"python -m shards split {shards.folder} --ratio 60/20/20 --name NAME"
             )
     opinions = shards.opinions[member.parts["train"]]
     if opinions.min() == opinions.max():
@@ -208,6 +210,12 @@ def worth_knowing(plan: Plan) -> list[str]:
         notes.append(f"old bugs are switched back on: {', '.join(old)}")
     if plan.config.model.batch_norm == "sync" and plan.world > 1 and not torch.cuda.is_available():
         notes.append("model.batch_norm=sync needs a GPU for each process, and this machine has none: here the run would be refused")
+    if plan.config.run.precision in NEED_A_GPU and (plan.config.run.device == "cpu" or not torch.cuda.is_available()):
+        notes.append(f"run.precision={plan.config.run.precision} needs a GPU, and here the run has none: it would be refused")
+    if plan.config.train.global_batch > (images := len(plan.collection.training_images)):
+        notes.append(
+            f"train.global_batch={plan.config.train.global_batch} is more than the {images} training images: a step shows some twice"
+        )
     if plan.config.loss.scope == "rank":
         notes.append("loss.scope=rank: each rank's share is its own batch, so another number of processes takes other steps")
     label = plan.collection.members[0].shards.label

@@ -425,7 +425,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         begun = (folder / ".build").is_dir()
         hint = f"an unfinished build lies there: {BUILD_AGAIN}" if begun else "build some with `python -m shards build`"
-        raise ShardError(f"{folder}: holds no shards (no manifest.json); {hint}")
+        raise ShardError(f"{folder}: {'holds no shards (no manifest.json)' if folder.is_dir() else 'there is no such folder'}; {hint}")
     try:
         content = path.read_bytes()
     except OSError as error:

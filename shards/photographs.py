@@ -90,4 +90,4 @@ def _opened(source: Path | io.BytesIO, name: str | Path) -> Iterator[Image.Image
     except MemoryError:
         raise
     except Exception as error:  # every decoder fails in its own way, from SyntaxError (PNG) to RuntimeError (AVIF)
-        raise ShardError(f"{name}: cannot be decoded ({error}); replace the file or take its row out of the table") from error
+        raise ShardError(f"{name}: cannot be decoded ({error}); replace the file, or leave it out (a table: take its row out)") from error

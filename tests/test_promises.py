@@ -271,7 +271,7 @@ def test_a_job_asked_for_two_processes_refuses_to_run_as_one(shards: Path, tmp_p
     [
         ("optim.learning_rate=1", "did you mean 'optim.lr'?", 2),  # seen before the processes have met
         ("train.global_batch=7", "does not divide among 2 processes", 2),  # and after
-        ("data.shards=nowhere", "nowhere: holds no shards", 1),
+        ("data.shards=nowhere", "nowhere: there is no such folder", 1),
         ("model.backbone=resnet5o", "did you mean resnet50", 1),
     ],
 )
