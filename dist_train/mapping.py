@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy
 
 from dist_train.intervals import without_rounding
 
@@ -49,10 +49,10 @@ class Curve:
         scores = np.asarray(scores, np.float64)
         if len(self.parameters) == 4:
             b1, b2, b3, b4 = self.parameters
-            mapped: np.ndarray = b2 + (b1 - b2) * special.expit((scores - b3) / abs(b4))
+            mapped: np.ndarray = b2 + (b1 - b2) * scipy.special.expit((scores - b3) / abs(b4))
         else:
             b1, b2, b3, b4, b5 = self.parameters
-            mapped = b1 * (special.expit(b2 * (scores - b3)) - 0.5) + b4 * scores + b5
+            mapped = b1 * (scipy.special.expit(b2 * (scores - b3)) - 0.5) + b4 * scores + b5
         return mapped
 
 
@@ -73,14 +73,14 @@ def fit_logistic(scores: np.ndarray, opinions: np.ndarray, num_parameters: int) 
 
     starts = sorted(([centre, np.log(width)] for centre, width in _STARTS), key=lambda where: float(np.sum(misses(np.array(where)) ** 2)))
     bounds = ((x.min() - _OUTSIDE, np.log(_WIDTHS[0])), (x.max() + _OUTSIDE, np.log(_WIDTHS[1])))
-    ends = [optimize.least_squares(misses, start, bounds=bounds, method="dogbox", x_scale="jac") for start in starts[:_SEARCHES]]
+    ends = [scipy.optimize.least_squares(misses, start, bounds=bounds, method="dogbox", x_scale="jac") for start in starts[:_SEARCHES]]
     settled = [end for end in ends if end.success]
     if not settled:
         return Curve(f"not fitted: the search for the curve did not settle ({ends[0].message.rstrip('.')})")
     end = min(settled, key=lambda end: float(end.cost))
     centre, width = float(end.x[0]), float(np.exp(end.x[1]))
     stretch, tilt = (opinions.std() * share for share in _best_curve(x, y, centre, width, tilted)[1:])
-    lowest = opinions.mean() - stretch * special.expit((x - centre) / width).mean()  # so that the means agree; x has mean 0
+    lowest = opinions.mean() - stretch * scipy.special.expit((x - centre) / width).mean()  # so that the means agree; x has mean 0
     if tilted:
         offset = lowest + stretch / 2 - tilt * middle / unit
         curve = Curve("fitted", (stretch, 1 / (width * unit), middle + centre * unit, tilt / unit, offset))
@@ -95,7 +95,7 @@ def fit_logistic(scores: np.ndarray, opinions: np.ndarray, num_parameters: int) 
 
 def _best_curve(x: np.ndarray, y: np.ndarray, centre: float, width: float, tilted: bool) -> tuple[np.ndarray, float, float]:
     """The centred step [n], and its stretch and tilt of least squares; x and y are standardised."""
-    step = special.expit((x - centre) / width)
+    step = scipy.special.expit((x - centre) / width)
     step -= step.mean()
     slope, share = (x @ y / len(x), x @ step / len(x)) if tilted else (0.0, 0.0)
     own = step - share * x  # what of the step is no straight line
@@ -111,6 +111,6 @@ def _why_not(scores: np.ndarray, opinions: np.ndarray, num_parameters: int) -> s
         return f"{different} different scores for {num_parameters} parameters"
     if np.ptp(opinions) == 0:
         return "all opinions are equal"
-    if stats.spearmanr(scores, opinions).statistic <= 0:
+    if scipy.stats.spearmanr(scores, opinions).statistic <= 0:
         return "the scores do not rise with the opinions"
     return None

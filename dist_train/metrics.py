@@ -14,7 +14,7 @@ import warnings
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy  # which loads scipy.stats when it is first used: of all ranks only the first has figures to compute
 
 from dist_train.intervals import FEWEST_IMAGES, correlation_intervals, without_rounding
 from dist_train.mapping import CURVES, fit_logistic
@@ -27,17 +27,17 @@ def agreement(scores: np.ndarray, opinions: np.ndarray) -> dict[str, float]:
     result = {"srcc": np.nan, "plcc": np.nan, "krcc": np.nan, "rmse": root_mean_square(errors)}
     exists = len(scores) >= FEWEST_IMAGES and np.isfinite(errors).all()  # SRCC would rank an infinite score like any other
     if exists and np.ptp(scores) > 0 and np.ptp(opinions) > 0:
-        result["srcc"] = float(stats.spearmanr(scores, opinions).statistic)
+        result["srcc"] = float(scipy.stats.spearmanr(scores, opinions).statistic)
         result["plcc"] = pearson(scores, opinions)
-        result["krcc"] = float(stats.kendalltau(scores, opinions).statistic)
+        result["krcc"] = float(scipy.stats.kendalltau(scores, opinions).statistic)
     return result
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
     """Pearson's correlation of two arrays [n]; nan, and no warning, when one of them is constant."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        return float(stats.pearsonr(a, b).statistic)
+        warnings.simplefilter("ignore", scipy.stats.ConstantInputWarning)
+        return float(scipy.stats.pearsonr(a, b).statistic)
 
 
 def root_mean_square(errors: np.ndarray) -> float:

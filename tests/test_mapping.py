@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 
-from dist_train import mapping
 from dist_train.mapping import CURVES, Curve, fit_logistic
 
 
@@ -118,7 +117,7 @@ def test_equal_opinions_have_no_curve_and_no_warning(recwarn: pytest.WarningsRec
 
 def test_a_search_that_does_not_settle_is_not_passed_off_as_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     search = optimize.least_squares
-    monkeypatch.setattr(mapping.optimize, "least_squares", lambda *args, **more: search(*args, **more | {"max_nfev": 1}))
+    monkeypatch.setattr(optimize, "least_squares", lambda *args, **more: search(*args, **more | {"max_nfev": 1}))
     found = fit_logistic(np.arange(30.0), np.tanh(np.arange(30.0) / 10), 5)
     assert found.parameters is None
     assert found.status.startswith("not fitted: the search for the curve did not settle")

@@ -28,7 +28,17 @@ from torch.multiprocessing import start_processes
 from dist_train.__main__ import main
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["dist_train.__main__", "dist_train.training", "dist_train.evaluate", "dist_train.predict", "torch._dynamo"])
+_SERVER.set_forkserver_preload(
+    [
+        "dist_train.__main__",
+        "dist_train.training",
+        "dist_train.evaluate",
+        "dist_train.predict",
+        "torch._dynamo",
+        "scipy.stats",
+        "scipy.optimize",
+    ]
+)
 _PORTS_EACH = 400
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 20
 _PORTS = cycle(range(20_000 + _PORTS_EACH * _WORKER, 20_000 + _PORTS_EACH * (_WORKER + 1)))
