@@ -7,6 +7,7 @@ holds no lock.
 from __future__ import annotations
 
 import multiprocessing
+from time import monotonic
 from types import TracebackType
 
 from tqdm import tqdm
@@ -18,7 +19,7 @@ class Progress:
     def __init__(self, images: int, done: int) -> None:
         # smoothing 0: the rates and the time left are means of this run; single images differ too much for less
         self._bar = tqdm(total=images, initial=done, unit=" images", desc="shards", dynamic_ncols=True, smoothing=0)
-        self._done, self._images, self._bytes, self._shard = done, 0, 0, ""
+        self._done, self._images, self._bytes, self._shard, self._start = done, 0, 0, "", monotonic()
 
     def __enter__(self) -> Progress:
         return self
@@ -33,7 +34,7 @@ class Progress:
     def reach(self, images: int, pixel_bytes: int) -> None:
         """Moves the bar to what this run has done so far."""
         self._images, self._bytes = images, pixel_bytes
-        seconds = self._bar.format_dict["elapsed"]
+        seconds = monotonic() - self._start
         self._bar.set_postfix_str(f"{pixel_bytes / 1e6 / max(seconds, 1e-3):.1f} MB/s, {self._shard}", refresh=False)
         self._bar.update(self._done + images - self._bar.n)
 

@@ -18,13 +18,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from shards.codecs import CODECS
 from shards.datasets import naming
-from shards.manifest import Layout, ShardError, file_sha256, row_checksum
+from shards.manifest import Layout, ShardError, row_checksum
 from shards.patches import cut, is_enlarged, patch_boxes, resize
 from shards.photographs import upright_photograph
 from shards.plan import Picture, ShardTask
@@ -53,11 +53,9 @@ def write_shard(out: Path, task: ShardTask, report: Callable[[int], None]) -> No
 def _write_shard(out: Path, task: ShardTask, report: Callable[[int], None]) -> None:
     shard, note, codec, rows = out / task.file, record_path(out, task), CODECS[task.layout.codec], []
     note.unlink(missing_ok=True)  # it must never speak of a shard that has been replaced since
-    with (
-        explained(shard),
-        whole_file(shard) as file,
-        tarfile.TarFile(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, copybufsize=_AT_ONCE) as tar,
-    ):
+    with explained(shard), whole_file(shard) as file:
+        content = _Content(file)
+        tar = tarfile.TarFile(fileobj=content, mode="w", format=tarfile.PAX_FORMAT, copybufsize=_AT_ONCE)  # type: ignore[arg-type]
         for picture in task.pictures:
             row, pixels = image_record(picture, task.layout, task.seed)
             _add(tar, f"{picture.row.id}.json", json.dumps(row, ensure_ascii=False, sort_keys=True).encode())
@@ -67,10 +65,20 @@ def _write_shard(out: Path, task: ShardTask, report: Callable[[int], None]) -> N
             rows.append(json.dumps(row | place).encode())
             report(pixels.nbytes)
         tar.close()
-        file.flush()
-        about = {"task": task.digest(), "file": task.file, "bytes": file.tell(), "sha256": file_sha256(Path(file.name))}
+        about = {"task": task.digest(), "file": task.file, "bytes": file.tell(), "sha256": content.sha256.hexdigest()}
     with explained(note):
         write_bytes(note, b"\n".join([json.dumps(about).encode(), *rows]))
+
+
+class _Content:
+    """A file for tarfile, which writes from the beginning to the end, and the SHA-256 of what has gone there."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.tell, self.sha256 = file, file.tell, hashlib.sha256()
+
+    def write(self, piece: bytes) -> int:
+        self.sha256.update(piece)
+        return self._file.write(piece)
 
 
 def index_rows(rows: Sequence[Mapping[str, Any]], shard: int, layout: Layout, plan: str) -> np.ndarray:

@@ -64,6 +64,7 @@ def test_what_several_processes_count_adds_up() -> None:
 
 def test_the_bar_tells_images_per_second_megabytes_per_second_the_time_left_and_the_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     stream, now = io.StringIO(), [100.0]
+    monkeypatch.setattr(progress, "monotonic", lambda: now[0])
     monkeypatch.setattr(progress, "tqdm", lambda **options: tqdm_with_clock(stream, now, **options))
     with Progress(images=100, done=20) as bar:
         bar.begin("shard-000007.tar")
