@@ -141,10 +141,11 @@ def what_to_know(rows: Rows, splits: Mapping[str, np.ndarray]) -> list[str]:
             names_of.setdefault(f"{few}; one content is very large, unless the ratio says so", []).append(name)
         if small := [f"{part} {count}" for part, count in images.items() if part != "train" and 0 < count < ROUGH]:
             names_of.setdefault(f"an SRCC over fewer than {ROUGH} images is rough ({', '.join(small)})", []).append(name)
-    return sentences + [f"{_briefly(names)}: {told_once}" for told_once, names in names_of.items()]
+    return sentences + [f"{briefly(names)}: {told_once}" for told_once, names in names_of.items()]
 
 
-def _briefly(names: Sequence[str]) -> str:
+def briefly(names: Sequence[str]) -> str:
+    """The names of splits; of many the first two, the last, and how many they are."""
     return ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]} ... {names[-1]} ({len(names):,} splits)"
 
 

@@ -34,6 +34,7 @@ from shards.examination import examine, picture_at
 from shards.manifest import PARTS, Label
 from shards.photographs import decoder_versions
 from shards.picture_checks import picture_findings
+from shards.splits import all_splits, briefly
 from shards.table_checks import table_findings
 
 SIZE = 48  # of a patch
@@ -201,7 +202,7 @@ PICTURES: dict[str, tuple[Spoil, str, str]] = {
     "a copy on another side": (
         copy("coffee0.png", "coffee2.png"),
         "error",
-        "2 files that are 1 picture(s), the same to the byte, are on two sides",
+        "2 files that are 1 picture(s), the same to the byte, are on two sides of a split",
     ),
     "a copy on the same side": (
         copy("coffee0.png", "coffee1.png"),
@@ -211,7 +212,7 @@ PICTURES: dict[str, tuple[Spoil, str, str]] = {
     "a near copy on another side": (
         like("coffee2.png", "coffee0.png", blurred_and_half_as_large),
         "warning",
-        "1 pair(s) of pictures of different groups look alike, 1 on two sides of the official split",
+        "1 pair(s) of pictures of different groups look alike, 1 on two sides of a split",
     ),
     "a near copy on the same side": (
         like("coffee1.png", "coffee0.png", blurred_and_half_as_large),
@@ -329,17 +330,30 @@ def test_sixteen_bits_and_animation_are_told(tmp_path: Path) -> None:
     assert picture_at(tmp_path / "moving.gif").traits == {"palette", "animated"}
 
 
-def test_a_folder_of_mostly_copies_is_an_error(clean: Path, spoilt: Callable[[Spoil], Path], capsys: pytest.CaptureFixture[str]) -> None:
-    def spoil(folder: Path) -> None:
-        rows = (folder / "scores.csv").read_text().splitlines()
-        (folder / "scores.csv").write_text("\n".join(row.rsplit(",", 1)[0] for row in rows) + "\n")  # no split
-        for row in rows[2:202]:
-            copy(rows[1].split(",")[0], row.split(",")[0])(folder)
+def without_a_split(folder: Path) -> None:
+    rows = (folder / "scores.csv").read_text().splitlines()
+    (folder / "scores.csv").write_text("\n".join(row.rsplit(",", 1)[0] for row in rows) + "\n")
 
-    assert main(arguments(spoilt(spoil), "--json")) == 1
-    (finding,) = [each for each in json.loads(capsys.readouterr().out)["findings"] if "byte" in each["found"]]
-    assert finding["severity"] == "error"
-    assert finding["found"] == "201 files that are 1 picture(s), the same to the byte, are taken as different contents"
+
+def test_copies_that_a_numbered_round_would_part_are_an_error_that_names_the_rounds(
+    spoilt: Callable[[Spoil], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoil(folder: Path) -> None:
+        without_a_split(folder)
+        copy("coffee0.png", "china7.png")(folder)
+        like("sail3.png", "coffee1.png", blurred_and_half_as_large)(folder)
+
+    folder = spoilt(spoil)
+    ids = [row.id for row in read(folder).rows]
+    parts = {name: dict(zip(ids, each.tolist(), strict=True)) for name, each in all_splits(read(folder).rows, 0).items()}
+    parted = [name for name, part in parts.items() if part["coffee0"] != part["china7"]]
+    assert main(arguments(folder, "--json")) == 1
+    same, near = [each for each in json.loads(capsys.readouterr().out)["findings"] if " in the split " not in each["found"]]
+    assert (same["severity"], near["severity"]) == ("error", "warning")
+    assert same["found"] == "2 files that are 1 picture(s), the same to the byte, are on two sides of a split"
+    assert same["where"][0].startswith("images/china7.png (") and same["where"][0].endswith(f" in {briefly(parted)}")
+    assert len(parted) > 2 and any(part["coffee1"] != part["sail3"] for part in parts.values())
+    assert near["found"] == "1 pair(s) of pictures of different groups look alike, 1 on two sides of a split"
 
 
 def test_a_copy_within_a_content_is_noted(clean: Path, spoilt: Callable[[Spoil], Path]) -> None:
