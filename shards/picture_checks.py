@@ -68,7 +68,7 @@ def _files(examination: Examination) -> Iterator[Finding]:
 
 def _unlisted(examination: Examination) -> Iterator[Finding]:
     data_set, known = examination.data_set, known_as(examination.data_set)
-    if examination.unlisted:
+    if len(examination.unlisted) > data_set.left_out:  # else they may be those of rows that are to be mended
         complete = known is not None and known.images == len(data_set.rows)
         yield Finding(
             "note" if complete else "warning",

@@ -47,13 +47,13 @@ def table_findings(data_set: DataSet) -> Iterator[Finding]:
 
 def _counts(data_set: DataSet) -> Iterator[Finding]:
     known = known_as(data_set)
-    images, contents = len(data_set.rows), len({row.group for row in data_set.rows})
+    images, contents = len(data_set.rows) + data_set.left_out, len({row.group for row in data_set.rows})
     if known and images != known.images:
         fault = _LISTS_WITH_FAULTS.get(
             (known.name, images), "take the complete data set; if it is another one, give it and its table other names"
         )
         yield Finding("error", f"{images:,} images", f"{known.images:,}, which is {known.title} as published", fault)
-    elif known and known.contents and contents != known.contents:
+    elif known and known.contents and contents != known.contents and not data_set.left_out:
         yield Finding(
             "warning",
             f"{contents:,} contents",
@@ -62,7 +62,7 @@ def _counts(data_set: DataSet) -> Iterator[Finding]:
         )
     stated = Counter(row.part for row in data_set.rows)
     parts = tuple(stated[part] for part in PARTS)
-    if known and images == known.images and any(parts) and known.parts not in ((), parts):
+    if known and len(data_set.rows) == known.images and any(parts) and known.parts not in ((), parts):
         yield Finding(
             "warning",
             f"an official split of {_told(parts)} images",

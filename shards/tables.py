@@ -26,10 +26,12 @@ _ROWS_AT_ONCE = 1 << 12  # of a csv file that is written
 class Record:
     """A row: the text under each column, whatever the case of the column's name, and where the row stands, for messages."""
 
-    __slots__ = ("_fields", "columns", "where")  # there is one per row
+    __slots__ = ("_fields", "_problem", "columns", "where")  # there is one per row
 
-    def __init__(self, where: str, fields: dict[str, str]) -> None:
+    def __init__(self, where: str, fields: dict[str, str], problem: str = "") -> None:
+        """`problem` is what to say, where the row could not be told apart, to whoever asks for one of its columns."""
         self.where = where
+        self._problem = problem
         self.columns = tuple(fields)
         self._fields = {sys.intern(column.casefold()): text for column, text in fields.items()}
 
@@ -37,7 +39,9 @@ class Record:
         return column.casefold() in self._fields
 
     def __getitem__(self, column: str) -> str:
-        """The text in a column. Raises ShardError when the row, an entry of a JSON list, lacks it."""
+        """The text in a column. Raises ShardError when the row, an entry of a JSON list, lacks it, or has another number of fields."""
+        if self._problem:
+            raise ShardError(f"{self.where}: {self._problem}")
         if column not in self:
             raise ShardError(f"{self.where}: lacks '{column}'; it has: {', '.join(self.columns)}")
         return self._fields[column.casefold()]
@@ -94,6 +98,24 @@ def _csv_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 def read_sheet(path: Path, needed: Sequence[str] = (), sheet: str | None = None) -> Table:
     """The rows of a sheet of an Excel file (.xlsx), the first unless named; the header is the first row with all `needed`."""
+    lines = _sheet_lines(path, sheet)
+    wanted = {column.casefold() for column in needed}
+    header = next((at for at, (_, fields) in enumerate(lines) if wanted <= {field.casefold() for field in fields}), 0) if needed else 0
+    return _table(path, lines[header:], needed)
+
+
+def read_places(path: Path, columns: Sequence[str]) -> Iterator[Record]:
+    """The rows of the first sheet of an Excel file, its first columns named by `columns`; a first row without a number in them is
+    the header."""
+    filled = ((where, fields) for where, fields in _sheet_lines(path) if any(fields))
+    for number, (where, fields) in enumerate(filled):
+        if len(fields) < len(columns):
+            raise ShardError(f"{path}: has {len(fields)} column(s); expected in the first {len(columns)} the {' and the '.join(columns)}")
+        if number or any(re.match(r"[-+.,]*\d", field) for field in fields[: len(columns)]):
+            yield Record(f"{path}, {where}", dict(zip(columns, fields, strict=False)))
+
+
+def _sheet_lines(path: Path, sheet: str | None = None) -> list[tuple[str, list[str]]]:
     with _explained(path, "an Excel file"), path.open("rb") as raw:
         begin = raw.read(4)
     if begin == _OLE:
@@ -116,10 +138,7 @@ def read_sheet(path: Path, needed: Sequence[str] = (), sheet: str | None = None)
     if sheet and sheet not in names:
         raise ShardError(f"{path}: has no sheet '{sheet}'; it has: {', '.join(names)}")
     width = max(map(len, cells), default=0)
-    lines = [(f"row {number}", [*map(_cell_text, row), *[""] * (width - len(row))]) for number, row in enumerate(cells, 1)]
-    wanted = {column.casefold() for column in needed}
-    header = next((at for at, (_, fields) in enumerate(lines) if wanted <= {field.casefold() for field in fields}), 0) if needed else 0
-    return _table(path, lines[header:], needed)
+    return [(f"row {number}", [*map(_cell_text, row), *[""] * (width - len(row))]) for number, row in enumerate(cells, 1)]
 
 
 def read_json(path: Path) -> Table:
@@ -190,12 +209,14 @@ def _table(path: Path, lines: Iterable[tuple[str, list[str]]], needed: Sequence[
 
     def records() -> Iterator[Record]:
         for where, fields in chain([first], filled):
-            if len(fields) != len(header):
-                raise ShardError(
-                    f"{path}, {where}: has {len(fields)} fields for {len(header)} columns; write numbers with a decimal point, and put "
+            if len(fields) == len(header):
+                yield Record(f"{path}, {where}", {column: fields[at] for column, at in zip(columns, named, strict=True)})
+            else:
+                problem = (
+                    f"has {len(fields)} fields for {len(header)} columns; write numbers with a decimal point, and put "
                     f"a name that holds a comma in double quotes"
                 )
-            yield Record(f"{path}, {where}", {column: fields[at] for column, at in zip(columns, named, strict=True)})
+                yield Record(f"{path}, {where}", {}, problem)
 
     return Table(tuple(columns), records())
 

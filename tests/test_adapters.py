@@ -179,6 +179,19 @@ def test_flive_patches_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
     assert all("patches" not in row.file.parts for row in read("flive", tmp_path).rows)
 
 
+@pytest.mark.parametrize("header", [None, ["", "Average Subjective Grade"], ["", ""]])
+def test_the_columns_of_bid_are_taken_by_their_place_whatever_the_header_is(tmp_path: Path, header: list[str] | None) -> None:
+    book = load_workbook(make("bid", tmp_path) / "DatabaseGrades.xlsx")
+    if header is None:
+        book.active.delete_rows(1)
+    else:
+        book.active["A1"], book.active["B1"] = header
+    book.save(tmp_path / "DatabaseGrades.xlsx")
+    assert [(row.id[-2:], row.opinion) for row in read("bid", tmp_path).rows] == [
+        (f"{number:02d}", pytest.approx(0.5 + number / 3)) for number in range(1, 11)
+    ]
+
+
 def test_a_picture_and_its_patches_are_one_content_on_one_side(unpacked: Callable[[str], Path]) -> None:
     images, patches = (read(name, unpacked("flive")).rows for name in ("flive", "flive_patches"))
     assert {(row.group, row.part) for row in images} == {(row.group, row.part) for row in patches}
@@ -372,7 +385,32 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "one column in BID": (
         "bid",
         lambda root: edit_sheets_to_one_column(root / "DatabaseGrades.xlsx"),
-        r"DatabaseGrades.xlsx: has one column; expected the number of the image and its grade in the first two",
+        r"DatabaseGrades.xlsx: has 1 column\(s\); expected in the first 2 the number of the image and the grade",
+    ),
+    "half a picture of BID": (
+        "bid",
+        edit_sheet("DatabaseGrades.xlsx", "Plan1", "A3", 2.5),
+        r"DatabaseGrades.xlsx, row 3: '2.5' is no number of the image; write a whole one",
+    ),
+    "a picture of no reference": (
+        "kadid10k",
+        edit("dmos.csv", "I01_01_02.png,I01.png", "I01_01_02.png,"),
+        r"dmos.csv, line 3: does not say which content 'I01_01_02.png' shows",
+    ),
+    "a picture of no prompt": (
+        "agiqa3k",
+        edit("data.csv", ",a lake,", ",,"),
+        r"data.csv, line 6: does not say which content '.*.jpg' shows",
+    ),
+    "a test image that is none": (
+        "flive_patches",
+        edit("labels640.csv", "motion_0003", "motion_9903"),
+        r"labels640.csv, line 2: 'blur_dataset/motion_9903.jpg' has no row in labels_image.csv; unpack both files again",
+    ),
+    "a picture twice in the split": (
+        "koniq10k",
+        edit("koniq10k_distributions_sets.csv", "10004473380.jpg", "10004473377.jpg"),
+        r"koniq10k_distributions_sets.csv, line 10: '10004473377.jpg' stands there a second time, first in .*, line 7; unpack",
     ),
 }
 

@@ -118,7 +118,7 @@ def test_an_id_is_the_path_without_its_suffix_fit_for_a_webdataset_key(name: str
         ("image,score\n.,3\n", "scores.csv, line 2: there is no image name"),
         ("image,score\n/,3\n", "scores.csv, line 2: there is no image name"),
         ("image,score,split\na.png,3,holdout\n", "scores.csv, line 2, column split: 'holdout' is no part.*train, val, test"),
-        ("image,score,group\na.png,3,cup\nb.png,3,\n", "scores.csv, line 3, column group: is empty.*'b.png'"),
+        ("image,score,group\na.png,3,cup\nb.png,3,\n", "scores.csv, line 3: does not say which content 'b.png' shows"),
         (
             "image,score\na.png,3\nb.png,3\na.png,4\n",
             "scores.csv: two rows have the id 'a'.*csv, line 2, and .*csv, line 4.*rename one, or take",

@@ -697,6 +697,35 @@ def test_a_folder_that_cannot_be_read_is_a_finding(tmp_path: Path, capsys: pytes
     assert finding["severity"] == "error" and str(tmp_path) in finding["found"]
 
 
+def test_all_bad_rows_are_told_and_the_rest_is_looked_at_whatever_cannot_be_read(
+    spoilt: Callable[[Spoil], Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def spoil(folder: Path) -> None:
+        rows = (folder / "scores.csv").read_text().splitlines()
+        for number, score in ((1, "999"), (2, "0.5"), (3, "3;5"), (4, "nan"), (5, "3,5")):
+            name, _, rest = rows[number].split(",", 2)
+            rows[number] = f"{name},{score},{rest}"
+        (folder / "scores.csv").write_text("\n".join([*rows, rows[9]]) + "\n")
+        (folder / "images" / rows[20].split(",")[0]).unlink()
+
+    folder = spoilt(spoil)
+    assert main(arguments(folder, "--quick", "--json", "--against", f"koniq10k={tmp_path}")) == 1
+    errors = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["severity"] == "error"]
+    assert [each["found"].removesuffix(" row(s) that cannot be used") for each in errors[:5]] == ["2", "1", "1", "1", "1"]
+    for line, error in ((2, errors[0]), (4, errors[1]), (5, errors[2]), (6, errors[3]), (302, errors[4])):
+        assert any(f"scores.csv, line {line}" in place for place in error["where"]) and "rows" not in error["to_do"]
+        assert "on the scale" in error["expected"] and error["to_do"]
+    assert errors[5]["found"] == "1 of 295 files are not there" and errors[6]["found"].startswith(f"{tmp_path}: expected")
+    assert len(errors) == 7 and "pictures without a row" not in str(errors)
+
+
+def test_a_table_without_a_row_that_can_be_used_is_a_finding(spoilt: Callable[[Spoil], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments(spoilt(lambda _: None), "--json"), "--range", "900", "901"]) == 1
+    rows, table = json.loads(capsys.readouterr().out)["findings"]
+    assert rows["found"].startswith("300 row(s)") and len(rows["where"]) == 300
+    assert "has no row of an image that can be used" in table["found"]
+
+
 def test_opinions_that_are_all_the_same_are_a_finding(spoilt: Callable[[Spoil], Path], capsys: pytest.CaptureFixture[str]) -> None:
     def flatten(folder: Path) -> None:
         text = re.sub(r"(?m)^([^,]+\.png),[^,]+,", r"\1,3,", (folder / "scores.csv").read_text())
