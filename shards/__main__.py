@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sqlite3
@@ -35,6 +36,8 @@ class UsageError(ShardError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 an error that was explained or a folder not safe to build, 130 interrupted."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a folder may have a name that is no text, and is told as the disk has it
     try:
         status = int(options.run(options) or 0)
         sys.stdout.flush()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from shards.folders import Pictures, missing_message
-from shards.manifest import Label, ShardError
+from shards.manifest import Label, ShardError, is_plain_name
 from shards.rows import Row, Rows
 from shards.tables import Record, Table, read_records
 
@@ -119,8 +119,12 @@ def data_set_of(name: str, label: Label, resize: str, rows: Iterable[Row | Shard
 
     Raises ShardError otherwise, but for single rows that `refuse` takes: they are left out, and all but the first of one id.
     """
-    if not name or Path(name).name != name:
-        raise ShardError(f"--name '{name}': is part of file names, so it may not be empty or hold a slash; choose another")
+    if not is_plain_name(name) or not _is_text(name):
+        raise ShardError(
+            f"--name '{name}': is part of file names, so it may not be empty, '..', hold a slash, or be no text; choose another"
+        )
+    if not _is_text(label.name):
+        raise ShardError(f"--label '{label.name}': is no text in UTF-8; choose another")
     ordered, unique = Rows(_usable(rows, label, table, refuse)), True
     for one, other in ordered.twins():
         places = f"{one.file}, {one.where}, and {other.file}, {other.where}"
@@ -134,6 +138,15 @@ def data_set_of(name: str, label: Label, resize: str, rows: Iterable[Row | Shard
     if len(ordered) > 1 and lowest == highest:
         raise ShardError(f"{table}: all {len(ordered):,} opinions are {lowest:g}, so nothing can be learnt; name the right column score")
     return DataSet(name, label, resize, ordered, table)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a manifest can say it: what a shell or a disk says need not be UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _usable(rows: Iterable[Row | ShardError], label: Label, table: Path, refuse: Refuse) -> Iterator[Row]:
