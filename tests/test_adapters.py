@@ -407,6 +407,11 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         edit("labels640.csv", "motion_0003", "motion_9903"),
         r"labels640.csv, line 2: 'blur_dataset/motion_9903.jpg' has no row in labels_image.csv; unpack both files again",
     ),
+    "a picture of no part": (
+        "koniq10k",
+        edit("koniq10k_distributions_sets.csv", "validation", ""),
+        r"koniq10k_distributions_sets.csv, line 8, column set: is empty; unpack the file again",
+    ),
     "a picture twice in the split": (
         "koniq10k",
         edit("koniq10k_distributions_sets.csv", "10004473380.jpg", "10004473377.jpg"),

@@ -159,12 +159,16 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "not a picture": (
         spoil("images/cup05.png", b"text"),
         [],
-        r"images/cup05.png: cannot be decoded .*; replace the file",
+        r"images/cup05.png: cannot be decoded .*; replace the file.* \(\S*scores.csv, line 7\)$",
     ),
-    "truncated picture": (truncate, [], r"images/cup05.jpg: cannot be decoded .*; replace the file"),
+    "truncated picture": (truncate, [], r"images/cup05.jpg: cannot be decoded .*; replace the file.* \(\S*scores.csv, line 7\)$"),
     "no such folder of pictures": (nothing, ["--images", "/no/such/folder"], r"/no/such/folder: there is no such folder; name the one"),
     "unknown part": (columns(split=["holdout"] * 12), [], r"scores.csv, line 2, column split: 'holdout' is no part of a split; write"),
-    "split with a gap": (columns(split=["train"] * 6 + [""] * 6), [], r"scores.csv: image 'cup06' has no part .*; state it for all images"),
+    "split with a gap": (
+        columns(split=["train"] * 6 + [""] * 6),
+        [],
+        r"scores.csv: image 'cup06' has no part .*; state it for all images, or for none \(\S*scores.csv, line 8\)$",
+    ),
     "split without test": (columns(split=["train"] * 12), [], r"scores.csv: the split column has no image in 'test'; a split needs"),
     "content on two sides": (
         columns(split=["train"] * 6 + ["test"] * 6, group=["cup"] * 12),

@@ -29,8 +29,10 @@ def _koniq10k(root: Root, label: str) -> Found:
         if official is None:
             name = record["image_name"]
             raise ShardError(f"{record.where}: '{name}' has no row in {sets.name}, which holds the official split; unpack both files again")
+        if (part := official.part("set")) is None:
+            raise ShardError(f"{official.where}, column set: is empty; unpack the file again")
         std = record.number("SD") if label == "MOS" else None
-        return row_of(record, "image_name", label, pictures, std=std, part=official.part("set"))
+        return row_of(record, "image_name", label, pictures, std=std, part=part)
 
     return scores, each(read_csv(scores, ("image_name", "SD", label)), row)
 
