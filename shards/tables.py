@@ -97,7 +97,10 @@ def _csv_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def read_sheet(path: Path, needed: Sequence[str] = (), sheet: str | None = None) -> Table:
-    """The rows of a sheet of an Excel file (.xlsx), the first unless named; the header is the first row with all `needed`."""
+    """The rows of a sheet of an Excel file (.xlsx), the first unless named, or of the csv that it was saved as.
+
+    The header is the first row with all `needed`.
+    """
     lines = _sheet_lines(path, sheet)
     wanted = {column.casefold() for column in needed}
     header = next((at for at, (_, fields) in enumerate(lines) if wanted <= {field.casefold() for field in fields}), 0) if needed else 0
@@ -105,8 +108,7 @@ def read_sheet(path: Path, needed: Sequence[str] = (), sheet: str | None = None)
 
 
 def read_places(path: Path, columns: Sequence[str]) -> Iterator[Record]:
-    """The rows of the first sheet of an Excel file, its first columns named by `columns`; a first row without a number in them is
-    the header."""
+    """The same of the first sheet, its first columns named by `columns`; a first row without a number in them is the header."""
     filled = ((where, fields) for where, fields in _sheet_lines(path) if any(fields))
     for number, (where, fields) in enumerate(filled):
         if len(fields) < len(columns):
@@ -116,6 +118,8 @@ def read_places(path: Path, columns: Sequence[str]) -> Iterator[Record]:
 
 
 def _sheet_lines(path: Path, sheet: str | None = None) -> list[tuple[str, list[str]]]:
+    if path.suffix.lower() == ".csv":
+        return list(_csv_lines(path))
     with _explained(path, "an Excel file"), path.open("rb") as raw:
         begin = raw.read(4)
     if begin == _OLE:

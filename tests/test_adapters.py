@@ -16,7 +16,7 @@ import pytest
 from openpyxl import load_workbook
 from photographs import crop
 from PIL import Image
-from public_sets import MAKERS, cells, make
+from public_sets import MAKERS, cells, make, write_csv
 from scipy.io import savemat
 
 from shards.__main__ import main
@@ -160,6 +160,23 @@ def test_csiq_is_the_same_from_its_sheet_and_from_its_text_list(tmp_path: Path) 
     (tmp_path / "csiq.DMOS.xlsx").unlink()
     text = read("csiq", tmp_path).rows
     assert [(row.id, row.file, row.opinion, row.group) for row in sheet] == [(row.id, row.file, row.opinion, row.group) for row in text]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "sheet"),
+    [
+        ("spaq", "Annotations/MOS and Image attribute scores.xlsx", "Sheet1"),
+        ("bid", "DatabaseGrades.xlsx", "Plan1"),
+        ("csiq", "csiq.DMOS.xlsx", "all_by_image"),
+    ],
+)
+def test_an_excel_file_that_was_saved_as_csv_is_read_the_same(tmp_path: Path, name: str, file: str, sheet: str) -> None:
+    table = make(name, tmp_path) / file
+    before = list(read(name, tmp_path).rows)
+    lines = load_workbook(table)[sheet].iter_rows(values_only=True)
+    write_csv(table.with_suffix(".csv"), next(lines), lines)
+    table.unlink()
+    assert list(read(name, tmp_path).rows) == before
 
 
 def test_csiq_is_also_read_with_all_pictures_in_one_folder(tmp_path: Path) -> None:

@@ -59,13 +59,14 @@ def _livec(root: Root, _: str) -> Found:
 
 
 def _spaq(root: Root, _: str) -> Found:
-    table, pictures = root.part("Annotations/MOS and Image attribute scores.xlsx"), Pictures(root.part("TestImage"))
+    table = root.part("Annotations/MOS and Image attribute scores.xlsx", "Annotations/MOS and Image attribute scores.csv")
+    pictures = Pictures(root.part("TestImage"))
     return table, each(read_sheet(table, ("Image name", "MOS")), lambda record: row_of(record, "Image name", "MOS", pictures))
 
 
 def _bid(root: Root, _: str) -> Found:
     """Columns by place: the number of the image, then its grade."""
-    table = root.part("DatabaseGrades.xlsx", "DatabaseGrades.xls")
+    table = root.part("DatabaseGrades.xlsx", "DatabaseGrades.csv", "DatabaseGrades.xls")
     pictures = Pictures(root.part("ImageDatabase", "images", "DatabaseImage0001.JPG"))
     if pictures.folder.is_file():  # the pictures lie beside the table
         pictures = Pictures(pictures.folder.parent)

@@ -41,7 +41,8 @@ def _live(root: Root, _: str) -> Found:
 
 def _csiq(root: Root, _: str) -> Found:
     """The Excel sheet, or the text list "1600.AWGN.1.png 0.062"; a picture lies in the folder of its distortion, or all in one."""
-    table, pictures = root.part("csiq.DMOS.xlsx", "csiq_label.txt"), Pictures(root.part("dst_imgs", "dst_imgs_all"))
+    table = root.part("csiq.DMOS.xlsx", "csiq.DMOS.csv", "csiq_label.txt")
+    pictures = Pictures(root.part("dst_imgs", "dst_imgs_all"))
     listed = table.suffix == ".txt"
 
     def row(record: Record) -> Row:
