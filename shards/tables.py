@@ -19,6 +19,7 @@ from shards.manifest import PARTS, ShardError
 
 _PART_NAMES = {"training": "train", "validation": "val", "valid": "val", "testing": "test", **{part: part for part in PARTS}}
 _ZIP, _OLE = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # how an .xlsx begins, and an .xls of before 2007
+_MATLAB_HDF = b"MATLAB 7.3 MAT-file"
 _EXTRA = "run `pip install dist-train[datasets]`"
 _ROWS_AT_ONCE = 1 << 12  # of a csv file that is written
 
@@ -169,16 +170,28 @@ def read_list(path: Path, columns: Sequence[str]) -> Table:
 
 
 def read_mat(path: Path, variable: str) -> list[Any]:
-    """The numbers or texts of a vector or cell array in a MATLAB file, in MATLAB's order."""
+    """The numbers, or whatever else they are, of a vector or cell array in a MATLAB file, in MATLAB's order."""
     import numpy as np
     from scipy.io import loadmat, whosmat
 
     with _explained(path, "a MATLAB file"):
+        with path.open("rb") as raw:
+            if raw.read(len(_MATLAB_HDF)) == _MATLAB_HDF:
+                raise ShardError(f"{path}: is a MATLAB file of version 7.3, which is not read; save it in MATLAB with the option '-v7'")
         held = [name for name, *_ in whosmat(path)]
         values = loadmat(path, squeeze_me=True, variable_names=[variable])
     if variable not in values:
         raise ShardError(f"{path}: has no variable '{variable}'; it has: {', '.join(held)}; take the file as it is distributed")
     return list(np.atleast_1d(values[variable]).ravel(order="F").tolist())
+
+
+def read_mat_texts(path: Path, variable: str) -> list[str]:
+    """The same of a cell array of texts."""
+    texts = read_mat(path, variable)
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise ShardError(f"{path}, entry {number} of {variable}: {text!r} is no text; take the file as it is distributed")
+    return texts
 
 
 def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
@@ -239,9 +252,9 @@ def _explained(path: Path, form: str) -> Iterator[None]:
         yield
     except (ShardError, MemoryError):
         raise
-    except OSError as error:
-        raise ShardError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except Exception as error:  # each reader fails in its own way, from zipfile.BadZipFile to scipy's MatReadError
+        if isinstance(error, OSError) and error.strerror:  # without one it is scipy's word for a file that ends early
+            raise ShardError(f"{path}: cannot be read ({error.strerror}); check the path") from error
         is_text = isinstance(error, UnicodeDecodeError) and form.endswith("in UTF-8")  # what Excel and MATLAB write has no lines
         where = f"{path}, line {_first_bad_line(path)}" if is_text else path
         raise ShardError(f"{where}: is not {form} ({error}); save it as one, or download it again") from error

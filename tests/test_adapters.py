@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from openpyxl import load_workbook
 from photographs import crop
@@ -393,6 +394,21 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "livec",
         lambda root: (root / "Data/AllMOS_release.mat").write_text("<html>please sign in</html>"),
         r"AllMOS_release.mat: is not a MATLAB file \(.*download it again",
+    ),
+    "a MATLAB file that ends early": (
+        "livec",
+        lambda root: (file := root / "Data/AllMOS_release.mat").write_bytes(file.read_bytes()[:150]),
+        r"AllMOS_release.mat: is not a MATLAB file \(.*download it again",
+    ),
+    "MATLAB 7.3": (
+        "livec",
+        lambda root: (root / "Data/AllMOS_release.mat").write_bytes(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(512) + b"\x89HDF"),
+        r"AllMOS_release.mat: is a MATLAB file of version 7.3, which is not read; save it in MATLAB with the option '-v7'",
+    ),
+    "numbers for names": (
+        "livec",
+        lambda root: savemat(root / "Data/AllImages_release.mat", {"AllImages_release": np.arange(18.0)[None]}),
+        r"AllImages_release.mat, entry 1 of AllImages_release: 0.0 is no text; take the file as it is distributed",
     ),
     "no lists of PIPAL": (
         "pipal",

@@ -12,7 +12,7 @@ from shards.datasets import each, image_id, row_of
 from shards.folders import Pictures, Root
 from shards.manifest import Label, ShardError
 from shards.rows import Row
-from shards.tables import Record, number_in, read_csv, read_mat, read_places, read_sheet
+from shards.tables import Record, number_in, read_csv, read_mat, read_mat_texts, read_places, read_sheet
 
 
 def _koniq10k(root: Root, label: str) -> Found:
@@ -41,7 +41,7 @@ def _livec(root: Root, _: str) -> Found:
     """Three vectors in one order; the seven pictures in trainingImages/ taught the raters, and every protocol drops them."""
     names_file, scores_file, stds_file = (root.part(f"Data/All{what}_release.mat") for what in ("Images", "MOS", "StdDev"))
     pictures = Pictures(root.part("Images"))
-    names, scores = read_mat(names_file, "AllImages_release"), read_mat(scores_file, "AllMOS_release")
+    names, scores = read_mat_texts(names_file, "AllImages_release"), read_mat(scores_file, "AllMOS_release")
     stds = read_mat(stds_file, "AllStdDev_release")
     if not len(names) == len(scores) == len(stds):
         raise ShardError(

@@ -11,7 +11,7 @@ from shards.datasets import each, image_id, row_of
 from shards.folders import Pictures, Root
 from shards.manifest import Label, ShardError
 from shards.rows import Row
-from shards.tables import Record, number_in, read_csv, read_list, read_mat, read_sheet
+from shards.tables import Record, number_in, read_csv, read_list, read_mat, read_mat_texts, read_sheet
 
 _LIVE_FOLDERS = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}  # in the order of the vectors
 _CSIQ_TYPES = {"noise": "AWGN", "jpeg": "JPEG", "jpeg 2000": "jpeg2000", "blur": "BLUR", "fnoise": "fnoise", "contrast": "contrast"}
@@ -22,7 +22,7 @@ def _live(root: Root, _: str) -> Found:
     table, references_file = root.part("dmos_realigned.mat"), root.part("refnames_all.mat")
     pictures = Pictures(root.part("jp2k").parent)
     scores, originals = read_mat(table, "dmos_new"), read_mat(table, "orgs")
-    references = read_mat(references_file, "refnames_all")
+    references = read_mat_texts(references_file, "refnames_all")
     names = [f"{folder}/img{number}.bmp" for folder, count in _LIVE_FOLDERS.items() for number in range(1, count + 1)]
     if not len(names) == len(scores) == len(originals) == len(references):
         raise ShardError(
