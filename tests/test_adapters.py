@@ -187,6 +187,11 @@ def test_csiq_is_also_read_with_all_pictures_in_one_folder(tmp_path: Path) -> No
     assert {row.file.parent for row in read("csiq", tmp_path).rows} == {folder}
 
 
+def test_what_a_mac_leaves_beside_the_lists_of_pipal_is_none_of_them(tmp_path: Path) -> None:
+    (make("pipal", tmp_path) / "Train_Label" / "._A0000.txt").write_bytes(b"\0\5\x16\7\0\2")
+    assert len(read("pipal", tmp_path).rows) == 15
+
+
 def test_flive_patches_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
     make("flive", tmp_path)
     for folder in ("voc_emotic_ava", "blur_dataset"):

@@ -247,6 +247,15 @@ def test_a_trap_in_the_pictures_is_found_and_nothing_else(
     assert (status, said["safe"]) == ((1, False) if severity == "error" else (0, True))
 
 
+def test_pictures_of_no_row_are_found_in_every_folder_and_what_a_mac_leaves_is_none(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, ["a.png", "more/b.png"], 32, 24)
+    for name in ("c.png", "more/c.png", "other/deep/c.JPG", "._a.png", "more/._b.png", "__MACOSX/c.png", ".cache/c.png", "notes.txt"):
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "images" / name).touch()
+    unlisted = examine(read_table(folder / "scores.csv", folder / "images"), headers_only=True).unlisted
+    assert [str(file.relative_to(folder / "images")) for file in unlisted] == ["c.png", "more/c.png", "other/deep/c.JPG"]
+
+
 def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 

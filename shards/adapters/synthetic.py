@@ -95,7 +95,7 @@ def _pipal(root: Root, _: str) -> Found:
     """A list per reference; the pictures come in several archives, whose folders lie side by side or are merged into one."""
     table, first = root.part("Train_Label"), root.part("Train_Dist", "Distortion_1", "Dist_Imgs")
     folders = [Pictures(path) for path in sorted(first.parent.iterdir()) if path.is_dir() and "dist" in path.name.lower()]
-    lists = sorted(table.glob("*.txt"))
+    lists = sorted(file for file in table.glob("*.txt") if not file.name.startswith("."))  # on a Mac each has a ._A0000.txt
     if not lists:
         raise ShardError(f"{table}: expected a list A0000.txt ... per reference in it, found none; unpack the labels again")
 
