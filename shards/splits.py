@@ -144,7 +144,10 @@ def what_to_know(rows: Rows, splits: Mapping[str, np.ndarray]) -> list[str]:
         if images["train"] < max(images["val"], images["test"]):
             few = f"only {images['train']:,} of {sum(images.values()):,} images are in train"
             names_of.setdefault(f"{few}; one content is very large, unless the ratio says so", []).append(name)
-        if small := [f"{part} {count}" for part, count in images.items() if part != "train" and 0 < count < ROUGH]:
+        if fewest := [f"{part} {count}" for part, count in images.items() if part != "train" and 0 < count < FEWEST]:
+            useless = f"under {FEWEST} images have no SRCC, and no run takes such a split ({', '.join(fewest)})"
+            names_of.setdefault(f"{useless}; choose another ratio, or add images", []).append(name)
+        elif small := [f"{part} {count}" for part, count in images.items() if part != "train" and 0 < count < ROUGH]:
             names_of.setdefault(f"an SRCC over fewer than {ROUGH} images is rough ({', '.join(small)})", []).append(name)
     return sentences + [f"{briefly(names)}: {told_once}" for told_once, names in names_of.items()]
 

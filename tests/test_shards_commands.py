@@ -54,18 +54,21 @@ def unbroken(cups: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_build_show_and_check_print_what_they_did_and_exit_0(cups: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     built = subprocess.run(
-        command(*build_arguments(cups, out, "--label", "DMOS", "--range", 0, 9, "--lower-is-better", "--workers", 2)),
+        command(
+            *build_arguments(cups, out, "--label", "DMOS", "--range", 0, 9, "--lower-is-better", "--ratio", "60/20/20", "--workers", 2)
+        ),
         capture_output=True,
         text=True,
         timeout=LIMIT,
         check=True,
     )
     first, *told = built.stdout.splitlines()
-    warned, about = told[:2], told[2:]
+    warned, about = told[:3], told[3:]
     assert first == f"cups: 12 images -> 6 shards in {out}, layout canvas, 2 workers"
     assert warned == [
         "every image is taken as its own content: no two of them share a group",
-        "official: an SRCC over fewer than 50 images is rough (val 2, test 2)",
+        "official: under 3 images have no SRCC, and no run takes such a split (val 2, test 2); choose another ratio, or add images",
+        "--ratio 60/20/20 changes nothing: beside an official split there are rounds only with --rounds N",
     ]
     assert about == [
         "data set        cups",
