@@ -120,9 +120,7 @@ def data_set_of(name: str, label: Label, resize: str, rows: Iterable[Row | Shard
     Raises ShardError otherwise, but for single rows that `refuse` takes: they are left out, and all but the first of one id.
     """
     if not is_plain_name(name) or not _is_text(name):
-        raise ShardError(
-            f"--name '{name}': is part of file names, so it may not be empty, '..', hold a slash, or be no text; choose another"
-        )
+        raise ShardError(f"--name '{name}': is part of file names: text in UTF-8 without a slash, not empty, not '..'; choose another")
     if not _is_text(label.name):
         raise ShardError(f"--label '{label.name}': is no text in UTF-8; choose another")
     ordered, unique = Rows(_usable(rows, label, table, refuse)), True
@@ -153,22 +151,27 @@ def _usable(rows: Iterable[Row | ShardError], label: Label, table: Path, refuse:
     for row in rows:
         if isinstance(row, ShardError):
             refuse(row)
-        elif not row.group:
-            refuse(
-                ShardError(
-                    f"{row.where}: does not say which content '{row.file.name}' shows, that is what a split keeps together; "
-                    f"write it, or the image's own name if nothing else shows the same"
-                )
-            )
-        elif label.low is not None and label.high is not None and not label.low <= row.opinion <= label.high:
-            refuse(
-                ShardError(
-                    f"{table}: image '{row.id}' has the opinion {row.opinion:g}, outside the scale of {label.low:g} to {label.high:g} "
-                    f"({row.where}); correct the row, or state the scale that the opinions are on"
-                )
-            )
+        elif fault := _fault(row, label, table):
+            refuse(ShardError(fault))
         else:
             yield row
+
+
+def _fault(row: Row, label: Label, table: Path) -> str | None:
+    """What is wrong with a row that was read, and what to do about it."""
+    if not row.group:
+        return (
+            f"{row.where}: does not say which content '{row.file.name}' shows, that is what a split keeps together; "
+            f"write it, or the image's own name if nothing else shows the same"
+        )
+    if row.std is not None and row.std < 0:
+        return f"{row.where}: the std {row.std:g} is no standard deviation; correct it, or take the column out"
+    if label.low is not None and label.high is not None and not label.low <= row.opinion <= label.high:
+        return (
+            f"{table}: image '{row.id}' has the opinion {row.opinion:g}, outside the scale of {label.low:g} to {label.high:g} "
+            f"({row.where}); correct the row, or state the scale that the opinions are on"
+        )
+    return None
 
 
 def missing_pictures(data_set: DataSet) -> Iterator[Row]:

@@ -118,6 +118,7 @@ def test_an_id_is_the_path_without_its_suffix_fit_for_a_webdataset_key(name: str
         ("image,score\na.png,3\nb.png,NaN\n", "scores.csv, line 3, column score: 'NaN' is not finite"),
         ("image,score\na.png,3\nb.png,inf\n", "scores.csv, line 3, column score: 'inf' is not finite"),
         ("image,score,std\na.png,3,nan\n", "scores.csv, line 2, column std: 'nan' is not finite"),
+        ("image,score,std\na.png,3,0\nb.png,4,-0.5\n", "scores.csv, line 3: the std -0.5 is no standard deviation"),
         ("image,score\na.png,3_5\n", "scores.csv, line 2, column score: '3_5' is not a number"),
         ("image,score\n,3\n", "scores.csv, line 2: there is no image name"),
         ("image,score\n.,3\n", "scores.csv, line 2: there is no image name"),
