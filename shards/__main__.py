@@ -121,7 +121,12 @@ def _resize_rule(options: argparse.Namespace) -> str | None:
         return None if options.resize == "aspect" else str(options.resize)
     if not options.dataset:
         raise UsageError("--resize paper: there is no paper's rule for a table of your own; write none, exact:WIDTHxHEIGHT or short:PIXELS")
-    return ADAPTERS[options.dataset].paper_resize
+    adapter = ADAPTERS[options.dataset]
+    if adapter.paper_resize is None:
+        raise UsageError(
+            f"--resize paper: the HyperIQA paper did not use {adapter.title}; leave it out for {adapter.resize}, or write a rule"
+        )
+    return adapter.paper_resize
 
 
 def _doctor(options: argparse.Namespace) -> int:

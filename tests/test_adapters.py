@@ -144,7 +144,8 @@ def test_koniq_is_also_read_from_its_512x384_copy(tmp_path: Path) -> None:
         ("koniq10k", "none", ("64", "48")),
         ("bid", "aspect", ("683", "512")),
         ("bid", "paper", ("512", "512")),
-        ("spaq", "paper", ("683", "512")),
+        ("spaq", "aspect", ("683", "512")),
+        ("tid2013", "paper", ("64", "48")),
         ("kadid10k", "aspect", ("64", "48")),
         ("kadid10k", "short:96", ("128", "96")),
     ],
@@ -504,6 +505,16 @@ def test_a_label_that_a_data_set_does_not_offer_is_answered_with_those_it_does(
 ) -> None:
     error = complaint_of(capsys, "koniq10k", unpacked("koniq10k"), tmp_path, "--label", "DMOS")
     assert error == "error: KonIQ-10k has no label 'DMOS'; choose --label MOS_zscore or MOS"
+
+
+def test_a_set_that_the_paper_did_not_use_has_no_rule_of_the_paper(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], unpacked: Callable[[str], Path]
+) -> None:
+    assert {name for name, adapter in ADAPTERS.items() if adapter.paper_resize} == {"koniq10k", "livec", "bid", "live", "csiq", "tid2013"}
+    error = complaint_of(capsys, "spaq", unpacked("spaq"), tmp_path, "--resize", "paper")
+    assert error == "error: --resize paper: the HyperIQA paper did not use SPAQ; leave it out for short:512, or write a rule"
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out.count("paper: it did not use this set") == len(ADAPTERS) - 6
 
 
 def test_a_table_of_ones_own_has_no_rule_of_the_paper(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,8 @@ def adapters_as_text() -> str:
             indent = "\n    "
             lines[-1] += f"{indent}--label  {f'{indent}     or  '.join(map(str, one.labels))}"
             lines[-1] += f"{indent}--root   {one.on_disk}"
-            lines[-1] += f"{indent}--resize aspect: {one.resize}; paper: {one.paper_resize}{_sizes(one)}{indent}ask      {one.ask}"
+            paper = one.paper_resize or "it did not use this set"
+            lines[-1] += f"{indent}--resize aspect: {one.resize}; paper: {paper}{_sizes(one)}{indent}ask      {one.ask}"
     return "\n".join([*lines, "", "any other: --table scores.csv --images DIR; also .xlsx, pyiqa's meta csv and Q-Align's .json lists"])
 
 

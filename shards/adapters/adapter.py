@@ -28,7 +28,7 @@ class Adapter:
     protocol: str  # "official train/val/test", "80/20 x 10 by reference" ...
     ask: str  # where to ask for the data
     resize: str = "none"  # keeps the aspect
-    paper_resize: str = "none"  # the rule of the HyperIQA paper; for a set that it does not use, the same as `resize`
+    paper_resize: str | None = None  # the rule of the HyperIQA paper; None for a set that it does not use
     sizes: tuple[tuple[int, int], ...] = ()  # width and height of all pictures, where they are alike; several: of several copies
     parts: tuple[int, ...] = ()  # images in train, val and test of the official split, as published
 

@@ -156,6 +156,7 @@ AUTHENTIC = (
         on_disk="Data/AllImages_release.mat, Data/AllMOS_release.mat, Data/AllStdDev_release.mat, Images/",
         protocol="80/20 x 10",
         ask="https://live.ece.utexas.edu/research/ChallengeDB/",
+        paper_resize="none",
     ),
     Adapter(
         "spaq",
@@ -168,7 +169,6 @@ AUTHENTIC = (
         protocol="80/20 x 10",
         ask="https://github.com/h4nwei/SPAQ",
         resize="short:512",
-        paper_resize="short:512",
     ),
     Adapter(
         "bid",
@@ -217,7 +217,6 @@ AUTHENTIC = (
         protocol="official train/val/test",
         ask="https://database.mmsp-kn.de/uhd-iqa-benchmark-database.html",
         resize="short:512",
-        paper_resize="short:512",
         parts=(4_269, 904, 900),
     ),
 )

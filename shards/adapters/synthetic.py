@@ -131,6 +131,7 @@ SYNTHETIC = (
         on_disk="dmos_realigned.mat, refnames_all.mat, jp2k/, jpeg/, wn/, gblur/, fastfading/",
         protocol="80/20 x 10 by reference",
         ask="https://live.ece.utexas.edu/research/quality/subjective.htm",
+        paper_resize="none",
     ),
     Adapter(
         "csiq",
@@ -142,6 +143,7 @@ SYNTHETIC = (
         on_disk="csiq.DMOS.xlsx or csiq_label.txt, dst_imgs/",
         protocol="80/20 x 10 by reference",
         ask="https://s2.smu.edu/~eclarson/csiq.html",
+        paper_resize="none",
         sizes=((512, 512),),
     ),
     Adapter(
@@ -154,6 +156,7 @@ SYNTHETIC = (
         on_disk="mos_with_names.txt, mos_std.txt, distorted_images/",
         protocol="80/20 x 10 by reference",
         ask="https://www.ponomarenko.info/tid2013.htm",
+        paper_resize="none",
         sizes=((512, 384),),
     ),
     Adapter(
