@@ -22,10 +22,10 @@ from shards.tables import Record, Table, read_records
 _NOT_IN_A_KEY = re.compile(r"[^\w-]+")  # a WebDataset key ends at the first dot and may not hold a slash
 
 # What a table of one's own, pyiqa's meta csv and Q-Align's JSON lists call the same thing.
-_IMAGE = ("image", "name", "img_name", "image_name", "img_path", "dist_name")
-_SCORE = ("score", "mos", "gt_score", "dmos", "elo_score")
-_GROUP = ("group", "ref_name", "hq_name")
-_PART = ("split", "official_split")
+CALLED_IMAGE = ("image", "name", "img_name", "image_name", "img_path", "dist_name")
+CALLED_SCORE = ("score", "mos", "gt_score", "dmos", "elo_score")
+CALLED_GROUP = ("group", "ref_name", "hq_name")
+CALLED_PART = ("split", "official_split")
 
 Entry = TypeVar("Entry")
 Refuse = Callable[[ShardError], None]  # is told what is wrong with a row, which is left out unless that raises
@@ -66,18 +66,18 @@ def read_table(
     Raises ShardError naming the file and row of the first bad row, unless `refuse` takes it.
     """
     records = read_records(table)
-    image, score = _column(records, _IMAGE), _column(records, _SCORE)
+    image, score = _column(records, CALLED_IMAGE), _column(records, CALLED_SCORE)
     if not image:
         raise ShardError(f"{table}: lacks the column(s) image; it has: {', '.join(records.columns)}")
     if not score:
         raise ShardError(f"{table}: lacks a column score (or mos); it has: {', '.join(records.columns)}")
-    if len(both := [name for name in _SCORE if name in records]) > 1:
+    if len(both := [name for name in CALLED_SCORE if name in records]) > 1:
         raise ShardError(f"{table}: has the columns {' and '.join(both)}; keep the one that is the opinion, and rename or delete the other")
     if score == "dmos" and not direction_is_stated and (label is None or label.higher_is_better):
         raise ShardError(f"{table}: has a column dmos: add --lower-is-better, or --higher-is-better if it is as KADID-10k's")
     if not images.is_dir():
         raise ShardError(f"{images}: there is no such folder; name the one that the image column of {table} is relative to")
-    group, part, std = _column(records, _GROUP), _column(records, _PART), _column(records, ("std",))
+    group, part, std = _column(records, CALLED_GROUP), _column(records, CALLED_PART), _column(records, ("std",))
     pictures = Pictures(images)
 
     def row(record: Record) -> Row:

@@ -227,6 +227,8 @@ def test_the_list_names_every_data_set_with_all_that_is_needed_to_build_it() -> 
         (line,) = [line for line in said.splitlines() if line.startswith(f"{adapter.name} ")]
         assert f"{adapter.images:,}" in line and adapter.title in line and adapter.protocol in line
         assert adapter.on_disk in said and adapter.ask in said and all(str(label) in said for label in adapter.labels)
+    for table, columns in (("csv, .xlsx", "image and score"), ("pyiqa", "dist_name or img_name, mos or dmos"), ("Q-Align", '"gt_score"')):
+        assert any(line.startswith(f"    {table} ") and columns in line for line in said.splitlines())
     assert max(map(len, said.splitlines())) <= 120
 
 
