@@ -148,7 +148,7 @@ def _doctor(options: argparse.Namespace) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    findings = bad.findings() + findings
+    findings = bad.findings(options.root or options.table.parent) + findings
     print((as_json if options.json else as_text)(name, findings))
     return 0 if is_safe(findings) else 1
 

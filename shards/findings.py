@@ -7,11 +7,13 @@ person should look first, a note when there is something to know.
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 
 from shards.manifest import ShardError
 
@@ -58,12 +60,16 @@ class BadRows:
         if self._numbers[to_do] <= PLACES:
             self._told[to_do].append(found)
 
-    def findings(self) -> list[Finding]:
+    def findings(self, folder: Path) -> list[Finding]:
+        """What there is to say of them, by the names that their files have in the data set's folder."""
         expected = "an image of its own in every row, its content, and an opinion that is a number on the scale"
         return [
-            Finding("error", f"{number:,} row(s) that cannot be used", expected, to_do, tuple(self._told[to_do]))
+            Finding("error", f"{number:,} row(s) that cannot be used", expected, to_do, places(self._named(to_do, folder)))
             for to_do, number in self._numbers.items()
         ]
+
+    def _named(self, to_do: str, folder: Path) -> Iterator[str]:
+        return (told.replace(f"{folder}{os.sep}", "") for told in self._told[to_do])
 
 
 def places(where: Iterable[object]) -> tuple[str, ...]:

@@ -722,7 +722,7 @@ def test_all_bad_rows_are_told_and_the_rest_is_looked_at_whatever_cannot_be_read
     errors = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["severity"] == "error"]
     assert [each["found"].removesuffix(" row(s) that cannot be used") for each in errors[:5]] == ["2", "1", "1", "1", "1"]
     for line, error in ((2, errors[0]), (4, errors[1]), (5, errors[2]), (6, errors[3]), (302, errors[4])):
-        assert any(f"scores.csv, line {line}" in place for place in error["where"]) and "rows" not in error["to_do"]
+        assert any(f"scores.csv, line {line}" in place for place in error["where"]) and str(folder) not in str(error["where"][0])
         assert "on the scale" in error["expected"] and error["to_do"]
     assert errors[5]["found"] == "1 of 295 files are not there" and errors[6]["found"].startswith(f"{tmp_path}: expected")
     assert len(errors) == 7 and "pictures without a row" not in str(errors)
