@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sqlite3
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from shards.adapters import ADAPTERS, adapters_as_text
 from shards.check import check, describe
 from shards.codecs import CODECS
-from shards.datasets import DataSet, read_table
+from shards.datasets import DataSet, Refuse, read_table, stop_at
 from shards.doctor import compare, diagnose
 from shards.estimate import estimate
-from shards.examination import examine
-from shards.findings import as_json, as_text, is_safe, refused
+from shards.examination import Examination, examine
+from shards.findings import BadRows, Finding, as_json, as_text, is_safe, refused
 from shards.manifest import Label, ShardError, Shards
 from shards.patches import resized_size
 from shards.plan import Settings, plan_build
@@ -34,6 +36,8 @@ class UsageError(ShardError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 an error that was explained or a folder not safe to build, 130 interrupted."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # a folder may have a name that is no text, and is told as the disk has it
     try:
         status = int(options.run(options) or 0)
         sys.stdout.flush()
@@ -81,6 +85,8 @@ def _build(options: argparse.Namespace) -> None:
         f"layout {plan.layout.name}, {share}{_counted(options.workers, 'worker')}"
     )
     print("\n".join(what_to_know(plan.data_set.rows, plan.splits)))
+    if options.ratio != RATIO and "official" in plan.splits and not options.rounds:
+        print(f"--ratio {options.ratio} changes nothing: beside an official split there are rounds only with --rounds N")
     shards = build_share(plan, options.out, options.share, options.workers)
     if shards is None:
         missing = _counted(missing_shards(plan, options.out), "shard")
@@ -89,7 +95,7 @@ def _build(options: argparse.Namespace) -> None:
         print(describe(shards))
 
 
-def _data_set(options: argparse.Namespace) -> DataSet:
+def _data_set(options: argparse.Namespace, refuse: Refuse = stop_at) -> DataSet:
     about_a_table = ("table", "images", "name", "range", "lower_is_better", "higher_is_better")
     if options.dataset:
         for name in about_a_table:
@@ -98,14 +104,15 @@ def _data_set(options: argparse.Namespace) -> DataSet:
         if not options.root:
             raise UsageError(f"--dataset {options.dataset} needs --root, the folder it was unpacked to")
         adapter = ADAPTERS[options.dataset]
-        return adapter.read(options.root, options.label or adapter.labels[0].name)
+        return adapter.read(options.root, options.label or adapter.labels[0].name, refuse)
     if not options.table or not options.images or options.root:
         raise UsageError("name the data: --table scores.csv --images DIR, or --dataset NAME --root DIR")
     if options.range and not -math.inf < options.range[0] < options.range[1] < math.inf:
         raise UsageError(f"--range {options.range[0]:g} {options.range[1]:g}: write the two ends of the scale, the lower one first")
     low, high = options.range or (None, None)
     label = Label(options.label or "MOS", low, high, not options.lower_is_better)
-    return read_table(options.table, options.images, options.name, label, direction_is_stated=options.higher_is_better)
+    direction = options.higher_is_better
+    return read_table(options.table, options.images, options.name, label, direction_is_stated=direction, refuse=refuse)
 
 
 def _resize_rule(options: argparse.Namespace) -> str | None:
@@ -114,29 +121,49 @@ def _resize_rule(options: argparse.Namespace) -> str | None:
         return None if options.resize == "aspect" else str(options.resize)
     if not options.dataset:
         raise UsageError("--resize paper: there is no paper's rule for a table of your own; write none, exact:WIDTHxHEIGHT or short:PIXELS")
-    return ADAPTERS[options.dataset].paper_resize
+    adapter = ADAPTERS[options.dataset]
+    if adapter.paper_resize is None:
+        raise UsageError(
+            f"--resize paper: the HyperIQA paper did not use {adapter.title}; leave it out for {adapter.resize}, or write a rule"
+        )
+    return adapter.paper_resize
 
 
 def _doctor(options: argparse.Namespace) -> int:
     name = options.dataset or options.name or str(options.table)
+    bad = BadRows()
+    findings: list[Finding] = []
+    one: Examination | None = None
     try:
         rule, readers = _resize_rule(options), [_reader(against) for against in options.against]
         _refuse_nonsense(rule, options.size)
-        data_set = _data_set(options)
-        name = data_set.name
-        one = examine(data_set, options.workers, options.quick)
-        findings = diagnose(one, options.size, rule)
-        for read in readers:
-            findings += compare(one, examine(read(data_set.label), options.workers, options.quick))
+        with _going_on(findings):
+            data_set = _data_set(options, bad.add)
+            name = data_set.name
+            one = examine(replace(data_set, left_out=len(bad)), options.workers, options.quick)
+            findings += diagnose(one, options.size, rule)
+        for read in readers if one else ():
+            with _going_on(findings):
+                findings += compare(one, examine(read(one.data_set.label), options.workers, options.quick))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except ShardError as error:
-        findings = [refused(error)]
-    except (OSError, sqlite3.Error) as error:
-        findings = [refused(_refusal(error))]
+    findings = bad.findings(options.root or options.table.parent) + findings
     print((as_json if options.json else as_text)(name, findings))
     return 0 if is_safe(findings) else 1
+
+
+@contextmanager
+def _going_on(findings: list[Finding]) -> Iterator[None]:
+    """What ends the reading of a data set is one finding more."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ShardError as error:
+        findings.append(refused(error))
+    except (OSError, sqlite3.Error) as error:
+        findings.append(refused(_refusal(error)))
 
 
 def _refuse_nonsense(rule: str | None, patch_size: int) -> None:

@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 from shards.folders import Pictures, missing_message
-from shards.manifest import Label, ShardError
+from shards.manifest import Label, ShardError, is_plain_name
 from shards.rows import Row, Rows
 from shards.tables import Record, Table, read_records
 
 _NOT_IN_A_KEY = re.compile(r"[^\w-]+")  # a WebDataset key ends at the first dot and may not hold a slash
 
 # What a table of one's own, pyiqa's meta csv and Q-Align's JSON lists call the same thing.
-_IMAGE = ("image", "name", "img_name", "image_name", "img_path", "dist_name")
-_SCORE = ("score", "mos", "gt_score", "dmos", "elo_score")
-_GROUP = ("group", "ref_name", "hq_name")
-_PART = ("split", "official_split")
+CALLED_IMAGE = ("image", "name", "img_name", "image_name", "img_path", "dist_name")
+CALLED_SCORE = ("score", "mos", "gt_score", "dmos", "elo_score")
+CALLED_GROUP = ("group", "ref_name", "hq_name")
+CALLED_PART = ("split", "official_split")
+
+Entry = TypeVar("Entry")
+Refuse = Callable[[ShardError], None]  # is told what is wrong with a row, which is left out unless that raises
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,12 @@ class DataSet:
     resize: str
     rows: Rows
     table: Path  # where the rows come from, for messages
+    left_out: int = 0  # rows of it that cannot be used, which a doctor tells of; no build leaves one out
+
+
+def stop_at(error: ShardError) -> None:
+    """What a build does about a row that it cannot use."""
+    raise error
 
 
 def read_table(
@@ -44,6 +55,7 @@ def read_table(
     label: Label | None = None,
     resize: str = "none",
     direction_is_stated: bool = False,
+    refuse: Refuse = stop_at,
 ) -> DataSet:
     """A data set from a table (csv, .xlsx, .json) with the columns image and score, and optionally std, group and split.
 
@@ -51,32 +63,39 @@ def read_table(
     `images`, and an image's id is that path without its suffix. Without a group column every image is its own group.
     Without a `label` the opinions are taken as a MOS, higher is better, scale not stated. That of a column dmos is only taken so
     where `direction_is_stated`, by somebody who knows.
-    Raises ShardError naming the file and row of the first bad row.
+    Raises ShardError naming the file and row of the first bad row, unless `refuse` takes it.
     """
     records = read_records(table)
-    image, score = _column(records, _IMAGE), _column(records, _SCORE)
+    image, score = _column(records, CALLED_IMAGE), _column(records, CALLED_SCORE)
     if not image:
         raise ShardError(f"{table}: lacks the column(s) image; it has: {', '.join(records.columns)}")
     if not score:
         raise ShardError(f"{table}: lacks a column score (or mos); it has: {', '.join(records.columns)}")
-    if len(both := [name for name in _SCORE if name in records]) > 1:
+    if len(both := [name for name in CALLED_SCORE if name in records]) > 1:
         raise ShardError(f"{table}: has the columns {' and '.join(both)}; keep the one that is the opinion, and rename or delete the other")
     if score == "dmos" and not direction_is_stated and (label is None or label.higher_is_better):
         raise ShardError(f"{table}: has a column dmos: add --lower-is-better, or --higher-is-better if it is as KADID-10k's")
     if not images.is_dir():
         raise ShardError(f"{images}: there is no such folder; name the one that the image column of {table} is relative to")
-    group, part, std = _column(records, _GROUP), _column(records, _PART), _column(records, ("std",))
+    group, part, std = _column(records, CALLED_GROUP), _column(records, CALLED_PART), _column(records, ("std",))
     pictures = Pictures(images)
 
     def row(record: Record) -> Row:
         deviation = record.number(std) if std and record[std] else None
-        content = record[group] if group else record[image]
-        if not content and record[image]:
-            shows = f"write which content '{record[image]}' shows, its own name if nothing else does"
-            raise ShardError(f"{record.where}, column {group}: is empty; {shows}")
-        return row_of(record, image, score, pictures, std=deviation, group=content, part=record.part(part) if part else None)
+        content, stated = record[group] if group else None, record.part(part) if part else None
+        return row_of(record, image, score, pictures, std=deviation, group=content, part=stated)
 
-    return data_set_of(name or table.resolve().parent.name, label or Label("MOS", None, None, True), resize, map(row, records), table)
+    label = label or Label("MOS", None, None, True)
+    return data_set_of(name or table.resolve().parent.name, label, resize, each(records, row), table, refuse)
+
+
+def each(entries: Iterable[Entry], row: Callable[[Entry], Row]) -> Iterator[Row | ShardError]:
+    """The row of each entry of a table, or what is wrong with the entry."""
+    for entry in entries:
+        try:
+            yield row(entry)
+        except ShardError as error:
+            yield error
 
 
 def row_of(
@@ -92,31 +111,67 @@ def row_of(
     """The row of a record whose columns `image` and `score` hold a name and an opinion; without a group it is its own."""
     name = record[image]
     key = image_id(name, record.where)
-    return Row(key, pictures.find(name), record.number(score), std, group or name, part, record.where)
+    return Row(key, pictures.find(name), record.number(score), std, name if group is None else group, part, record.where)
 
 
-def data_set_of(name: str, label: Label, resize: str, rows: Iterable[Row], table: Path) -> DataSet:
-    """The rows in order, once it is known that ids are unique and opinions differ and are on the scale. Raises ShardError otherwise."""
-    if not name or Path(name).name != name:
-        raise ShardError(f"--name '{name}': is part of file names, so it may not be empty or hold a slash; choose another")
-    ordered = Rows(_on_the_scale(rows, label, table))
-    if twins := ordered.twins():
-        places = ", and ".join(f"{row.file}, {row.where}" for row in twins)
-        raise ShardError(f"{table}: two rows have the id '{twins[0].id}' ({places}); rename one, or take one out")
+def data_set_of(name: str, label: Label, resize: str, rows: Iterable[Row | ShardError], table: Path, refuse: Refuse = stop_at) -> DataSet:
+    """The rows in order, once it is known that ids are unique and opinions differ and are on the scale.
+
+    Raises ShardError otherwise, but for single rows that `refuse` takes: they are left out, and all but the first of one id.
+    """
+    if not is_plain_name(name) or not _is_text(name):
+        raise ShardError(f"--name '{name}': is part of file names: text in UTF-8 without a slash, not empty, not '..'; choose another")
+    if not _is_text(label.name):
+        raise ShardError(f"--label '{label.name}': is no text in UTF-8; choose another")
+    ordered, unique = Rows(_usable(rows, label, table, refuse)), True
+    for one, other in ordered.twins():
+        places = f"{one.file}, {one.where}, and {other.file}, {other.where}"
+        refuse(ShardError(f"{table}: two rows have the id '{one.id}' ({places}); rename one, or take one out"))
+        unique = False
+    if not unique:
+        ordered = Rows(next(same) for _, same in groupby(ordered, lambda row: row.id))
+    if not ordered:
+        raise ShardError(f"{table}: has no row of an image that can be used; see that it is the table of this data set")
     lowest, highest = ordered.opinion_range()
     if len(ordered) > 1 and lowest == highest:
         raise ShardError(f"{table}: all {len(ordered):,} opinions are {lowest:g}, so nothing can be learnt; name the right column score")
     return DataSet(name, label, resize, ordered, table)
 
 
-def _on_the_scale(rows: Iterable[Row], label: Label, table: Path) -> Iterator[Row]:
+def _is_text(name: str) -> bool:
+    """Whether a manifest can say it: what a shell or a disk says need not be UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _usable(rows: Iterable[Row | ShardError], label: Label, table: Path, refuse: Refuse) -> Iterator[Row]:
     for row in rows:
-        if label.low is not None and label.high is not None and not label.low <= row.opinion <= label.high:
-            raise ShardError(
-                f"{table}: image '{row.id}' has the opinion {row.opinion:g}, outside the scale of {label.low:g} to {label.high:g} "
-                f"({row.where}); correct the row, or state the scale that the opinions are on"
-            )
-        yield row
+        if isinstance(row, ShardError):
+            refuse(row)
+        elif fault := _fault(row, label, table):
+            refuse(ShardError(fault))
+        else:
+            yield row
+
+
+def _fault(row: Row, label: Label, table: Path) -> str | None:
+    """What is wrong with a row that was read, and what to do about it."""
+    if not row.group:
+        return (
+            f"{row.where}: does not say which content '{row.file.name}' shows, that is what a split keeps together; "
+            f"write it, or the image's own name if nothing else shows the same"
+        )
+    if row.std is not None and row.std < 0:
+        return f"{row.where}: the std {row.std:g} is no standard deviation; correct it, or take the column out"
+    if label.low is not None and label.high is not None and not label.low <= row.opinion <= label.high:
+        return (
+            f"{table}: image '{row.id}' has the opinion {row.opinion:g}, outside the scale of {label.low:g} to {label.high:g} "
+            f"({row.where}); correct the row, or state the scale that the opinions are on"
+        )
+    return None
 
 
 def missing_pictures(data_set: DataSet) -> Iterator[Row]:

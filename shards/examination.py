@@ -47,7 +47,7 @@ class Examination:
 
     data_set: DataSet
     pictures: tuple[PictureFile, ...]
-    unlisted: tuple[Path, ...]  # pictures in the same folders that no row names
+    unlisted: tuple[Path, ...]  # pictures in and below the same folders that no row names
     headers_only: bool
 
     def name(self, file: Path) -> str:
@@ -114,6 +114,14 @@ def _seen(files: Sequence[Path], workers: int, headers_only: bool) -> Iterator[P
 
 
 def _unlisted(files: Sequence[Path]) -> list[Path]:
-    listed = set(files)
-    beside = (file for folder in {file.parent for file in files} if folder.is_dir() for file in folder.iterdir())
-    return sorted(file for file in beside if file.suffix.lower() in SUFFIXES and file not in listed)
+    """The pictures in and below the folders of `files` that are none of them."""
+    listed, folders = set(files), {file.parent for file in files}
+    highest = [folder for folder in folders if folders.isdisjoint(folder.parents)]
+    return sorted(file for folder in highest for file in _pictures_below(folder) if file not in listed)
+
+
+def _pictures_below(folder: Path) -> Iterator[Path]:
+    """But for what is hidden, or was hidden on a Mac: there each I01.png has a ._I01.png that is no picture."""
+    for place, inner, names in os.walk(folder):
+        inner[:] = [name for name in inner if not name.startswith(".") and name != "__MACOSX"]
+        yield from (Path(place, name) for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."))

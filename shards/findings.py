@@ -7,11 +7,13 @@ person should look first, a note when there is something to know.
 from __future__ import annotations
 
 import json
+import os
 import textwrap
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 
 from shards.manifest import ShardError
 
@@ -32,8 +34,42 @@ class Finding:
 
 def refused(error: ShardError) -> Finding:
     """What to say when the data set could not even be read."""
+    found, to_do = _parted(error)
+    return Finding("error", found, "a table and pictures that can be read", to_do)
+
+
+def _parted(error: ShardError) -> tuple[str, str]:
+    """What was found, and what to do."""
     found, _, to_do = str(error).partition("; ")
-    return Finding("error", found, "a table and pictures that can be read", to_do or "mend that and run the doctor again")
+    return found, to_do or "mend that and run the doctor again"
+
+
+class BadRows:
+    """The rows that cannot be used, each given as what is wrong with it: a finding for each thing to do about them."""
+
+    def __init__(self) -> None:
+        self._numbers: Counter[str] = Counter()
+        self._told: dict[str, list[str]] = defaultdict(list)
+
+    def __len__(self) -> int:
+        return self._numbers.total()
+
+    def add(self, error: ShardError) -> None:
+        found, to_do = _parted(error)
+        self._numbers[to_do] += 1
+        if self._numbers[to_do] <= PLACES:
+            self._told[to_do].append(found)
+
+    def findings(self, folder: Path) -> list[Finding]:
+        """What there is to say of them, by the names that their files have in the data set's folder."""
+        expected = "an image of its own in every row, its content, and an opinion that is a number on the scale"
+        return [
+            Finding("error", f"{number:,} row(s) that cannot be used", expected, to_do, places(self._named(to_do, folder)))
+            for to_do, number in self._numbers.items()
+        ]
+
+    def _named(self, to_do: str, folder: Path) -> Iterator[str]:
+        return (told.replace(f"{folder}{os.sep}", "") for told in self._told[to_do])
 
 
 def places(where: Iterable[object]) -> tuple[str, ...]:

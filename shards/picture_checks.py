@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import numpy as np
+
 from shards.duplicates import near_pairs, same_files
 from shards.examination import Examination, PictureFile
 from shards.findings import PLACES, Finding, places
@@ -14,7 +16,8 @@ from shards.folders import where_to_look
 from shards.patches import is_enlarged, resized_size
 from shards.photographs import decoder_versions
 from shards.rows import Row
-from shards.table_checks import known_as
+from shards.splits import briefly
+from shards.table_checks import known_as, sides
 
 _LONGEST = 3.0  # times the short side; a patch shows little of such a picture, and an exact resize bends it
 _TRAITS = {
@@ -65,7 +68,7 @@ def _files(examination: Examination) -> Iterator[Finding]:
 
 def _unlisted(examination: Examination) -> Iterator[Finding]:
     data_set, known = examination.data_set, known_as(examination.data_set)
-    if examination.unlisted:
+    if len(examination.unlisted) > data_set.left_out:  # else they may be those of rows that are to be mended
         complete = known is not None and known.images == len(data_set.rows)
         yield Finding(
             "note" if complete else "warning",
@@ -152,26 +155,35 @@ def _sizes(examination: Examination, patch_size: int, rule: str) -> Iterator[Fin
 
 
 def _exact_duplicates(examination: Examination) -> Iterator[Finding]:
-    rows = examination.data_set.rows
-    leaks: list[list[Row]] = []
-    apart: list[list[Row]] = []
-    together: list[list[Row]] = []
+    """Copies that some split parts are a leak: trained on by one name, tested by the other."""
+    rows, splits = examination.data_set.rows, sides(examination.data_set.rows)
+    leaks: dict[str, int] = {}  # each picture as it is told of, and how many files it is
+    apart: dict[str, int] = {}
+    together: dict[str, int] = {}
     for numbers in same_files([picture.sha256 for picture in examination.pictures]):
         same = [rows[number] for number in numbers]
-        (leaks if len({row.part for row in same}) > 1 else apart if len({row.group for row in same}) > 1 else together).append(same)
-    most = sum(map(len, apart)) > len(rows) / 2
+        told = _copies_told(same, examination)
+        if parting := [name for name, parts in splits.items() if len(set(parts[numbers].tolist())) > 1]:
+            leaks[f"{told} in {briefly(parting)}"] = len(same)
+        else:
+            (apart if len({row.group for row in same}) > 1 else together)[told] = len(same)
     for severity, found, to_do, copies in (
-        ("error", "are on two sides of the official split", "take one of each out", leaks),
-        ("error" if most else "warning", "are taken as different contents", "take one of each out, or give them one group", apart),
+        (
+            "error",
+            "are on two sides of a split",
+            "take one of each out, or give them one group (and one part, if the table has parts)",
+            leaks,
+        ),
+        ("warning", "are taken as different contents", "take one of each out, or give them one group", apart),
         ("note", "are of one content", "see that their opinions are not of other images", together),
     ):
         if copies:
             yield Finding(
                 severity,
-                f"{sum(map(len, copies)):,} files that are {len(copies):,} picture(s), the same to the byte, {found}",
+                f"{sum(copies.values()):,} files that are {len(copies):,} picture(s), the same to the byte, {found}",
                 "a picture once",
                 to_do,
-                places(_copies_told(same, examination) for same in copies),
+                places(copies),
             )
 
 
@@ -183,7 +195,8 @@ def _copies_told(same: Sequence[Row], examination: Examination) -> str:
 def _near_duplicates(examination: Examination) -> Iterator[Finding]:
     rows = examination.data_set.rows
     number_of = {group: number for number, group in enumerate(dict.fromkeys(row.group for row in rows))}
-    alike = alike_across([examination], [number_of[row.group] for row in rows])  # within a group they are alike by design
+    groups = [number_of[row.group] for row in rows]  # within one they are alike by design
+    alike = alike_across([examination], groups, [*sides(rows).values()])
     if alike and alike.pictures > len(rows) / 2:
         yield Finding(
             "error",
@@ -196,7 +209,7 @@ def _near_duplicates(examination: Examination) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"{alike.pairs:,} pair(s) of pictures of different groups look alike"
-            + (f", {alike.across:,} on two sides of the official split" if alike.across else ""),
+            + (f", {alike.across:,} on two sides of a split" if alike.across else ""),
             "a content in one group, and so on one side of every split",
             "look at them; give one group to those that show the same content, or take one out",
             alike.examples,
@@ -205,7 +218,7 @@ def _near_duplicates(examination: Examination) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class Alike:
-    """Pictures that look alike and should not: how many pairs, how many pictures, how many pairs across parts."""
+    """Pictures that look alike and should not: how many pairs, how many pictures, how many pairs that a split parts."""
 
     pairs: int
     pictures: int
@@ -213,18 +226,18 @@ class Alike:
     examples: tuple[str, ...]
 
 
-def alike_across(examinations: Sequence[Examination], sides: Sequence[int]) -> Alike | None:
-    """What looks alike on different `sides` and is not the same file; None when nothing does. Pairs across parts come first."""
-    rows = [row for each in examinations for row in each.data_set.rows]
+def alike_across(examinations: Sequence[Examination], groups: Sequence[int], splits: Sequence[np.ndarray] = ()) -> Alike | None:
+    """What looks alike in different `groups` and is not the same file; None when nothing does. Pairs that one of `splits` parts,
+    each of them the part of every picture, come first."""
     names = [each.name(row.file) for each in examinations for row in each.data_set.rows]
     files = [file for each in examinations for file in identities(each)]
     seen: set[int] = set()
     numbers: Counter[bool] = Counter()
     examples: dict[bool, list[str]] = {True: [], False: []}
-    for block in near_pairs([picture.look for each in examinations for picture in each.pictures], sides):
+    for block in near_pairs([picture.look for each in examinations for picture in each.pictures], groups):
         for first, second in block.tolist():
             if files[first] != files[second]:
-                across = rows[first].part != rows[second].part
+                across = any(parts[first] != parts[second] for parts in splits)
                 numbers[across] += 1
                 seen |= {first, second}
                 if len(examples[across]) < PLACES:

@@ -190,6 +190,7 @@ def plan_build(data_set: DataSet, settings: Settings) -> Plan:
             f"and an image has at least one and at most {_MOST_PATCHES:,}"
         )
     rule = settings.resize or data_set.resize
+    resized_size(1, 1, rule, settings.patch_size)  # a rule that is none is no matter of a picture
     try:
         splits = all_splits(data_set.rows, settings.seed, settings.rounds, settings.ratio)
     except ShardError as error:
@@ -205,12 +206,12 @@ def _headers(rows: Rows, rule: str, patch_size: int) -> Iterator[Header]:
     for row in tqdm(rows, "picture headers", leave=False, delay=2, unit=" images", dynamic_ncols=True):
         with naming(row):
             size = photograph_size(row.file)
-        stored = resized_size(*size, rule, patch_size)
-        if max(stored) > _LONGEST_SIDE or 3 * math.prod(stored) > _LARGEST_PLANE:
-            raise ShardError(
-                f"{row.file}: {size[0]}x{size[1]} would be stored at {stored[0]}x{stored[1]}, and a side has at most {_LONGEST_SIDE:,} "
-                f"pixels, all of them 2 GiB; choose a smaller --resize, or take its row out of the table"
-            )
+            stored = resized_size(*size, rule, patch_size)
+            if max(stored) > _LONGEST_SIDE or 3 * math.prod(stored) > _LARGEST_PLANE:
+                raise ShardError(
+                    f"{row.file}: {size[0]}x{size[1]} would be stored at {stored[0]}x{stored[1]}, and a side has at most "
+                    f"{_LONGEST_SIDE:,} pixels, all of them 2 GiB; choose a smaller --resize, or take its row out of the table"
+                )
         yield row.file.stat().st_size, *size, *stored
 
 

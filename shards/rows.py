@@ -74,12 +74,12 @@ class Rows(Sequence[Row]):
         """Where the pictures are, in the order of the ids, as the disk is asked for them."""
         return (file for (file,) in self._scratch.execute("select file from rows order by rowid"))
 
-    def twins(self) -> tuple[Row, Row] | None:
-        """The first two rows of one id; None when ids are unique."""
+    def twins(self) -> Iterator[tuple[Row, Row]]:
+        """Every two rows that follow each other and have one id."""
         found = self._scratch.execute(
-            "select one.rowid - 1 from rows one join rows other on other.rowid = one.rowid + 1 where one.id = other.id limit 1"
-        ).fetchone()
-        return (self[found[0]], self[found[0] + 1]) if found else None
+            "select one.rowid - 1 from rows one join rows other on other.rowid = one.rowid + 1 where one.id = other.id order by one.rowid"
+        )
+        return ((self[number], self[number + 1]) for (number,) in found)
 
     def opinion_range(self) -> tuple[float, float]:
         """The lowest and the highest opinion."""

@@ -126,15 +126,16 @@ def explained(path: Path) -> Iterator[None]:
 def image_record(picture: Picture, layout: Layout, seed: int) -> tuple[dict[str, Any], np.ndarray]:
     """What <id>.json says of an image, and its pixels [planes, height, width, 3]."""
     row, (width, height) = picture.row, picture.size
-    try:
-        content = row.file.read_bytes()
-    except OSError as error:
-        raise ShardError(f"{row.file}: cannot be read ({error.strerror}); put the file back, or take its row out of the table") from error
     with naming(row):
+        try:
+            content = row.file.read_bytes()
+        except OSError as error:
+            to_do = "put the file back, or take its row out of the table"
+            raise ShardError(f"{row.file}: cannot be read ({error.strerror}); {to_do}") from error
         photograph = upright_photograph(content, row.file)
-    if photograph.size != (width, height):
-        found = "{}x{}".format(*photograph.size)
-        raise ShardError(f"{row.file}: decodes to {found}, its header says {width}x{height}; save it anew")
+        if photograph.size != (width, height):
+            found = "{}x{}".format(*photograph.size)
+            raise ShardError(f"{row.file}: decodes to {found}, its header says {width}x{height}; save it anew")
     canvas = resize(photograph, *picture.stored)
     corners = patch_boxes(row.id, seed, *picture.stored, layout.patch_size, layout.patches)
     one_by_one = layout.name == "patches"

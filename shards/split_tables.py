@@ -143,7 +143,7 @@ def _column_of(split: str) -> str:
 
 
 def _split_of(column: str) -> str:
-    return column if _PYIQA_ROUND.fullmatch(column) else column.removesuffix("_split")
+    return column if _PYIQA_ROUND.fullmatch(column) or not column.casefold().endswith("_split") else column[: -len("_split")]
 
 
 def _refuse_pickle(file: Path) -> None:
@@ -163,8 +163,8 @@ def _columns(file: Path, header: Sequence[str], name: str | None) -> dict[str, s
     """The column of each split that is wanted."""
     column_of: dict[str, str] = {}
     for column in header:
-        if column in _PART_COLUMNS or "split" in column:
-            split = file.stem if column in _PART_COLUMNS else _split_of(column)
+        if column.casefold() in _PART_COLUMNS or "split" in column.casefold():
+            split = file.stem if column.casefold() in _PART_COLUMNS else _split_of(column)
             if split in column_of:
                 raise ShardError(f"{file}: the columns {column_of[split]} and {column} both state the split '{split}'; take one out")
             column_of[split] = column

@@ -17,7 +17,7 @@ from itertools import chain
 import numpy as np
 
 from shards.manifest import PARTS, ShardError, part_number
-from shards.rows import Rows
+from shards.rows import Row, Rows
 from shards.tables import csv_pieces
 
 ROUNDS = 10  # the protocol of the field where no official split exists: the median over ten random ones
@@ -39,8 +39,10 @@ def all_splits(rows: Rows, seed: int, rounds: int | None = None, ratio: str = RA
     without = np.flatnonzero(rows.parts() == _NONE)
     stated = len(without) < len(rows)
     if stated and len(without):
-        image = rows[int(without[0])].id
-        raise ShardError(f"image '{image}' has no part in the split column while others have one; state it for all images, or for none")
+        row = rows[int(without[0])]
+        raise ShardError(
+            f"image '{row.id}' has no part in the split column while others have one; state it for all images, or for none{_place(row)}"
+        )
     if rounds is None:
         rounds = 0 if stated else ROUNDS
     return (stated_split("official", rows, seed) if stated else {}) | numbered_rounds(rows, seed, rounds, ratio)
@@ -102,11 +104,14 @@ def refuse_leaks(rows: Rows, parts: np.ndarray) -> None:
     if len(leaking):
         number = int(leaking[0])
         row, one, other = rows[number], PARTS[first[rows.contents[number]]], PARTS[parts[number]]
-        place = f" ({row.where})" if row.where else ""
         raise ShardError(
             f"content '{row.group}' is in '{one}' and, with image '{row.id}', in '{other}': "
-            f"a model would be tested on a content it has trained on; put all its images in one part{place}"
+            f"a model would be tested on a content it has trained on; put all its images in one part{_place(row)}"
         )
+
+
+def _place(row: Row) -> str:
+    return f" ({row.where})" if row.where else ""
 
 
 def part_counts(parts: np.ndarray) -> dict[str, int]:
@@ -139,12 +144,16 @@ def what_to_know(rows: Rows, splits: Mapping[str, np.ndarray]) -> list[str]:
         if images["train"] < max(images["val"], images["test"]):
             few = f"only {images['train']:,} of {sum(images.values()):,} images are in train"
             names_of.setdefault(f"{few}; one content is very large, unless the ratio says so", []).append(name)
-        if small := [f"{part} {count}" for part, count in images.items() if part != "train" and 0 < count < ROUGH]:
+        if fewest := [f"{part} {count}" for part, count in images.items() if part != "train" and 0 < count < FEWEST]:
+            useless = f"under {FEWEST} images have no SRCC, and no run takes such a split ({', '.join(fewest)})"
+            names_of.setdefault(f"{useless}; choose another ratio, or add images", []).append(name)
+        elif small := [f"{part} {count}" for part, count in images.items() if part != "train" and 0 < count < ROUGH]:
             names_of.setdefault(f"an SRCC over fewer than {ROUGH} images is rough ({', '.join(small)})", []).append(name)
-    return sentences + [f"{_briefly(names)}: {told_once}" for told_once, names in names_of.items()]
+    return sentences + [f"{briefly(names)}: {told_once}" for told_once, names in names_of.items()]
 
 
-def _briefly(names: Sequence[str]) -> str:
+def briefly(names: Sequence[str]) -> str:
+    """The names of splits; of many the first two, the last, and how many they are."""
     return ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]} ... {names[-1]} ({len(names):,} splits)"
 
 

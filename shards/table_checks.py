@@ -16,7 +16,7 @@ import numpy as np
 from shards.adapters import ADAPTERS, Adapter
 from shards.datasets import DataSet
 from shards.findings import Finding, places
-from shards.manifest import PARTS, ShardError
+from shards.manifest import PARTS, ShardError, part_number
 from shards.plan import Settings
 from shards.rows import Row, Rows
 from shards.splits import FEWEST, ROUGH, WITHOUT_VALIDATION, all_splits, part_counts
@@ -47,13 +47,13 @@ def table_findings(data_set: DataSet) -> Iterator[Finding]:
 
 def _counts(data_set: DataSet) -> Iterator[Finding]:
     known = known_as(data_set)
-    images, contents = len(data_set.rows), len({row.group for row in data_set.rows})
+    images, contents = len(data_set.rows) + data_set.left_out, len({row.group for row in data_set.rows})
     if known and images != known.images:
         fault = _LISTS_WITH_FAULTS.get(
             (known.name, images), "take the complete data set; if it is another one, give it and its table other names"
         )
         yield Finding("error", f"{images:,} images", f"{known.images:,}, which is {known.title} as published", fault)
-    elif known and known.contents and contents != known.contents:
+    elif known and known.contents and contents != known.contents and not data_set.left_out:
         yield Finding(
             "warning",
             f"{contents:,} contents",
@@ -62,7 +62,7 @@ def _counts(data_set: DataSet) -> Iterator[Finding]:
         )
     stated = Counter(row.part for row in data_set.rows)
     parts = tuple(stated[part] for part in PARTS)
-    if known and images == known.images and any(parts) and known.parts not in ((), parts):
+    if known and len(data_set.rows) == known.images and any(parts) and known.parts not in ((), parts):
         yield Finding(
             "warning",
             f"an official split of {_told(parts)} images",
@@ -223,7 +223,7 @@ def _parts(data_set: DataSet) -> Iterator[Finding]:
     if _leaking(rows):
         return  # _groups says so
     try:
-        splits = all_splits(Rows(rows), Settings.seed)
+        splits = _splits(rows)
     except ShardError as error:
         found, _, to_do = str(error).partition("; ")
         yield Finding("error", found, "splits into train, val and test by content", to_do)
@@ -242,6 +242,20 @@ def _parts(data_set: DataSet) -> Iterator[Finding]:
                 f"{ROUGH} or more: over fewer an SRCC is rough" if number >= FEWEST else f"{FEWEST} at the very least, better {ROUGH}",
                 "add images; state an interval with every figure",
             )
+
+
+def sides(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """The part of each image in every split that a build makes unless told otherwise, by its name; stated parts that no build
+    takes are taken here as they are. A split without val is left out: what is on one side of the other is on one side of it."""
+    try:
+        splits = _splits(rows)
+    except ShardError:
+        return {"official": np.array([part_number(row.part) for row in rows], np.uint8)}
+    return {name: parts for name, parts in splits.items() if not name.endswith(WITHOUT_VALIDATION)}
+
+
+def _splits(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    return all_splits(rows if isinstance(rows, Rows) else Rows(rows), Settings.seed)
 
 
 def _known_traps(data_set: DataSet) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from shards.manifest import PARTS, ShardError
 
 _PART_NAMES = {"training": "train", "validation": "val", "valid": "val", "testing": "test", **{part: part for part in PARTS}}
 _ZIP, _OLE = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # how an .xlsx begins, and an .xls of before 2007
+_MATLAB_HDF = b"MATLAB 7.3 MAT-file"
 _EXTRA = "run `pip install dist-train[datasets]`"
 _ROWS_AT_ONCE = 1 << 12  # of a csv file that is written
 
@@ -26,10 +27,12 @@ _ROWS_AT_ONCE = 1 << 12  # of a csv file that is written
 class Record:
     """A row: the text under each column, whatever the case of the column's name, and where the row stands, for messages."""
 
-    __slots__ = ("_fields", "columns", "where")  # there is one per row
+    __slots__ = ("_fields", "_problem", "columns", "where")  # there is one per row
 
-    def __init__(self, where: str, fields: dict[str, str]) -> None:
+    def __init__(self, where: str, fields: dict[str, str], problem: str = "") -> None:
+        """`problem` is what to say, where the row could not be told apart, to whoever asks for one of its columns."""
         self.where = where
+        self._problem = problem
         self.columns = tuple(fields)
         self._fields = {sys.intern(column.casefold()): text for column, text in fields.items()}
 
@@ -37,7 +40,9 @@ class Record:
         return column.casefold() in self._fields
 
     def __getitem__(self, column: str) -> str:
-        """The text in a column. Raises ShardError when the row, an entry of a JSON list, lacks it."""
+        """The text in a column. Raises ShardError when the row, an entry of a JSON list, lacks it, or has another number of fields."""
+        if self._problem:
+            raise ShardError(f"{self.where}: {self._problem}")
         if column not in self:
             raise ShardError(f"{self.where}: lacks '{column}'; it has: {', '.join(self.columns)}")
         return self._fields[column.casefold()]
@@ -93,7 +98,29 @@ def _csv_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def read_sheet(path: Path, needed: Sequence[str] = (), sheet: str | None = None) -> Table:
-    """The rows of a sheet of an Excel file (.xlsx), the first unless named; the header is the first row with all `needed`."""
+    """The rows of a sheet of an Excel file (.xlsx), the first unless named, or of the csv that it was saved as.
+
+    The header is the first row with all `needed`.
+    """
+    lines = _sheet_lines(path, sheet)
+    wanted = {column.casefold() for column in needed}
+    header = next((at for at, (_, fields) in enumerate(lines) if wanted <= {field.casefold() for field in fields}), 0) if needed else 0
+    return _table(path, lines[header:], needed)
+
+
+def read_places(path: Path, columns: Sequence[str]) -> Iterator[Record]:
+    """The same of the first sheet, its first columns named by `columns`; a first row without a number in them is the header."""
+    filled = ((where, fields) for where, fields in _sheet_lines(path) if any(fields))
+    for number, (where, fields) in enumerate(filled):
+        if len(fields) < len(columns):
+            raise ShardError(f"{path}: has {len(fields)} column(s); expected in the first {len(columns)} the {' and the '.join(columns)}")
+        if number or any(re.match(r"[-+.,]*\d", field) for field in fields[: len(columns)]):
+            yield Record(f"{path}, {where}", dict(zip(columns, fields, strict=False)))
+
+
+def _sheet_lines(path: Path, sheet: str | None = None) -> list[tuple[str, list[str]]]:
+    if path.suffix.lower() == ".csv":
+        return list(_csv_lines(path))
     with _explained(path, "an Excel file"), path.open("rb") as raw:
         begin = raw.read(4)
     if begin == _OLE:
@@ -116,10 +143,7 @@ def read_sheet(path: Path, needed: Sequence[str] = (), sheet: str | None = None)
     if sheet and sheet not in names:
         raise ShardError(f"{path}: has no sheet '{sheet}'; it has: {', '.join(names)}")
     width = max(map(len, cells), default=0)
-    lines = [(f"row {number}", [*map(_cell_text, row), *[""] * (width - len(row))]) for number, row in enumerate(cells, 1)]
-    wanted = {column.casefold() for column in needed}
-    header = next((at for at, (_, fields) in enumerate(lines) if wanted <= {field.casefold() for field in fields}), 0) if needed else 0
-    return _table(path, lines[header:], needed)
+    return [(f"row {number}", [*map(_cell_text, row), *[""] * (width - len(row))]) for number, row in enumerate(cells, 1)]
 
 
 def read_json(path: Path) -> Table:
@@ -146,16 +170,28 @@ def read_list(path: Path, columns: Sequence[str]) -> Table:
 
 
 def read_mat(path: Path, variable: str) -> list[Any]:
-    """The numbers or texts of a vector or cell array in a MATLAB file, in MATLAB's order."""
+    """The numbers, or whatever else they are, of a vector or cell array in a MATLAB file, in MATLAB's order."""
     import numpy as np
     from scipy.io import loadmat, whosmat
 
     with _explained(path, "a MATLAB file"):
+        with path.open("rb") as raw:
+            if raw.read(len(_MATLAB_HDF)) == _MATLAB_HDF:
+                raise ShardError(f"{path}: is a MATLAB file of version 7.3, which is not read; save it in MATLAB with the option '-v7'")
         held = [name for name, *_ in whosmat(path)]
         values = loadmat(path, squeeze_me=True, variable_names=[variable])
     if variable not in values:
         raise ShardError(f"{path}: has no variable '{variable}'; it has: {', '.join(held)}; take the file as it is distributed")
     return list(np.atleast_1d(values[variable]).ravel(order="F").tolist())
+
+
+def read_mat_texts(path: Path, variable: str) -> list[str]:
+    """The same of a cell array of texts."""
+    texts = read_mat(path, variable)
+    for number, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise ShardError(f"{path}, entry {number} of {variable}: {text!r} is no text; take the file as it is distributed")
+    return texts
 
 
 def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
@@ -190,12 +226,14 @@ def _table(path: Path, lines: Iterable[tuple[str, list[str]]], needed: Sequence[
 
     def records() -> Iterator[Record]:
         for where, fields in chain([first], filled):
-            if len(fields) != len(header):
-                raise ShardError(
-                    f"{path}, {where}: has {len(fields)} fields for {len(header)} columns; write numbers with a decimal point, and put "
+            if len(fields) == len(header):
+                yield Record(f"{path}, {where}", {column: fields[at] for column, at in zip(columns, named, strict=True)})
+            else:
+                problem = (
+                    f"has {len(fields)} fields for {len(header)} columns; write numbers with a decimal point, and put "
                     f"a name that holds a comma in double quotes"
                 )
-            yield Record(f"{path}, {where}", {column: fields[at] for column, at in zip(columns, named, strict=True)})
+                yield Record(f"{path}, {where}", {}, problem)
 
     return Table(tuple(columns), records())
 
@@ -214,9 +252,9 @@ def _explained(path: Path, form: str) -> Iterator[None]:
         yield
     except (ShardError, MemoryError):
         raise
-    except OSError as error:
-        raise ShardError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except Exception as error:  # each reader fails in its own way, from zipfile.BadZipFile to scipy's MatReadError
+        if isinstance(error, OSError) and error.strerror:  # without one it is scipy's word for a file that ends early
+            raise ShardError(f"{path}: cannot be read ({error.strerror}); check the path") from error
         is_text = isinstance(error, UnicodeDecodeError) and form.endswith("in UTF-8")  # what Excel and MATLAB write has no lines
         where = f"{path}, line {_first_bad_line(path)}" if is_text else path
         raise ShardError(f"{where}: is not {form} ({error}); save it as one, or download it again") from error

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from openpyxl import load_workbook
 from photographs import crop
 from PIL import Image
-from public_sets import MAKERS, cells, make
+from public_sets import MAKERS, cells, make, write_csv
 from scipy.io import savemat
 
 from shards.__main__ import main
@@ -143,7 +144,8 @@ def test_koniq_is_also_read_from_its_512x384_copy(tmp_path: Path) -> None:
         ("koniq10k", "none", ("64", "48")),
         ("bid", "aspect", ("683", "512")),
         ("bid", "paper", ("512", "512")),
-        ("spaq", "paper", ("683", "512")),
+        ("spaq", "aspect", ("683", "512")),
+        ("tid2013", "paper", ("64", "48")),
         ("kadid10k", "aspect", ("64", "48")),
         ("kadid10k", "short:96", ("128", "96")),
     ],
@@ -162,11 +164,33 @@ def test_csiq_is_the_same_from_its_sheet_and_from_its_text_list(tmp_path: Path) 
     assert [(row.id, row.file, row.opinion, row.group) for row in sheet] == [(row.id, row.file, row.opinion, row.group) for row in text]
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "sheet"),
+    [
+        ("spaq", "Annotations/MOS and Image attribute scores.xlsx", "Sheet1"),
+        ("bid", "DatabaseGrades.xlsx", "Plan1"),
+        ("csiq", "csiq.DMOS.xlsx", "all_by_image"),
+    ],
+)
+def test_an_excel_file_that_was_saved_as_csv_is_read_the_same(tmp_path: Path, name: str, file: str, sheet: str) -> None:
+    table = make(name, tmp_path) / file
+    before = list(read(name, tmp_path).rows)
+    lines = load_workbook(table)[sheet].iter_rows(values_only=True)
+    write_csv(table.with_suffix(".csv"), next(lines), lines)
+    table.unlink()
+    assert list(read(name, tmp_path).rows) == before
+
+
 def test_csiq_is_also_read_with_all_pictures_in_one_folder(tmp_path: Path) -> None:
     folder = make("csiq", tmp_path) / "dst_imgs"
     for file in list(folder.glob("*/*.png")):
         file.rename(folder / file.name)
     assert {row.file.parent for row in read("csiq", tmp_path).rows} == {folder}
+
+
+def test_what_a_mac_leaves_beside_the_lists_of_pipal_is_none_of_them(tmp_path: Path) -> None:
+    (make("pipal", tmp_path) / "Train_Label" / "._A0000.txt").write_bytes(b"\0\5\x16\7\0\2")
+    assert len(read("pipal", tmp_path).rows) == 15
 
 
 def test_flive_patches_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
@@ -177,6 +201,19 @@ def test_flive_patches_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
             file.rename(tmp_path / "patches" / folder / file.name)
     assert all("patches" in row.file.parts for row in read("flive_patches", tmp_path).rows)
     assert all("patches" not in row.file.parts for row in read("flive", tmp_path).rows)
+
+
+@pytest.mark.parametrize("header", [None, ["", "Average Subjective Grade"], ["", ""]])
+def test_the_columns_of_bid_are_taken_by_their_place_whatever_the_header_is(tmp_path: Path, header: list[str] | None) -> None:
+    book = load_workbook(make("bid", tmp_path) / "DatabaseGrades.xlsx")
+    if header is None:
+        book.active.delete_rows(1)
+    else:
+        book.active["A1"], book.active["B1"] = header
+    book.save(tmp_path / "DatabaseGrades.xlsx")
+    assert [(row.id[-2:], row.opinion) for row in read("bid", tmp_path).rows] == [
+        (f"{number:02d}", pytest.approx(0.5 + number / 3)) for number in range(1, 11)
+    ]
 
 
 def test_a_picture_and_its_patches_are_one_content_on_one_side(unpacked: Callable[[str], Path]) -> None:
@@ -190,6 +227,8 @@ def test_the_list_names_every_data_set_with_all_that_is_needed_to_build_it() -> 
         (line,) = [line for line in said.splitlines() if line.startswith(f"{adapter.name} ")]
         assert f"{adapter.images:,}" in line and adapter.title in line and adapter.protocol in line
         assert adapter.on_disk in said and adapter.ask in said and all(str(label) in said for label in adapter.labels)
+    for table, columns in (("csv, .xlsx", "image and score"), ("pyiqa", "dist_name or img_name, mos or dmos"), ("Q-Align", '"gt_score"')):
+        assert any(line.startswith(f"    {table} ") and columns in line for line in said.splitlines())
     assert max(map(len, said.splitlines())) <= 120
 
 
@@ -364,6 +403,21 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda root: (root / "Data/AllMOS_release.mat").write_text("<html>please sign in</html>"),
         r"AllMOS_release.mat: is not a MATLAB file \(.*download it again",
     ),
+    "a MATLAB file that ends early": (
+        "livec",
+        lambda root: (file := root / "Data/AllMOS_release.mat").write_bytes(file.read_bytes()[:150]),
+        r"AllMOS_release.mat: is not a MATLAB file \(.*download it again",
+    ),
+    "MATLAB 7.3": (
+        "livec",
+        lambda root: (root / "Data/AllMOS_release.mat").write_bytes(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(512) + b"\x89HDF"),
+        r"AllMOS_release.mat: is a MATLAB file of version 7.3, which is not read; save it in MATLAB with the option '-v7'",
+    ),
+    "numbers for names": (
+        "livec",
+        lambda root: savemat(root / "Data/AllImages_release.mat", {"AllImages_release": np.arange(18.0)[None]}),
+        r"AllImages_release.mat, entry 1 of AllImages_release: 0.0 is no text; take the file as it is distributed",
+    ),
     "no lists of PIPAL": (
         "pipal",
         lambda root: [file.unlink() for file in (root / "Train_Label").iterdir()],
@@ -372,7 +426,37 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "one column in BID": (
         "bid",
         lambda root: edit_sheets_to_one_column(root / "DatabaseGrades.xlsx"),
-        r"DatabaseGrades.xlsx: has one column; expected the number of the image and its grade in the first two",
+        r"DatabaseGrades.xlsx: has 1 column\(s\); expected in the first 2 the number of the image and the grade",
+    ),
+    "half a picture of BID": (
+        "bid",
+        edit_sheet("DatabaseGrades.xlsx", "Plan1", "A3", 2.5),
+        r"DatabaseGrades.xlsx, row 3: '2.5' is no number of the image; write a whole one",
+    ),
+    "a picture of no reference": (
+        "kadid10k",
+        edit("dmos.csv", "I01_01_02.png,I01.png", "I01_01_02.png,"),
+        r"dmos.csv, line 3: does not say which content 'I01_01_02.png' shows",
+    ),
+    "a picture of no prompt": (
+        "agiqa3k",
+        edit("data.csv", ",a lake,", ",,"),
+        r"data.csv, line 6: does not say which content '.*.jpg' shows",
+    ),
+    "a test image that is none": (
+        "flive_patches",
+        edit("labels640.csv", "motion_0003", "motion_9903"),
+        r"labels640.csv, line 2: 'blur_dataset/motion_9903.jpg' has no row in labels_image.csv; unpack both files again",
+    ),
+    "a picture of no part": (
+        "koniq10k",
+        edit("koniq10k_distributions_sets.csv", "validation", ""),
+        r"koniq10k_distributions_sets.csv, line 8, column set: is empty; unpack the file again",
+    ),
+    "a picture twice in the split": (
+        "koniq10k",
+        edit("koniq10k_distributions_sets.csv", "10004473380.jpg", "10004473377.jpg"),
+        r"koniq10k_distributions_sets.csv, line 10: '10004473377.jpg' stands there a second time, first in .*, line 7; unpack",
     ),
 }
 
@@ -423,6 +507,16 @@ def test_a_label_that_a_data_set_does_not_offer_is_answered_with_those_it_does(
 ) -> None:
     error = complaint_of(capsys, "koniq10k", unpacked("koniq10k"), tmp_path, "--label", "DMOS")
     assert error == "error: KonIQ-10k has no label 'DMOS'; choose --label MOS_zscore or MOS"
+
+
+def test_a_set_that_the_paper_did_not_use_has_no_rule_of_the_paper(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], unpacked: Callable[[str], Path]
+) -> None:
+    assert {name for name, adapter in ADAPTERS.items() if adapter.paper_resize} == {"koniq10k", "livec", "bid", "live", "csiq", "tid2013"}
+    error = complaint_of(capsys, "spaq", unpacked("spaq"), tmp_path, "--resize", "paper")
+    assert error == "error: --resize paper: the HyperIQA paper did not use SPAQ; leave it out for short:512, or write a rule"
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out.count("paper: it did not use this set") == len(ADAPTERS) - 6
 
 
 def test_a_table_of_ones_own_has_no_rule_of_the_paper(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import unicodedata
 import zipfile
@@ -11,10 +13,13 @@ from pathlib import Path
 
 import pytest
 from openpyxl import Workbook
+from photographs import NAMES, make_folder
 
 from shards.datasets import DataSet, image_id, missing_pictures, read_table
 from shards.manifest import Label, ShardError
 from shards.rows import Row
+
+OUR_CODE = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
 
 
 def read(folder: Path, text: str, **options: object) -> DataSet:
@@ -113,12 +118,13 @@ def test_an_id_is_the_path_without_its_suffix_fit_for_a_webdataset_key(name: str
         ("image,score\na.png,3\nb.png,NaN\n", "scores.csv, line 3, column score: 'NaN' is not finite"),
         ("image,score\na.png,3\nb.png,inf\n", "scores.csv, line 3, column score: 'inf' is not finite"),
         ("image,score,std\na.png,3,nan\n", "scores.csv, line 2, column std: 'nan' is not finite"),
+        ("image,score,std\na.png,3,0\nb.png,4,-0.5\n", "scores.csv, line 3: the std -0.5 is no standard deviation"),
         ("image,score\na.png,3_5\n", "scores.csv, line 2, column score: '3_5' is not a number"),
         ("image,score\n,3\n", "scores.csv, line 2: there is no image name"),
         ("image,score\n.,3\n", "scores.csv, line 2: there is no image name"),
         ("image,score\n/,3\n", "scores.csv, line 2: there is no image name"),
         ("image,score,split\na.png,3,holdout\n", "scores.csv, line 2, column split: 'holdout' is no part.*train, val, test"),
-        ("image,score,group\na.png,3,cup\nb.png,3,\n", "scores.csv, line 3, column group: is empty.*'b.png'"),
+        ("image,score,group\na.png,3,cup\nb.png,3,\n", "scores.csv, line 3: does not say which content 'b.png' shows"),
         (
             "image,score\na.png,3\nb.png,3\na.png,4\n",
             "scores.csv: two rows have the id 'a'.*csv, line 2, and .*csv, line 4.*rename one, or take",
@@ -325,7 +331,22 @@ def test_of_two_files_the_one_that_is_written_as_in_the_table_is_taken(tmp_path:
     assert [row.id for row in missing_pictures(data_set)] == ["Cup"]  # which of the two is meant is not for us to say
 
 
-@pytest.mark.parametrize("name", ["a/b", "/", "."])
+@pytest.mark.parametrize("name", ["a/b", "/", ".", "..", "a\\b", os.fsdecode(b"\xff")])
 def test_a_name_that_cannot_be_part_of_a_file_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ShardError, match=r"--name '.*': is part of file names"):
         read(tmp_path, "image,score\na.png,1\nb.png,2\n", name=name)
+
+
+def test_what_is_no_text_is_refused_as_a_name_and_no_matter_as_a_folder(tmp_path: Path) -> None:
+    folder, out = make_folder(tmp_path / os.fsdecode(b"caf\xe9"), NAMES[:4]), tmp_path / os.fsdecode(b"\xe9")
+
+    def build(*more: str | bytes) -> subprocess.CompletedProcess[str]:
+        source = ["build", "--table", "scores.csv", "--images", folder / "images", "--out", out, "--size", "32", "--patches", "1"]
+        environment = {**OUR_CODE, "PYTHONIOENCODING": "utf-8:strict"}
+        command = [sys.executable, "-m", "shards", *source, *more]
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, errors="replace", timeout=60)
+
+    for refused, complaint in (((), "error: --name 'caf\\udce9': is part of"), (("--name", "a", "--label", b"\xe9"), "error: --label")):
+        done = build(*refused)
+        assert done.returncode == 1 and complaint in done.stderr and not out.exists()
+    assert build("--name", "cups").returncode == 0 and (out / "manifest.json").is_file()

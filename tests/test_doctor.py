@@ -34,6 +34,7 @@ from shards.examination import examine, picture_at
 from shards.manifest import PARTS, Label
 from shards.photographs import decoder_versions
 from shards.picture_checks import picture_findings
+from shards.splits import all_splits, briefly
 from shards.table_checks import table_findings
 
 SIZE = 48  # of a patch
@@ -201,7 +202,7 @@ PICTURES: dict[str, tuple[Spoil, str, str]] = {
     "a copy on another side": (
         copy("coffee0.png", "coffee2.png"),
         "error",
-        "2 files that are 1 picture(s), the same to the byte, are on two sides",
+        "2 files that are 1 picture(s), the same to the byte, are on two sides of a split",
     ),
     "a copy on the same side": (
         copy("coffee0.png", "coffee1.png"),
@@ -211,7 +212,7 @@ PICTURES: dict[str, tuple[Spoil, str, str]] = {
     "a near copy on another side": (
         like("coffee2.png", "coffee0.png", blurred_and_half_as_large),
         "warning",
-        "1 pair(s) of pictures of different groups look alike, 1 on two sides of the official split",
+        "1 pair(s) of pictures of different groups look alike, 1 on two sides of a split",
     ),
     "a near copy on the same side": (
         like("coffee1.png", "coffee0.png", blurred_and_half_as_large),
@@ -244,6 +245,15 @@ def test_a_trap_in_the_pictures_is_found_and_nothing_else(
     assert finding["expected"] and finding["to_do"]
     assert any(place.startswith(("images/coffee", "images/extra")) for place in finding["where"])
     assert (status, said["safe"]) == ((1, False) if severity == "error" else (0, True))
+
+
+def test_pictures_of_no_row_are_found_in_every_folder_and_what_a_mac_leaves_is_none(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, ["a.png", "more/b.png"], 32, 24)
+    for name in ("c.png", "more/c.png", "other/deep/c.JPG", "._a.png", "more/._b.png", "__MACOSX/c.png", ".cache/c.png", "notes.txt"):
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "images" / name).touch()
+    unlisted = examine(read_table(folder / "scores.csv", folder / "images"), headers_only=True).unlisted
+    assert [str(file.relative_to(folder / "images")) for file in unlisted] == ["c.png", "more/c.png", "other/deep/c.JPG"]
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -329,17 +339,30 @@ def test_sixteen_bits_and_animation_are_told(tmp_path: Path) -> None:
     assert picture_at(tmp_path / "moving.gif").traits == {"palette", "animated"}
 
 
-def test_a_folder_of_mostly_copies_is_an_error(clean: Path, spoilt: Callable[[Spoil], Path], capsys: pytest.CaptureFixture[str]) -> None:
-    def spoil(folder: Path) -> None:
-        rows = (folder / "scores.csv").read_text().splitlines()
-        (folder / "scores.csv").write_text("\n".join(row.rsplit(",", 1)[0] for row in rows) + "\n")  # no split
-        for row in rows[2:202]:
-            copy(rows[1].split(",")[0], row.split(",")[0])(folder)
+def without_a_split(folder: Path) -> None:
+    rows = (folder / "scores.csv").read_text().splitlines()
+    (folder / "scores.csv").write_text("\n".join(row.rsplit(",", 1)[0] for row in rows) + "\n")
 
-    assert main(arguments(spoilt(spoil), "--json")) == 1
-    (finding,) = [each for each in json.loads(capsys.readouterr().out)["findings"] if "byte" in each["found"]]
-    assert finding["severity"] == "error"
-    assert finding["found"] == "201 files that are 1 picture(s), the same to the byte, are taken as different contents"
+
+def test_copies_that_a_numbered_round_would_part_are_an_error_that_names_the_rounds(
+    spoilt: Callable[[Spoil], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoil(folder: Path) -> None:
+        without_a_split(folder)
+        copy("coffee0.png", "china7.png")(folder)
+        like("sail3.png", "coffee1.png", blurred_and_half_as_large)(folder)
+
+    folder = spoilt(spoil)
+    ids = [row.id for row in read(folder).rows]
+    parts = {name: dict(zip(ids, each.tolist(), strict=True)) for name, each in all_splits(read(folder).rows, 0).items()}
+    parted = [name for name, part in parts.items() if part["coffee0"] != part["china7"]]
+    assert main(arguments(folder, "--json")) == 1
+    same, near = [each for each in json.loads(capsys.readouterr().out)["findings"] if " in the split " not in each["found"]]
+    assert (same["severity"], near["severity"]) == ("error", "warning")
+    assert same["found"] == "2 files that are 1 picture(s), the same to the byte, are on two sides of a split"
+    assert same["where"][0].startswith("images/china7.png (") and same["where"][0].endswith(f" in {briefly(parted)}")
+    assert len(parted) > 2 and any(part["coffee1"] != part["sail3"] for part in parts.values())
+    assert near["found"] == "1 pair(s) of pictures of different groups look alike, 1 on two sides of a split"
 
 
 def test_a_copy_within_a_content_is_noted(clean: Path, spoilt: Callable[[Spoil], Path]) -> None:
@@ -681,6 +704,35 @@ def test_a_folder_that_cannot_be_read_is_a_finding(tmp_path: Path, capsys: pytes
     assert (said["data_set"], said["safe"]) == ("koniq10k", False)
     (finding,) = said["findings"]
     assert finding["severity"] == "error" and str(tmp_path) in finding["found"]
+
+
+def test_all_bad_rows_are_told_and_the_rest_is_looked_at_whatever_cannot_be_read(
+    spoilt: Callable[[Spoil], Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def spoil(folder: Path) -> None:
+        rows = (folder / "scores.csv").read_text().splitlines()
+        for number, score in ((1, "999"), (2, "0.5"), (3, "3;5"), (4, "nan"), (5, "3,5")):
+            name, _, rest = rows[number].split(",", 2)
+            rows[number] = f"{name},{score},{rest}"
+        (folder / "scores.csv").write_text("\n".join([*rows, rows[9]]) + "\n")
+        (folder / "images" / rows[20].split(",")[0]).unlink()
+
+    folder = spoilt(spoil)
+    assert main(arguments(folder, "--quick", "--json", "--against", f"koniq10k={tmp_path}")) == 1
+    errors = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["severity"] == "error"]
+    assert [each["found"].removesuffix(" row(s) that cannot be used") for each in errors[:5]] == ["2", "1", "1", "1", "1"]
+    for line, error in ((2, errors[0]), (4, errors[1]), (5, errors[2]), (6, errors[3]), (302, errors[4])):
+        assert any(f"scores.csv, line {line}" in place for place in error["where"]) and str(folder) not in str(error["where"][0])
+        assert "on the scale" in error["expected"] and error["to_do"]
+    assert errors[5]["found"] == "1 of 295 files are not there" and errors[6]["found"].startswith(f"{tmp_path}: expected")
+    assert len(errors) == 7 and "pictures without a row" not in str(errors)
+
+
+def test_a_table_without_a_row_that_can_be_used_is_a_finding(spoilt: Callable[[Spoil], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments(spoilt(lambda _: None), "--json"), "--range", "900", "901"]) == 1
+    rows, table = json.loads(capsys.readouterr().out)["findings"]
+    assert rows["found"].startswith("300 row(s)") and len(rows["where"]) == 300
+    assert "has no row of an image that can be used" in table["found"]
 
 
 def test_opinions_that_are_all_the_same_are_a_finding(spoilt: Callable[[Spoil], Path], capsys: pytest.CaptureFixture[str]) -> None:

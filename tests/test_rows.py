@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from itertools import groupby
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,10 +69,9 @@ def test_images_of_one_group_are_one_content_and_contents_are_shuffled_by_their_
 
 
 @given(ROWS)
-def test_two_rows_of_one_id_are_found(rows: list[Row]) -> None:
+def test_rows_of_one_id_are_found(rows: list[Row]) -> None:
     ordered = sorted(rows, key=lambda row: row.id)
-    same = [some[:2] for _, each in groupby(ordered, key=lambda row: row.id) if len(some := list(each)) > 1]
-    assert Rows(rows).twins() == (tuple(same[0]) if same else None)
+    assert list(Rows(rows).twins()) == [(one, other) for one, other in pairwise(ordered) if one.id == other.id]
 
 
 def test_the_folder_for_temporary_files_that_is_full_is_one_clear_line(

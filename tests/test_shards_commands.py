@@ -54,18 +54,21 @@ def unbroken(cups: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_build_show_and_check_print_what_they_did_and_exit_0(cups: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     built = subprocess.run(
-        command(*build_arguments(cups, out, "--label", "DMOS", "--range", 0, 9, "--lower-is-better", "--workers", 2)),
+        command(
+            *build_arguments(cups, out, "--label", "DMOS", "--range", 0, 9, "--lower-is-better", "--ratio", "60/20/20", "--workers", 2)
+        ),
         capture_output=True,
         text=True,
         timeout=LIMIT,
         check=True,
     )
     first, *told = built.stdout.splitlines()
-    warned, about = told[:2], told[2:]
+    warned, about = told[:3], told[3:]
     assert first == f"cups: 12 images -> 6 shards in {out}, layout canvas, 2 workers"
     assert warned == [
         "every image is taken as its own content: no two of them share a group",
-        "official: an SRCC over fewer than 50 images is rough (val 2, test 2)",
+        "official: under 3 images have no SRCC, and no run takes such a split (val 2, test 2); choose another ratio, or add images",
+        "--ratio 60/20/20 changes nothing: beside an official split there are rounds only with --rounds N",
     ]
     assert about == [
         "data set        cups",
@@ -159,12 +162,16 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "not a picture": (
         spoil("images/cup05.png", b"text"),
         [],
-        r"images/cup05.png: cannot be decoded .*; replace the file",
+        r"images/cup05.png: cannot be decoded .*; replace the file.* \(\S*scores.csv, line 7\)$",
     ),
-    "truncated picture": (truncate, [], r"images/cup05.jpg: cannot be decoded .*; replace the file"),
+    "truncated picture": (truncate, [], r"images/cup05.jpg: cannot be decoded .*; replace the file.* \(\S*scores.csv, line 7\)$"),
     "no such folder of pictures": (nothing, ["--images", "/no/such/folder"], r"/no/such/folder: there is no such folder; name the one"),
     "unknown part": (columns(split=["holdout"] * 12), [], r"scores.csv, line 2, column split: 'holdout' is no part of a split; write"),
-    "split with a gap": (columns(split=["train"] * 6 + [""] * 6), [], r"scores.csv: image 'cup06' has no part .*; state it for all images"),
+    "split with a gap": (
+        columns(split=["train"] * 6 + [""] * 6),
+        [],
+        r"scores.csv: image 'cup06' has no part .*; state it for all images, or for none \(\S*scores.csv, line 8\)$",
+    ),
     "split without test": (columns(split=["train"] * 12), [], r"scores.csv: the split column has no image in 'test'; a split needs"),
     "content on two sides": (
         columns(split=["train"] * 6 + ["test"] * 6, group=["cup"] * 12),

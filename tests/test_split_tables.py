@@ -95,12 +95,21 @@ def test_an_exported_table_is_what_pyiqa_reads() -> None:
     [
         table(GOOD),
         table(GOOD, "image", "split", [row.file.name for row in ROWS]),
+        table(GOOD, "ID", "Part"),
         table(GOOD, "img_name", "part", [row.id.upper() + ".png" for row in ROWS]),
         table(["training"] * 12 + ["Validation"] * 4 + ["testing"] * 4),
         "\ufeff" + table(GOOD).replace("\n", "\r\n"),
         "\n".join(reversed(table(GOOD).splitlines()[1:])).join(["id,part\n", "\n"]),
     ],
-    ids=["id,part", "image,split", "names in another case", "other words for the parts", "saved by a spreadsheet", "another order"],
+    ids=[
+        "id,part",
+        "image,split",
+        "columns in another case",
+        "names in another case",
+        "other words for the parts",
+        "saved by a spreadsheet",
+        "another order",
+    ],
 )
 def test_a_plain_table_is_taken_under_the_name_of_its_file(tmp_path: Path, content: str) -> None:
     assert read_splits(file_with(tmp_path, content), ROWS, 0) == {"mine": STATED}
@@ -123,6 +132,8 @@ def test_all_splits_of_pyiqas_table_are_taken_or_the_one_that_is_named(tmp_path:
     file = file_with(tmp_path, "\n".join(["ref_name,dist_name,dmos,std,official_split,ILGnet_split", *lines]))
     assert read_splits(file, ROWS, 0) == {"official": STATED, "ILGnet": STATED}
     assert read_splits(file, ROWS, 0, "ILGnet") == {"ILGnet": STATED}
+    shouting = file_with(tmp_path, file.read_text().replace("ILGnet_split", "ILGnet_SPLIT"), "shouting.csv")
+    assert read_splits(shouting, ROWS, 0, "ILGnet") == {"ILGnet": STATED}
     with pytest.raises(ShardError, match=r"mine.csv: holds no split 'mine' but official, ILGnet; name one of them"):
         read_splits(file, ROWS, 0, "mine")
 

@@ -2,70 +2,83 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from shards.adapters.adapter import Adapter, Found
-from shards.datasets import image_id, row_of
+from shards.datasets import each, image_id, row_of
 from shards.folders import Pictures, Root
 from shards.manifest import Label, ShardError
 from shards.rows import Row
-from shards.tables import number_in, read_csv, read_mat, read_sheet
+from shards.tables import Record, number_in, read_csv, read_mat, read_mat_texts, read_places, read_sheet
 
 
 def _koniq10k(root: Root, label: str) -> Found:
     """SD is of the ratings from 1 to 5, in both tables, so it belongs to the label MOS alone."""
     scores, sets = root.part("koniq10k_scores_and_distributions.csv"), root.part("koniq10k_distributions_sets.csv")
     pictures = Pictures(root.part("1024x768", "512x384"))
-    sets_of = {record["image_name"]: record for record in read_csv(sets, ("image_name", "set"))}
-    rows = []
-    for record in read_csv(scores, ("image_name", "SD", label)):
+    sets_of: dict[str, Record] = {}
+    for record in read_csv(sets, ("image_name", "set")):
+        if (first := sets_of.setdefault(name := record["image_name"], record)) is not record:
+            raise ShardError(f"{record.where}: '{name}' stands there a second time, first in {first.where}; unpack the file again")
+
+    def row(record: Record) -> Row:
         official = sets_of.get(record["image_name"])
         if official is None:
             name = record["image_name"]
             raise ShardError(f"{record.where}: '{name}' has no row in {sets.name}, which holds the official split; unpack both files again")
+        if (part := official.part("set")) is None:
+            raise ShardError(f"{official.where}, column set: is empty; unpack the file again")
         std = record.number("SD") if label == "MOS" else None
-        rows.append(row_of(record, "image_name", label, pictures, std=std, part=official.part("set")))
-    return scores, rows
+        return row_of(record, "image_name", label, pictures, std=std, part=part)
+
+    return scores, each(read_csv(scores, ("image_name", "SD", label)), row)
 
 
 def _livec(root: Root, _: str) -> Found:
     """Three vectors in one order; the seven pictures in trainingImages/ taught the raters, and every protocol drops them."""
     names_file, scores_file, stds_file = (root.part(f"Data/All{what}_release.mat") for what in ("Images", "MOS", "StdDev"))
     pictures = Pictures(root.part("Images"))
-    names, scores = read_mat(names_file, "AllImages_release"), read_mat(scores_file, "AllMOS_release")
+    names, scores = read_mat_texts(names_file, "AllImages_release"), read_mat(scores_file, "AllMOS_release")
     stds = read_mat(stds_file, "AllStdDev_release")
     if not len(names) == len(scores) == len(stds):
         raise ShardError(
             f"{names_file}: names {len(names)} images, but there are {len(scores)} scores and {len(stds)} deviations beside it"
         )
-    rows = []
-    for number, (name, score, std) in enumerate(zip(names, scores, stds, strict=True), 1):
-        if not name.startswith("t"):  # t1.bmp to t7.bmp
-            where = f"{names_file}, entry {number}"
-            opinion, deviation = number_in(score, f"{scores_file}, entry {number}"), number_in(std, f"{stds_file}, entry {number}")
-            rows.append(Row(image_id(name, where), pictures.find(name), opinion, deviation, name, None, where))
-    return names_file, rows
+
+    def row(entry: tuple[int, str, Any, Any]) -> Row:
+        number, name, score, std = entry
+        where = f"{names_file}, entry {number}"
+        opinion, deviation = number_in(score, f"{scores_file}, entry {number}"), number_in(std, f"{stds_file}, entry {number}")
+        return Row(image_id(name, where), pictures.find(name), opinion, deviation, name, None, where)
+
+    entries = zip(range(1, len(names) + 1), names, scores, stds, strict=True)
+    return names_file, each((entry for entry in entries if not entry[1].startswith("t")), row)  # t1.bmp to t7.bmp
 
 
 def _spaq(root: Root, _: str) -> Found:
-    table, pictures = root.part("Annotations/MOS and Image attribute scores.xlsx"), Pictures(root.part("TestImage"))
-    return table, [row_of(record, "Image name", "MOS", pictures) for record in read_sheet(table, ("Image name", "MOS"))]
+    table = root.part("Annotations/MOS and Image attribute scores.xlsx", "Annotations/MOS and Image attribute scores.csv")
+    pictures = Pictures(root.part("TestImage"))
+    return table, each(read_sheet(table, ("Image name", "MOS")), lambda record: row_of(record, "Image name", "MOS", pictures))
 
 
 def _bid(root: Root, _: str) -> Found:
     """Columns by place: the number of the image, then its grade."""
-    table = root.part("DatabaseGrades.xlsx", "DatabaseGrades.xls")
+    table = root.part("DatabaseGrades.xlsx", "DatabaseGrades.csv", "DatabaseGrades.xls")
     pictures = Pictures(root.part("ImageDatabase", "images", "DatabaseImage0001.JPG"))
     if pictures.folder.is_file():  # the pictures lie beside the table
         pictures = Pictures(pictures.folder.parent)
-    rows = []
-    for record in read_sheet(table):
-        if len(record.columns) < 2:
-            raise ShardError(f"{table}: has one column; expected the number of the image and its grade in the first two")
-        number, grade = record.columns[:2]
-        name = f"DatabaseImage{int(record.number(number)):04d}.JPG"
-        rows.append(Row(image_id(name, record.where), pictures.find(name), record.number(grade), None, name, None, record.where))
-    return table, rows
+    number, grade = columns = "number of the image", "grade"
+
+    def row(record: Record) -> Row:
+        if (value := record.number(number)) < 1 or value % 1:
+            raise ShardError(f"{record.where}: '{record[number]}' is no {number}; write a whole one, as in the names of the pictures")
+        name = f"DatabaseImage{int(value):04d}.JPG"
+        return Row(image_id(name, record.where), pictures.find(name), record.number(grade), None, name, None, record.where)
+
+    return table, each(read_places(table, columns), row)
 
 
 def _flive(root: Root, _: str) -> Found:
@@ -79,15 +92,24 @@ def _flive_patches(root: Root, _: str) -> Found:
 
 def _flive_rows(root: Root, labels: str) -> Found:
     table, test_table = root.part(labels), root.part("labels640.csv")
-    tested = {_flive_content(record["name_image"]) for record in read_csv(test_table, ("name_image",))}
+    tested = {_flive_content(record["name_image"]): record for record in read_csv(test_table, ("name_image",))}
     pictures, patches = Pictures(table.parent), Pictures(table.parent / "patches")
-    rows = []
-    for record in read_csv(table, ("name", "mos")):
+
+    def row(record: Record) -> Row:
         content = _flive_content(record["name"])
         folder = patches if patches.find(record["name"]).is_file() else pictures
         part = "test" if content in tested else "train"
-        rows.append(row_of(record, "name", "mos", folder, group=content, part=part))
-    return table, rows
+        return row_of(record, "name", "mos", folder, group=content, part=part)
+
+    return table, chain(_strangers(tested, root.part("labels_image.csv")), each(read_csv(table, ("name", "mos")), row))
+
+
+def _strangers(tested: Mapping[str, Record], table: Path) -> Iterator[ShardError]:
+    """What is wrong with test images that the table of all images does not have: the one that is meant would be trained on."""
+    known = {_flive_content(record["name"]) for record in read_csv(table, ("name",))}
+    for content, record in tested.items():
+        if content not in known:
+            yield ShardError(f"{record.where}: '{record['name_image']}' has no row in {table.name}; unpack both files again")
 
 
 def _flive_content(name: str) -> str:
@@ -98,13 +120,14 @@ def _flive_content(name: str) -> str:
 def _uhd_iqa(root: Root, _: str) -> Found:
     table = root.part("uhd-iqa-metadata.csv")
     folders = {part: Pictures(root.part(part)) for part in ("training", "validation", "test")}
-    rows = []
-    for record in read_csv(table, ("image_name", "quality_mos", "set")):
+
+    def row(record: Record) -> Row:
         pictures = folders.get(record["set"])
         if pictures is None:
             raise ShardError(f"{record.where}, column set: '{record['set']}' is none of {', '.join(folders)}; download the table again")
-        rows.append(row_of(record, "image_name", "quality_mos", pictures, part=record.part("set")))
-    return table, rows
+        return row_of(record, "image_name", "quality_mos", pictures, part=record.part("set"))
+
+    return table, each(read_csv(table, ("image_name", "quality_mos", "set")), row)
 
 
 AUTHENTIC = (
@@ -133,6 +156,7 @@ AUTHENTIC = (
         on_disk="Data/AllImages_release.mat, Data/AllMOS_release.mat, Data/AllStdDev_release.mat, Images/",
         protocol="80/20 x 10",
         ask="https://live.ece.utexas.edu/research/ChallengeDB/",
+        paper_resize="none",
     ),
     Adapter(
         "spaq",
@@ -145,7 +169,6 @@ AUTHENTIC = (
         protocol="80/20 x 10",
         ask="https://github.com/h4nwei/SPAQ",
         resize="short:512",
-        paper_resize="short:512",
     ),
     Adapter(
         "bid",
@@ -179,7 +202,7 @@ AUTHENTIC = (
         (Label("MOS", 0.0, 100.0, True),),
         images=119_430,
         contents=39_810,
-        on_disk="labels_patch.csv, labels640.csv, and the folders that labels_patch.csv names, or those in patches/",
+        on_disk="labels_patch.csv, labels_image.csv, labels640.csv, and the folders that they name, or those in patches/",
         protocol="official train/test, val cut out of train",
         ask="https://github.com/niu-haoran/FLIVE_Database",
     ),
@@ -194,7 +217,6 @@ AUTHENTIC = (
         protocol="official train/val/test",
         ask="https://database.mmsp-kn.de/uhd-iqa-benchmark-database.html",
         resize="short:512",
-        paper_resize="short:512",
         parts=(4_269, 904, 900),
     ),
 )

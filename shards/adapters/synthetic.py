@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import PurePosixPath
+from typing import Any
 
 from shards.adapters.adapter import Adapter, Found
-from shards.datasets import image_id, row_of
+from shards.datasets import each, image_id, row_of
 from shards.folders import Pictures, Root
 from shards.manifest import Label, ShardError
 from shards.rows import Row
-from shards.tables import number_in, read_csv, read_list, read_mat, read_sheet
+from shards.tables import Record, number_in, read_csv, read_list, read_mat, read_mat_texts, read_sheet
 
 _LIVE_FOLDERS = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}  # in the order of the vectors
 _CSIQ_TYPES = {"noise": "AWGN", "jpeg": "JPEG", "jpeg 2000": "jpeg2000", "blur": "BLUR", "fnoise": "fnoise", "contrast": "contrast"}
@@ -21,31 +22,31 @@ def _live(root: Root, _: str) -> Found:
     table, references_file = root.part("dmos_realigned.mat"), root.part("refnames_all.mat")
     pictures = Pictures(root.part("jp2k").parent)
     scores, originals = read_mat(table, "dmos_new"), read_mat(table, "orgs")
-    references = read_mat(references_file, "refnames_all")
+    references = read_mat_texts(references_file, "refnames_all")
     names = [f"{folder}/img{number}.bmp" for folder, count in _LIVE_FOLDERS.items() for number in range(1, count + 1)]
     if not len(names) == len(scores) == len(originals) == len(references):
         raise ShardError(
             f"{table}: expected {len(names)} entries in dmos_new and orgs, and in refnames_all of {references_file.name}; "
             f"found {len(scores)}, {len(originals)} and {len(references)}; take the files of release 2"
         )
-    rows = []
-    for number, (name, score, original, reference) in enumerate(zip(names, scores, originals, references, strict=True), 1):
-        if original != 1:
-            where = f"{table}, entry {number}"
-            rows.append(Row(image_id(name, where), pictures.find(name), number_in(score, where), None, str(reference), None, where))
-    return table, rows
+
+    def row(entry: tuple[int, str, Any, str, Any]) -> Row:
+        number, name, score, reference, _ = entry
+        where = f"{table}, entry {number}"
+        return Row(image_id(name, where), pictures.find(name), number_in(score, where), None, reference, None, where)
+
+    entries = zip(range(1, len(names) + 1), names, scores, references, originals, strict=True)
+    return table, each((entry for entry in entries if entry[-1] != 1), row)
 
 
 def _csiq(root: Root, _: str) -> Found:
     """The Excel sheet, or the text list "1600.AWGN.1.png 0.062"; a picture lies in the folder of its distortion, or all in one."""
-    table, pictures = root.part("csiq.DMOS.xlsx", "csiq_label.txt"), Pictures(root.part("dst_imgs", "dst_imgs_all"))
-    if table.suffix == ".xlsx":
-        records = read_sheet(table, ("image", "dst_type", "dst_lev", "dmos_std", "dmos"), "all_by_image")
-    else:
-        records = read_list(table, ("name", "dmos"))
-    rows = []
-    for record in records:
-        if "name" in record:
+    table = root.part("csiq.DMOS.xlsx", "csiq.DMOS.csv", "csiq_label.txt")
+    pictures = Pictures(root.part("dst_imgs", "dst_imgs_all"))
+    listed = table.suffix == ".txt"
+
+    def row(record: Record) -> Row:
+        if listed:
             name, std = record["name"], None
         elif (distortion := _CSIQ_TYPES.get(record["dst_type"])) is None:
             raise ShardError(f"{record.where}, column dst_type: '{record['dst_type']}' is none of {', '.join(_CSIQ_TYPES)}")
@@ -56,8 +57,10 @@ def _csiq(root: Root, _: str) -> Found:
         reference, distortion, *_rest = name.split(".")
         alone, in_folder = pictures.find(name), pictures.find(f"{distortion.lower()}/{name}")
         file = alone if alone.is_file() else in_folder
-        rows.append(Row(image_id(name, record.where), file, record.number("dmos"), std, reference, None, record.where))
-    return table, rows
+        return Row(image_id(name, record.where), file, record.number("dmos"), std, reference, None, record.where)
+
+    columns = ("image", "dst_type", "dst_lev", "dmos_std", "dmos")
+    return table, each(read_list(table, ("name", "dmos")) if listed else read_sheet(table, columns, "all_by_image"), row)
 
 
 def _tid2013(root: Root, _: str) -> Found:
@@ -67,38 +70,41 @@ def _tid2013(root: Root, _: str) -> Found:
     records, stds = list(read_list(table, ("mos", "name"))), list(read_list(stds_file, ("std",)))
     if len(records) != len(stds):
         raise ShardError(f"{table}: has {len(records)} lines, but {stds_file.name} has {len(stds)}; download both again")
-    rows = []
-    for record, std in zip(records, stds, strict=True):
-        reference = record["name"].split("_")[0].lower()
-        rows.append(row_of(record, "name", "mos", pictures, std=std.number("std"), group=reference))
-    return table, rows
+
+    def row(pair: tuple[Record, Record]) -> Row:
+        record, std = pair
+        return row_of(record, "name", "mos", pictures, std=std.number("std"), group=record["name"].split("_")[0].lower())
+
+    return table, each(zip(records, stds, strict=True), row)
 
 
 def _kadid10k(root: Root, _: str) -> Found:
     """The column called dmos rises with quality, and var is taken as the variance that its name says; the doctor tells of the doubt."""
     table, pictures = root.part("dmos.csv"), Pictures(root.part("images"))
-    rows = []
-    for record in read_csv(table, ("dist_img", "ref_img", "dmos", "var")):
+
+    def row(record: Record) -> Row:
         variance = record.number("var")
         if variance < 0:
             raise ShardError(f"{record.where}, column var: {variance:g} is no variance; download the table again")
-        rows.append(row_of(record, "dist_img", "dmos", pictures, std=math.sqrt(variance), group=record["ref_img"]))
-    return table, rows
+        return row_of(record, "dist_img", "dmos", pictures, std=math.sqrt(variance), group=record["ref_img"])
+
+    return table, each(read_csv(table, ("dist_img", "ref_img", "dmos", "var")), row)
 
 
 def _pipal(root: Root, _: str) -> Found:
     """A list per reference; the pictures come in several archives, whose folders lie side by side or are merged into one."""
     table, first = root.part("Train_Label"), root.part("Train_Dist", "Distortion_1", "Dist_Imgs")
     folders = [Pictures(path) for path in sorted(first.parent.iterdir()) if path.is_dir() and "dist" in path.name.lower()]
-    rows = []
-    for file in sorted(table.glob("*.txt")):
-        for record in read_list(file, ("name", "elo")):
-            name = record["name"]
-            pictures = next((folder for folder in folders if folder.find(name).is_file()), folders[0])
-            rows.append(row_of(record, "name", "elo", pictures, group=PurePosixPath(name).stem.split("_")[0]))
-    if not rows:
+    lists = sorted(file for file in table.glob("*.txt") if not file.name.startswith("."))  # on a Mac each has a ._A0000.txt
+    if not lists:
         raise ShardError(f"{table}: expected a list A0000.txt ... per reference in it, found none; unpack the labels again")
-    return table, rows
+
+    def row(record: Record) -> Row:
+        name = record["name"]
+        pictures = next((folder for folder in folders if folder.find(name).is_file()), folders[0])
+        return row_of(record, "name", "elo", pictures, group=PurePosixPath(name).stem.split("_")[0])
+
+    return table, each((record for file in lists for record in read_list(file, ("name", "elo"))), row)
 
 
 def _agiqa3k(root: Root, _: str) -> Found:
@@ -107,8 +113,11 @@ def _agiqa3k(root: Root, _: str) -> Found:
     pictures = Pictures(
         next((path for path in sorted(table.parent.iterdir()) if path.is_dir() and "agiqa" in path.name.lower()), table.parent)
     )
-    records = read_csv(table, ("name", "prompt", "mos_quality", "std_quality"))
-    return table, [row_of(r, "name", "mos_quality", pictures, std=r.number("std_quality"), group=r["prompt"]) for r in records]
+
+    def row(record: Record) -> Row:
+        return row_of(record, "name", "mos_quality", pictures, std=record.number("std_quality"), group=record["prompt"])
+
+    return table, each(read_csv(table, ("name", "prompt", "mos_quality", "std_quality")), row)
 
 
 SYNTHETIC = (
@@ -122,6 +131,7 @@ SYNTHETIC = (
         on_disk="dmos_realigned.mat, refnames_all.mat, jp2k/, jpeg/, wn/, gblur/, fastfading/",
         protocol="80/20 x 10 by reference",
         ask="https://live.ece.utexas.edu/research/quality/subjective.htm",
+        paper_resize="none",
     ),
     Adapter(
         "csiq",
@@ -133,6 +143,7 @@ SYNTHETIC = (
         on_disk="csiq.DMOS.xlsx or csiq_label.txt, dst_imgs/",
         protocol="80/20 x 10 by reference",
         ask="https://s2.smu.edu/~eclarson/csiq.html",
+        paper_resize="none",
         sizes=((512, 512),),
     ),
     Adapter(
@@ -145,6 +156,7 @@ SYNTHETIC = (
         on_disk="mos_with_names.txt, mos_std.txt, distorted_images/",
         protocol="80/20 x 10 by reference",
         ask="https://www.ponomarenko.info/tid2013.htm",
+        paper_resize="none",
         sizes=((512, 384),),
     ),
     Adapter(
