@@ -20,7 +20,12 @@ SETTINGS = "settings after the config file, as section.key=value; `plan` prints 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 it did what it was asked (see status.json), 1 it failed, the doctor
     says no, or, with --fail-if-unfinished, it was asked to stop."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if "settings" in options and all("=" in word and not word.startswith("-") for word in rest):
+        options.settings += rest  # those after an option, such as --processes 2, which argparse does not join to those before it
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         status = options.run(options)
     except (ConfigError, ShardError, TrainingError) as error:
