@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -20,7 +20,12 @@ SETTINGS = "settings after the config file, as section.key=value; `plan` prints 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 it did what it was asked (see status.json), 1 it failed, the doctor
     says no, or, with --fail-if-unfinished, it was asked to stop."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if "settings" in options and all("=" in word and not word.startswith("-") for word in rest):
+        options.settings += rest  # those after an option, such as --processes 2, which argparse does not join to those before it
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         status = options.run(options)
     except (ConfigError, ShardError, TrainingError) as error:
@@ -168,10 +173,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser(
-        "train", help="train, or go on training, in run.folder; start it alone, by torchrun or by accelerate launch"
+    command = _add(
+        commands, "train", _train, "train, or go on training, in run.folder; start it alone, by torchrun or by accelerate launch"
     )
-    command.set_defaults(run=_train)
     _take_config(command)
     command.add_argument(
         "--fail-if-unfinished",
@@ -179,15 +183,11 @@ def _parser() -> argparse.ArgumentParser:
         help="exit with 1 when asked to stop, for launchers that otherwise take the run for done",
     )
 
-    command = commands.add_parser(
-        "plan", help="print settings, batches, steps and rates without training, and what would not be reproducible"
-    )
-    command.set_defaults(run=_plan)
+    command = _add(commands, "plan", _plan, "print settings, batches, steps and rates without training, and what would not be reproducible")
     _take_config(command)
-    command.add_argument("--processes", type=int, help="plan for so many (default: run.processes, else 1)")
+    command.add_argument("--processes", type=int, metavar="N", help="plan for so many (default: run.processes, else 1)")
 
-    command = commands.add_parser("folder", help="print the run folder that the settings name, for scripts")
-    command.set_defaults(run=_folder)
+    command = _add(commands, "folder", _folder, "print the run folder that the settings name, for scripts")
     _take_config(command)
     command.add_argument(
         "--processes",
@@ -196,76 +196,95 @@ def _parser() -> argparse.ArgumentParser:
         help="and refuse what could not train, or go on, in it on each of these numbers of processes",
     )
 
-    command = commands.add_parser("fetch", help="download the pretrained weights ahead, where there is internet")
-    command.set_defaults(run=_fetch)
+    command = _add(commands, "fetch", _fetch, "download the pretrained weights ahead, where there is internet")
     _take_config(command)
 
-    command = commands.add_parser(
-        "doctor", help="before a big run: is the cluster fit for it? Started as the training; exit status 0 yes, 1 no"
+    command = _add(
+        commands, "doctor", _doctor, "before a big run: is the cluster fit for it? Started as the training; exit status 0 yes, 1 no"
     )
-    command.set_defaults(run=_doctor)
     command.add_argument("--json", metavar="FILE", help="write the diagnosis there, too; - prints it instead of the table")
-    command.add_argument("--wait", type=float, default=120.0, metavar="SECONDS", help="for ranks that do not come (default: 120)")
+    command.add_argument(
+        "--wait", type=float, default=120.0, metavar="SECONDS", help="to wait for ranks that do not come (default: %(default)g)"
+    )
     _take_config(command)
 
-    command = commands.add_parser("predict", help="score pictures that nobody has rated, with a trained model")
-    command.set_defaults(run=_predict)
+    command = _add(commands, "predict", _predict, "score pictures that nobody has rated, with a trained model")
     command.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="a run folder, or the folder of a model")
     command.add_argument("pictures", type=Path, nargs="+", help="pictures, and folders of pictures")
-    command.add_argument("--out", type=Path, help="the csv file to write: image, score, spread, id (default: the terminal)")
+    command.add_argument("--out", type=Path, metavar="FILE", help="the csv file to write: image, score, spread, id (default: the terminal)")
     command.add_argument("--scale", metavar="SET", help="of a model of several data sets: whose scale (default: the first's)")
-    command.add_argument("--batch-images", type=int, default=4, help="pictures scored together (default: 4)")
-    command.add_argument("--workers", type=int, default=2, help="processes that decode (default: 2)")
+    command.add_argument("--batch-images", type=int, default=4, metavar="N", help="pictures scored together (default: %(default)s)")
+    command.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode (default: %(default)s)")
     command.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU when there is one)")
 
-    command = commands.add_parser(
-        "evaluate", help="score rated data sets with a trained model, on any number of processes: a csv each, and one table"
+    command = _add(
+        commands, "evaluate", _evaluate, "score rated data sets with a trained model, on any number of processes: a csv each, and one table"
     )
-    command.set_defaults(run=_evaluate)
     command.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="a run folder, or the folder of a model")
     command.add_argument("--shards", nargs="+", default=[], metavar="FOLDER", help="the data sets (default: what it was trained on)")
-    command.add_argument("--split", help="(default: the one it was trained with; of another set official, or round-01)")
     command.add_argument(
-        "--part", choices=("test", "val", "train", "all"), help="(default: test; all of a set that the model was not trained on)"
+        "--split", metavar="NAME", help="whose parts are meant (default: the one it was trained with; of another set official, or round-01)"
+    )
+    command.add_argument(
+        "--part",
+        choices=("test", "val", "train", "all"),
+        help="which images (default: test; all of a set that the model was not trained on)",
     )
     command.add_argument("--out", type=Path, metavar="DIR", help="the folder to write (default: evaluation/ beside the model)")
-    command.add_argument("--batch-images", type=int, help="pictures scored together (default: as the run, which gives its very figures)")
-    command.add_argument("--workers", type=int, help="loader processes per rank (default: as the run)")
-    command.add_argument("--device", choices=("auto", "cpu"), help="(default: as the run)")
-    command.add_argument("--precision", choices=("no", "tf32", "bf16", "fp16"), help="(default: as the run)")
+    command.add_argument(
+        "--batch-images", type=int, metavar="N", help="pictures scored together (default: as the run, which gives its very figures)"
+    )
+    command.add_argument("--workers", type=int, metavar="N", help="loader processes per rank (default: as the run)")
+    command.add_argument("--device", choices=("auto", "cpu"), help="auto: a GPU where there is one (default: as the run)")
+    command.add_argument("--precision", choices=("no", "tf32", "bf16", "fp16"), help="no: float32 (default: as the run)")
 
-    command = commands.add_parser("compare", help="say whether runs are better than the first, on the same test images")
-    command.set_defaults(run=_compare)
+    command = _add(commands, "compare", _compare, "say whether runs are better than the first, on the same test images")
     command.add_argument("first", metavar="SIDE", help="a run folder, or a pattern in quotes such as 'runs/a-*': the median over its runs")
     command.add_argument("others", metavar="SIDE", nargs="+", help="what is compared with the first")
 
-    command = commands.add_parser("compare-history", help="train with each of the three old bugs, with all and without, and compare")
-    command.set_defaults(run=_compare_history)
+    command = _add(
+        commands, "compare-history", _compare_history, "train with each of the three old bugs, with all and without, and compare"
+    )
     _take_config(command)
-    command.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="every variant with each (default: 0)")
-    command.add_argument("--processes", type=_whole, default=1, help="of every run (default: 1)")
+    command.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], metavar="SEED", help="every variant is trained with each (default: 0)"
+    )
+    command.add_argument("--processes", type=_whole, default=1, metavar="N", help="of every run (default: %(default)s)")
 
-    command = commands.add_parser("import-hyperiqa", help="turn the checkpoint that HyperIQA's authors publish into a model for `predict`")
-    command.set_defaults(run=_import_hyperiqa)
+    command = _add(
+        commands, "import-hyperiqa", _import_hyperiqa, "turn the checkpoint that HyperIQA's authors publish into a model for `predict`"
+    )
     command.add_argument("file", type=Path, help="their file, such as koniq_pretrained.pkl; it says nothing of its data, so these do:")
     command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the model folder to write")
-    command.add_argument("--patches", type=_whole, default=25, help="patches per picture (default: 25)")
-    command.add_argument("--patch-size", type=_whole, default=224, help="pixels a side (default: 224)")
+    command.add_argument("--patches", type=_whole, default=25, metavar="N", help="patches per picture (default: %(default)s)")
     command.add_argument(
-        "--resize", default="exact:384x512", help="none, exact:WxH or short:PIXELS (default: exact:384x512, for KonIQ-10k)"
+        "--patch-size", type=_whole, default=224, metavar="PIXELS", help="width and height of a patch (default: %(default)s)"
     )
-    command.add_argument("--seed", type=int, default=0, help="of the places of the patches (default: 0)")
-    command.add_argument("--label", default="MOS_zscore", help="what its scores are called (default: MOS_zscore)")
+    command.add_argument(
+        "--resize",
+        default="exact:384x512",
+        metavar="RULE",
+        help="none, exact:WIDTHxHEIGHT or short:PIXELS (default: %(default)s, for KonIQ-10k)",
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of the places of the patches (default: %(default)s)")
+    command.add_argument("--label", default="MOS_zscore", metavar="NAME", help="what its scores are called (default: %(default)s)")
     command.add_argument("--range", type=float, nargs=2, default=(0.0, 100.0), metavar=("LOW", "HIGH"), help="their scale (default: 0 100)")
     command.add_argument("--lower-is-better", action="store_true", help="the scores are a DMOS")
 
-    command = commands.add_parser("variants", help="count parameters and multiply-adds of the model's variants (half a minute)")
-    command.set_defaults(run=_variants)
+    command = _add(commands, "variants", _variants, "count parameters and multiply-adds of the model's variants (half a minute)")
 
-    command = commands.add_parser("report", help="print the figures of a run and draw its picture again")
-    command.set_defaults(run=_report)
+    command = _add(commands, "report", _report, "print the figures of a run and draw its picture again")
     command.add_argument("folder", type=Path, help="a run folder")
     return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, run: Callable[[argparse.Namespace], int | None], does: str
+) -> argparse.ArgumentParser:
+    """The parser of a command that `run` runs; what it does stands in the list of commands, and at the head of its own help."""
+    command = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
+    command.set_defaults(run=run)
+    return command
 
 
 def _whole(text: str) -> int:

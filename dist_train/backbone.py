@@ -27,19 +27,34 @@ def features_only(backbone: str, patch_size: int | None = None, stochastic_depth
     """The timm backbone that gives the last four of its maps, with random weights, for patches of so many pixels a side.
 
     A dropout that timm builds into it is switched off: every process would draw it for itself, and no two runs would be
-    alike. Raises ConfigError when timm has no such backbone, or not with stochastic depth.
+    alike. Raises ConfigError when timm has no such backbone, or not with four maps, or not with stochastic depth.
     """
     try:
         options = creation_options(backbone, patch_size, stochastic_depth)
         made = timm.create_model(backbone, pretrained=False, **options)
     except _NOT_MADE as error:
-        close = difflib.get_close_matches(backbone, [*timm.list_models(), *timm.list_models(pretrained=True)])
-        hint = f"; did you mean {' or '.join(close)}?" if close and backbone not in close else ""
-        raise ConfigError(f"model.backbone={backbone}: timm cannot make four feature maps of it ({error}){hint}") from error
+        raise ConfigError(_why_not_made(backbone, stochastic_depth, error)) from error
     for module in made.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
     return made
+
+
+def _why_not_made(backbone: str, stochastic_depth: float, error: Exception) -> str:
+    known = [*timm.list_models(), *timm.list_models(pretrained=True)]
+    if backbone not in known and ":" not in backbone:  # hf-hub:NAME and the like are not in the list
+        close = difflib.get_close_matches(backbone, known)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ", nor one of a name like it; timm.list_models() has them all"
+        return f"model.backbone={backbone}: timm has no such model{hint}"
+    if "'drop_path_rate'" in str(error):
+        return (
+            f"model.stochastic_depth={stochastic_depth:g}: timm has no stochastic depth for model.backbone={backbone}; "
+            f"set it to 0, or choose another backbone"
+        )
+    return (
+        f"model.backbone={backbone}: HyperIQA reads four maps, and timm cannot make as many of it ({error}); choose a backbone "
+        f"of four stages or more, such as resnet50, swin_tiny_patch4_window7_224 or convnext_tiny"
+    )
 
 
 def creation_options(backbone: str, patch_size: int | None, stochastic_depth: float = 0.0) -> dict[str, Any]:

@@ -4,7 +4,7 @@
       step-00000500/
         model.safetensors      weights and buffers
         optimizer.safetensors  Adam's moments, each under the name of its weight (moments.py)
-        average.safetensors    the averaged weights, where the config wants them (else it holds nothing)
+        average.safetensors    the averaged weights, where the config wants them
         scores.safetensors     the training scores of the epoch so far, for its metrics
         progress.json          step, early stop, what data and config it belongs to, and the SHA-256 of the files above
 
@@ -30,12 +30,13 @@ from dist_train.whole_files import write_json
 from shards.manifest import file_sha256
 from shards.whole_files import sync
 
-FILES = ("model.safetensors", "optimizer.safetensors", "average.safetensors", "scores.safetensors")
+NEEDED = ("model.safetensors", "optimizer.safetensors", "scores.safetensors")
+AVERAGE = "average.safetensors"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is saved and what comes back. `progress` is plain JSON."""
+    """What is saved and what comes back. `average` is empty where the config wants none; `progress` is plain JSON."""
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -61,11 +62,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, retention: Retention, 
         shutil.rmtree(leftover)
     part.mkdir(parents=True)
     try:
-        save_tensors(part / "model.safetensors", checkpoint.model)
-        save_tensors(part / "optimizer.safetensors", checkpoint.optimizer)
-        save_tensors(part / "average.safetensors", checkpoint.average)
-        save_tensors(part / "scores.safetensors", checkpoint.scores)
-        files = {name: file_sha256(part / name) for name in FILES}
+        tensors = dict(zip(NEEDED, (checkpoint.model, checkpoint.optimizer, checkpoint.scores), strict=True))
+        if checkpoint.average:
+            tensors[AVERAGE] = checkpoint.average
+        for name, content in tensors.items():
+            save_tensors(part / name, content)
+        files = {name: file_sha256(part / name) for name in tensors}
         write_json(part / "progress.json", checkpoint.progress | {"files": files})
         sync(part)
     except BaseException:
@@ -93,8 +95,9 @@ def newest_complete_checkpoint(folder: Path, say: Callable[[str], None]) -> Path
         try:
             progress = _read_progress(path)
             files = progress["files"]
-            damage = [f"progress.json does not tell of {name}" for name in FILES if name not in files]
-            damage = damage or [f"{name} has changed" for name in FILES if file_sha256(path / name) != files[name]]
+            damage = [f"progress.json does not tell of {name}" for name in NEEDED if name not in files]
+            there = [*NEEDED, *([AVERAGE] if AVERAGE in files else [])]
+            damage = damage or [f"{name} has changed" for name in there if file_sha256(path / name) != files[name]]
         except (OSError, ValueError, LookupError, TypeError) as error:
             damage = [f"{type(error).__name__}: {error}"]
         if not damage:
@@ -106,13 +109,10 @@ def newest_complete_checkpoint(folder: Path, say: Callable[[str], None]) -> Path
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """What was saved at `path`, on the CPU."""
-    return Checkpoint(
-        load_file(path / "model.safetensors"),
-        load_file(path / "optimizer.safetensors"),
-        load_file(path / "average.safetensors"),
-        load_file(path / "scores.safetensors"),
-        _read_progress(path),
-    )
+    progress = _read_progress(path)
+    model, optimizer, scores = (load_file(path / name) for name in NEEDED)
+    average = load_file(path / AVERAGE) if AVERAGE in progress["files"] else {}
+    return Checkpoint(model, optimizer, average, scores, progress)
 
 
 def _read_progress(path: Path) -> dict[str, Any]:

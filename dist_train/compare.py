@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from dist_train.errors import ConfigError
-from dist_train.intervals import FEWEST_IMAGES, correlations, interval, resampled_counts, without_rounding
+from dist_train.intervals import EQUAL, FEWEST_IMAGES, correlations, interval, resampled_counts, without_rounding
 from dist_train.metrics import agreement
 from dist_train.run_folder import read_status
 
@@ -80,14 +80,23 @@ class Estimate:
         return interval(self.resampled)
 
     def over(self, other: Estimate) -> Estimate:
-        """By how much this one is larger."""
-        return Estimate(self.value - other.value, self.resampled - other.resampled)
+        """By how much this one is larger: 0 where the two differ by rounding alone."""
+        more, resampled = self.value - other.value, self.resampled - other.resampled
+        return Estimate(0.0 if abs(more) <= EQUAL else more, np.where(np.abs(resampled) <= EQUAL, 0.0, resampled))
 
     @property
     def share_above_zero(self) -> float:
         """Of the resamples that have a value, the share in which it is above zero."""
-        existing = self.resampled[np.isfinite(self.resampled)]
-        return float(np.mean(existing > 0)) if len(existing) else np.nan
+        return self._share(self.resampled > 0)
+
+    @property
+    def share_at_zero(self) -> float:
+        """The same, in which it is zero."""
+        return self._share(self.resampled == 0)
+
+    def _share(self, where: np.ndarray) -> float:
+        existing = np.isfinite(self.resampled)
+        return float(np.mean(where[existing])) if existing.any() else np.nan
 
 
 Estimates = list[dict[str, Estimate]]  # of every side: its srcc and its plcc
@@ -193,7 +202,7 @@ def _table(sides: Sequence[Side], estimates: Estimates) -> list[str]:
     width = max(len("side"), *(len(side.name) for side in sides))
     lines = [f"{'side':<{width}}{'runs':>6}{'SRCC':>10}{'95 %':>18}{'PLCC':>10}{'95 %':>18}"]
     for side, found in zip(sides, estimates, strict=True):
-        cells = "".join(f"{found[name].value:>10.4f}{_span(found[name], ''):>18}" for name in ("srcc", "plcc"))
+        cells = "".join(f"{_figure(found[name].value):>10}{_span(found[name]):>18}" for name in ("srcc", "plcc"))
         lines.append(f"{side.name:<{width}}{len(side.runs):>6}{cells}")
     return lines + ["a side of several runs: the median over them"] * any(len(side.runs) > 1 for side in sides)
 
@@ -201,7 +210,8 @@ def _table(sides: Sequence[Side], estimates: Estimates) -> list[str]:
 def _gains(sides: Sequence[Side], estimates: Estimates) -> list[str]:
     lines = []
     for side, found in zip(sides[1:], estimates[1:], strict=True):
-        lines += ["", f"{side.name} over {sides[0].name}:"]
+        same = " every image has the same score on both sides" if _scores_of(side) == _scores_of(sides[0]) else ""
+        lines += ["", f"{side.name} over {sides[0].name}:{same}"]
         lines += [f"  {name.upper()} {_gain(found[name].over(estimates[0][name]))}" for name in ("srcc", "plcc")]
     return lines
 
@@ -214,16 +224,31 @@ def _warnings(sides: Sequence[Side]) -> list[str]:
 def _gain(more: Estimate) -> str:
     if np.isnan(more.value):
         return "cannot be compared: one of the two has none (all scores equal, or one not finite)"
-    return f"{more.value:+.4f} (95 %: {_span(more, '+')}), better in {more.share_above_zero:.1%} of the resamples"
+    if more.value == 0 and more.share_at_zero == 1:
+        return "no difference, nor in any of the resamples"
+    ties = f", equal in {more.share_at_zero:.1%}" if more.share_at_zero else ""
+    return f"{_figure(more.value, '+')} (95 %: {_span(more, '+')}), better in {more.share_above_zero:.1%} of the resamples{ties}"
+
+
+def _scores_of(side: Side) -> list[dict[tuple[str, str], float]]:
+    """Of every run, the score of each image of each set."""
+    return [
+        {(name, image): score for name, tested in run.sets.items() for image, score in zip(tested.ids, tested.scores, strict=True)}
+        for run in side.runs
+    ]
 
 
 def _splits(side: Side) -> str:
     return ", ".join(sorted({run.status["split"] for run in side.runs}))
 
 
-def _span(found: Estimate, sign: str) -> str:
-    low, high = found.interval
-    return f"{low:{sign}.4f} to {high:{sign}.4f}"
+def _span(found: Estimate, sign: str = "") -> str:
+    return " to ".join(_figure(end, sign) for end in found.interval)
+
+
+def _figure(value: float, sign: str = "") -> str:
+    """Four digits; zero, and what rounds to it, has no sign."""
+    return f"{value:{sign}.4f}" if round(value, 4) else "0.0000"
 
 
 def _read_run(folder: Path) -> TestedRun:

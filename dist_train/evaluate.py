@@ -100,11 +100,22 @@ def choose_sets(trained: TrainedModel, shards: Sequence[str], split: str | None,
 
     Without a `part`: all of a set that the model was not trained on, where no `split` is named either; else test. Without a `split`:
     the one that it was trained with, else the official one, else the first round. Scores are told on the scale of the set where the
-    model knows it, else on its first. Raises ConfigError or ShardError when a set cannot be opened, does not fit, or has no such part.
+    model knows it, else on its first. Raises ConfigError or ShardError, with a line per set, when some cannot be opened, do not fit,
+    or have no such part.
     """
     if part == ALL and split is not None:
         raise ConfigError(f"--part all takes every image, whatever its part: leave out --split {split}")
-    sets = [_choose(trained, Shards(place), split, part) for place in shards or _own_places(trained.config.data)]
+    sets: list[RatedSet] = []
+    refusals: list[ConfigError | ShardError] = []
+    for place in shards or _own_places(trained.config.data):
+        try:
+            sets.append(_choose(trained, Shards(place), split, part))
+        except (ConfigError, ShardError) as refusal:
+            refusals.append(refusal)
+    if len(refusals) > 1:
+        raise ConfigError("\n".join(map(str, refusals)))
+    if refusals:
+        raise refusals[0]
     for number, one in enumerate(sets):
         for other in sets[:number]:
             if one.name == other.name:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,23 @@ WARM_UP_STEPS = 3  # the first steps of a session are slow and say nothing about
 
 
 class Journal:
-    """Written by rank 0 only; on the other ranks every method does nothing."""
+    """Written by rank 0 only; on the other ranks every method does nothing.
 
-    def __init__(self, folder: Path, writes: bool, every_steps: int, tensorboard: bool, resumed_step: int, epochs_judged: int) -> None:
+    `still_ours` raises when the folder belongs to another job by now: then nothing more is written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        writes: bool,
+        every_steps: int,
+        tensorboard: bool,
+        resumed_step: int,
+        epochs_judged: int,
+        still_ours: Callable[[], None] = lambda: None,
+    ) -> None:
         self._writes = writes
+        self._still_ours = still_ours
         self._every = every_steps
         self._board: Any = None
         self._steps = 0
@@ -105,6 +118,7 @@ class Journal:
     def _write(self, record: Mapping[str, Any]) -> None:
         if not self._writes:
             return
+        self._still_ours()
         print(json.dumps(finite_or_none(record)), file=self._file, flush=True)
         if self._board is not None:
             for name, value in _flat(record):

@@ -165,32 +165,63 @@ def describe_plan(plan: Plan) -> str:
         lines += [
             ("data", f"{member.name} ({shards.folder}), fingerprint {shards.fingerprint}, label {shards.label}"),
             ("split", f"{member.split}: {parts} images"),
-            ("patches", f"{layout.patches} of {size} stored per image; an epoch shows {shown}, {show} per visit"),
+            ("patches", f"{layout.patches} of {size} stored per image; an epoch shows {shown} of them, {show} at each visit"),
         ]
         if len(members) > 1:
             lines.append(("share", f"{line.global_batch} of the {batch} images of every batch"))
     lines += [
-        ("choice", f"the best epoch is chosen on {config.stop.select_on}" + (", by the mean SRCC of the sets" if len(members) > 1 else "")),
-        ("global batch", f"{batch} images x {show} patches = {batch * show} patches per step"),
+        ("best epoch", _choice(config, len(members))),
+        ("global batch", f"{batch} images x {_counted(show, 'patch', 'patches')} = {_counted(batch * show, 'patch', 'patches')} per step"),
         ("processes", f"{plan.world}, each takes {plan.share} of these images, {plan.micro_batch} at a time through the model"),
         ("model", f"HyperIQA on {config.model.backbone}, {plan.num_parameters:,} parameters"),
-        ("steps", f"{plan.steps_per_epoch:,} per epoch ({visits:,} visits), {plan.total_steps:,} in {config.train.epochs} epochs at most"),
-        ("output", f"{config.model.output}: scores on {low:g} to {high:g}" + " standard deviations of each set" * (len(members) > 1)),
+        (
+            "steps",
+            f"{plan.steps_per_epoch:,} per epoch ({visits:,} visits of images, {batch} a step), "
+            f"at most {plan.total_steps:,} in {_counted(config.train.epochs, 'epoch')}",
+        ),
+        (
+            "scores",
+            f"from {low:g} to {high:g}"
+            + " standard deviations of each set" * (len(members) > 1)
+            + f" (model.output={config.model.output})",
+        ),
     ]
     width = max(len(title) for title, _ in lines)
     text = [f"{title:<{width}}  {line}" for title, line in lines]
-    text += ["", "rates at the first step of the epochs where they turn:", f"{'epoch':>5} {'lr hyper':>10} {'lr backbone':>12}"]
+    text += ["", f"learning rates at the first step of these epochs, counted from 0; {_course(config)}:"]
+    text.append(f"{'epoch':>5} {'hyper network':>14} {'backbone':>9}")
     for epoch in _telling_epochs(config):
         rates = plan.rates(epoch * plan.steps_per_epoch)
-        text.append(f"{epoch:>5} {rates['hyper']:>10.2e} {rates['backbone']:>12.2e}")
+        text.append(f"{epoch:>5} {rates['hyper']:>14.2e} {rates['backbone']:>9.2e}")
     if notes := worth_knowing(plan):
         text += ["", "worth knowing:", *(f"  - {note}" for note in notes)]
     text += [
         "",
-        "would not be reproducible:",
+        "where the same settings would give other numbers:",
         *(f"  - {reason}" for reason in irreproducible(config, plan.world)),
     ]
     return "\n".join(text)
+
+
+def _choice(config: Config, sets: int) -> str:
+    by, patience = "the mean SRCC of the sets" if sets > 1 else "its SRCC", config.stop.patience
+    end = "all epochs are trained" if patience is None else f"training ends after {_counted(patience, 'epoch')} without a better one"
+    return f"chosen on {config.stop.select_on}, by {by}; {end}"
+
+
+def _course(config: Config) -> str:
+    """What the rates do between the epochs that the table shows."""
+    between = {
+        "step": "they stay until the next one shown",
+        "cosine": "in between they fall with every step",
+        "constant": "they stay the same",
+    }[config.optim.schedule]
+    warmup = config.optim.warmup_steps
+    return between + (f", after a climb over the first {_counted(warmup, 'step')}" if warmup else "")
+
+
+def _counted(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def worth_knowing(plan: Plan) -> list[str]:
@@ -204,6 +235,8 @@ def worth_knowing(plan: Plan) -> list[str]:
         ]
         if not len(member.parts["val"]):
             notes.append(f"{member.name}: the split has no val part: the epoch is chosen on test")
+    if plan.config.stop.select_on == "test":
+        notes.append("stop.select_on=test chooses the epoch on the test part: the test figures are then too good, and every report says so")
     if plan.config.loss.regression in ("plcc", "norm_in_norm"):
         notes.append(f"loss.regression={plan.config.loss.regression} leaves the scale of the scores open: RMSE, raw, says nothing")
     if old := [name for name, on in plan.config.history if on]:
@@ -228,8 +261,8 @@ def worth_knowing(plan: Plan) -> list[str]:
 def irreproducible(config: Config, world: int) -> list[str]:
     """What could make the same run come out differently elsewhere, in words."""
     reasons = [
-        f"on {world} {'process' if world == 1 else 'processes'} the numbers are the same every time; on another number, sums are "
-        f"rounded in another order, and the difference, at first in the last digits, grows with the steps"
+        f"on another number of processes than {world}: sums are rounded in another order, and the difference, at first in the last digits, "
+        f"grows with the steps"
     ]
     if config.model.batch_norm == "train":
         reasons.append(
@@ -249,10 +282,6 @@ def irreproducible(config: Config, world: int) -> list[str]:
         reasons.append(
             "on a GPU, some kernels add up in no fixed order (attention, pooling to sizes that do not divide): equal runs agree closely, "
             "not to the last bit"
-        )
-    if config.stop.select_on == "test":
-        reasons.append(
-            "stop.select_on=test chooses the epoch on the test part: the test figures are then too good, and every report says so"
         )
     return reasons
 

@@ -16,6 +16,7 @@ from dist_train.mapping import CURVES, Curve
 from dist_train.overfitting import train_and_val
 
 COLUMNS = ("srcc", "plcc", "krcc", "rmse", "patch_srcc", "patch_plcc", "spread")
+FEW_POINTS = 30  # steps that each get a marker in the picture: a line of one alone cannot be seen
 
 
 def final_table(status: Mapping[str, Any]) -> str:
@@ -122,7 +123,9 @@ def draw_report(folder: Path) -> Path:
         panels = [record[part] for record in epochs if record.get(part)]
         if len(panels) == len(numbers):
             order.plot(numbers, [panel["srcc"] for panel in panels], color=colour, marker="o", label=f"{part}, images")
-            order.plot(numbers, [panel["patch_srcc"] for panel in panels], color=colour, linestyle="--", label=f"{part}, patches")
+            order.plot(
+                numbers, [panel["patch_srcc"] for panel in panels], color=colour, linestyle="--", marker=".", label=f"{part}, patches"
+            )
             if "spread" in panels[0]:
                 spread.plot(numbers, [panel["spread"] for panel in panels], color=colour, marker="o", label=part)
     for axes in (order, spread):
@@ -133,6 +136,8 @@ def draw_report(folder: Path) -> Path:
     order.set(title="SRCC (train: as said while the weights moved)")
     order.set_xlabel(f"epoch\n{train_and_val(epochs)}", fontsize=8)
     spread.set(title="spread of the patch scores within images", xlabel="epoch", ylabel="label units")
+    for axes in (losses, order, spread):
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     _draw_scatter(scatter, folder, status)
     path = folder / "report.png"
     figure.savefig(path, dpi=120)
@@ -141,8 +146,9 @@ def draw_report(folder: Path) -> Path:
 
 
 def _draw_losses(axes: Any, steps: list[dict[str, Any]]) -> None:
+    marker = "o" if len(steps) <= FEW_POINTS else ""
     for name in ("loss", "regression", "ranking", "consistency"):
-        axes.plot([record["step"] for record in steps], [record[name] for record in steps], label=name, linewidth=0.8)
+        axes.plot([record["step"] for record in steps], [record[name] for record in steps], label=name, linewidth=0.8, marker=marker)
     axes.set(title="training loss", xlabel="step", ylabel="label units")
     axes.legend()
 

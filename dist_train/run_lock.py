@@ -9,7 +9,7 @@ a job lives, its first rank adds one to a counter in the file, in place, every f
 
 No clock is compared with another. To take over a stale lock one must first hold `.lock-after-TOKEN`, a lock of the same kind on
 that very change, so of several that come at once one wins. An owner that was asleep for so long that it has lost its lock finds
-that out at its next beat, and before it writes a checkpoint; it never touches a lock that is not its own.
+that out at its next beat, and before it writes: a checkpoint, or a line of the journal. It never touches a lock that is not its own.
 
 `report` and `evaluate` take no lock: each writes whole files of its own beside a run's, and reads only whole ones.
 """

@@ -149,7 +149,13 @@ def open_training(plan: Plan, accelerator: Accelerator, lock: RunLock) -> Traini
             average.load_state_dict(checkpoint.average)
         progress = Progress.from_json(checkpoint.progress["progress"])
     journal = Journal(
-        config.run.folder, ranks.is_first(), config.log.every_steps, config.log.tensorboard, progress.step, progress.epochs_judged
+        config.run.folder,
+        ranks.is_first(),
+        config.log.every_steps,
+        config.log.tensorboard,
+        progress.step,
+        progress.epochs_judged,
+        lock.refuse_if_lost,
     )
     if checkpoint is not None:
         journal.say(f"going on from {newest}")

@@ -233,45 +233,60 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser(
-        "build", help="write shards from a score table or a data set folder", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    command = _add(
+        commands,
+        "build",
+        _build,
+        "write shards from a score table or a data set folder",
+        after_interrupt="the same command goes on where this one stopped",
     )
-    command.set_defaults(run=_build, after_interrupt="the same command goes on where this one stopped")
     _add_source(command)
-    command.add_argument("--out", type=_path, required=True, help="the shard folder to write, new or empty")
-    command.add_argument("--patches", type=int, default=Settings.patches, help="patches per image")
-    command.add_argument("--size", type=int, default=Settings.patch_size, help="width and height of a patch in pixels")
-    command.add_argument("--seed", type=int, default=Settings.seed, help="of the patch boxes and of the splits")
+    command.add_argument("--out", type=_path, required=True, metavar="DIR", help="the shard folder to write, new or empty")
+    command.add_argument("--patches", type=int, default=Settings.patches, metavar="N", help="patches per image (default: %(default)s)")
+    command.add_argument(
+        "--size", type=int, default=Settings.patch_size, metavar="PIXELS", help="width and height of a patch (default: %(default)s)"
+    )
+    command.add_argument(
+        "--seed", type=int, default=Settings.seed, metavar="N", help="of the patch boxes and of the splits (default: %(default)s)"
+    )
     command.add_argument("--rounds", type=_number, metavar="N", help="numbered splits (default: 10 where there is no official split)")
     _add_ratio(command)
     command.add_argument(
         "--layout",
         choices=("auto", "canvas", "patches"),
         default=Settings.layout,
-        help="store images once, or patch by patch; auto takes the smaller",
+        help="store images once, or patch by patch; auto takes the smaller (default: %(default)s)",
     )
-    command.add_argument("--codec", choices=sorted(CODECS), default=Settings.codec, help="raw, or losslessly packed for slow disks: zstd")
+    command.add_argument(
+        "--codec",
+        choices=sorted(CODECS),
+        default=Settings.codec,
+        help="raw, or losslessly packed for slow disks: zstd (default: %(default)s)",
+    )
     command.add_argument(
         "--estimate", action="store_true", help="print what each layout and codec would take on the disk, and write nothing"
     )
     _add_resize(command)
     command.add_argument(
-        "--shard-mib", type=_mebibytes, default=Settings.shard_bytes / 2**20, help="size of a shard, about, before a codec packs it"
+        "--shard-mib",
+        type=_mebibytes,
+        default=Settings.shard_bytes / 2**20,
+        metavar="MIB",
+        help="size of a shard, about, before a codec packs it (default: %(default)g)",
     )
     command.add_argument(
         "--share",
         type=_share,
         default=Share(),
         metavar="I/N",
-        help="write every N-th shard from the I-th on, beside others that write theirs; the last one to be done finishes the folder",
+        help="write every N-th shard from the I-th on, beside others that write theirs; the last one to be done finishes the folder "
+        "(default: %(default)s, all)",
     )
     _add_workers(command)
 
-    command = commands.add_parser("list", help="show the public data sets that --dataset reads: counts, labels, files, where to ask")
-    command.set_defaults(run=_list, after_interrupt="nothing was changed")
+    command = _add(commands, "list", _list, "show the public data sets that --dataset reads: counts, labels, files, where to ask")
 
-    command = commands.add_parser("doctor", help="before a build: is the folder safe to build? Exit status 0 yes, 1 no, 2 usage")
-    command.set_defaults(run=_doctor, after_interrupt="nothing was changed")
+    command = _add(commands, "doctor", _doctor, "before a build: is the folder safe to build? Exit status 0 yes, 1 no, 2 usage")
     _add_source(command)
     command.add_argument(
         "--against",
@@ -280,20 +295,32 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=DIR",
         help="find what is also in another data set, given as NAME=ROOT or scores.csv=IMAGES; may be repeated",
     )
-    command.add_argument("--size", type=int, default=Settings.patch_size, help="the patch size of the build")
+    command.add_argument(
+        "--size", type=int, default=Settings.patch_size, metavar="PIXELS", help="the patch size of the build (default: %(default)s)"
+    )
     _add_resize(command)
     command.add_argument("--quick", action="store_true", help="read headers only: finds no damaged pictures and no duplicates")
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
     _add_workers(command)
 
-    command = commands.add_parser("demo", help="write the built-in photographs with computed pseudo-opinions (not human ratings)")
-    command.set_defaults(run=_demo, after_interrupt="the same command begins anew")
-    command.add_argument("--out", type=_path, required=True, help="the folder to write")
+    command = _add(
+        commands,
+        "demo",
+        _demo,
+        "write the built-in photographs with computed pseudo-opinions (not human ratings)",
+        after_interrupt="the same command begins anew",
+    )
+    command.add_argument("--out", type=_path, required=True, metavar="DIR", help="the folder to write")
     _add_workers(command)
 
-    command = commands.add_parser("split", help="add split tables to a shard folder, or take them elsewhere; pixels are not touched")
-    command.set_defaults(run=_split, after_interrupt="no table was changed")
-    command.add_argument("folder", type=_path)
+    command = _add(
+        commands,
+        "split",
+        _split,
+        "add split tables to a shard folder, or take them elsewhere; pixels are not touched",
+        after_interrupt="no table was changed",
+    )
+    command.add_argument("folder", type=_path, help="a shard folder")
     action = command.add_mutually_exclusive_group(required=True)
     action.add_argument("--rounds", type=_number, metavar="N", help="add N random splits by content: round-01 and on")
     action.add_argument(
@@ -301,47 +328,74 @@ def _parser() -> argparse.ArgumentParser:
     )
     action.add_argument("--export", dest="exported", type=_path, metavar="FILE", help="write the splits to a new file")
     _add_ratio(command)
-    command.add_argument("--seed", type=int, help="of what is drawn (default: the seed that the shards were built with)")
-    command.add_argument("--name", help="of the rounds (default: round), or of the one split to import or export (default: all)")
-    command.add_argument("--form", choices=FORMS, default=FORMS[0], help="to export: pyiqa's meta csv, or plain, one table of id and part")
+    command.add_argument("--seed", type=int, metavar="N", help="of what is drawn (default: the seed that the shards were built with)")
+    command.add_argument(
+        "--name", metavar="NAME", help="of the rounds (default: round), or of the one split to import or export (default: all)"
+    )
+    command.add_argument(
+        "--form",
+        choices=FORMS,
+        default=FORMS[0],
+        help="to export: pyiqa's meta csv, or plain, one table of id and part (default: %(default)s)",
+    )
 
     for name, run, explanation in (
         ("check", _check, "read a shard folder from end to end and verify every byte"),
         ("show", _show, "say what a shard folder holds"),
         ("fetch", _fetch, "fill this node's cache with the shards of a URL, before a training reads them"),
     ):
-        command = commands.add_parser(name, help=explanation)
-        command.set_defaults(run=run, after_interrupt="nothing was changed")
+        command = _add(commands, name, run, explanation)
         command.add_argument("folder", type=_stated, help="a shard folder, or its URL: http://, https:// or s3://")
     return parser
 
 
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int | None],
+    does: str,
+    after_interrupt: str = "nothing was changed",
+) -> argparse.ArgumentParser:
+    """The parser of a command that `run` runs; what it does stands in the list of commands, and at the head of its own help."""
+    command = commands.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
+    command.set_defaults(run=run, after_interrupt=after_interrupt)
+    return command
+
+
 def _add_source(command: argparse.ArgumentParser) -> None:
     source = command.add_argument_group("the data, either a table ...")
-    source.add_argument("--table", type=_path, help="csv, .xlsx or .json with image and score (or mos), and optionally std, group, split")
-    source.add_argument("--images", type=_path, help="the folder that the table's image column is relative to")
-    source.add_argument("--name", help="the data set's name (default: the table's folder)")
-    source.add_argument("--label", help="what the score is called in every report (default: MOS); with --dataset, which of its labels")
+    source.add_argument(
+        "--table", type=_path, metavar="FILE", help="csv, .xlsx or .json with image and score (or mos), and optionally std, group, split"
+    )
+    source.add_argument("--images", type=_path, metavar="DIR", help="the folder that the table's image column is relative to")
+    source.add_argument("--name", metavar="NAME", help="the data set's name (default: the table's folder)")
+    source.add_argument(
+        "--label", metavar="NAME", help="what the score is called in every report (default: MOS); with --dataset, which of its labels"
+    )
     source.add_argument("--range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="the ends of the score's scale, such as 1 5")
     direction = source.add_mutually_exclusive_group()
     direction.add_argument("--lower-is-better", action="store_true", help="the score is a DMOS or the like")
     direction.add_argument("--higher-is-better", action="store_true", help="as it is anyhow; say so of a column dmos, as KADID-10k's")
     known = command.add_argument_group("... or a data set as it is distributed")
     known.add_argument("--dataset", choices=sorted(ADAPTERS), metavar="NAME", help="its name; `python -m shards list` shows them all")
-    known.add_argument("--root", type=_path, help="the folder it was unpacked to")
+    known.add_argument("--root", type=_path, metavar="DIR", help="the folder it was unpacked to")
 
 
 def _add_resize(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--resize",
         default="aspect",
-        help="aspect (the data set's rule that keeps it; none for a table), paper (HyperIQA's), none, exact:WIDTHxHEIGHT or short:PIXELS",
+        metavar="RULE",
+        help="aspect (the data set's rule that keeps it; none for a table), paper (HyperIQA's), none, exact:WIDTHxHEIGHT or short:PIXELS "
+        "(default: %(default)s)",
     )
 
 
 def _add_workers(command: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    command.add_argument("--workers", type=_number, default=cores, help="processes (default: one per core this process may use)")
+    command.add_argument(
+        "--workers", type=_number, default=cores, metavar="N", help="processes (default: one per core this process may use)"
+    )
 
 
 def _add_ratio(command: argparse.ArgumentParser) -> None:
@@ -349,7 +403,9 @@ def _add_ratio(command: argparse.ArgumentParser) -> None:
         "--ratio",
         type=_ratio,
         default=RATIO,
-        help="of the rounds, in percent: train/val/test, or train/test; then val is cut out of train, except in round-01-no-val and so on",
+        metavar="SHARES",
+        help="of the rounds, in percent: train/val/test, or train/test; then val is cut out of train, except in round-01-no-val and so on "
+        "(default: %(default)s)",
     )
 
 

@@ -25,6 +25,7 @@ from dist_train.checkpoint import (
 from dist_train.retention import Retention
 from dist_train.tensor_files import read_about, save_tensors
 from dist_train.whole_files import write_json
+from shards.manifest import file_sha256
 
 FILES = ("model.safetensors", "optimizer.safetensors", "average.safetensors", "scores.safetensors", "progress.json")
 
@@ -63,6 +64,23 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     for name in ("model", "optimizer", "average", "scores"):
         torch.testing.assert_close(getattr(found, name), getattr(saved, name), rtol=0, atol=0)
     assert {key: found.progress[key] for key in saved.progress} == saved.progress
+
+
+def test_without_averaged_weights_there_is_no_file_of_them(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, replace(state(7), average={}), Retention(2))
+    assert names(path) == sorted({*FILES} - {"average.safetensors"})
+    assert newest(tmp_path) == (path.name, []) and load_checkpoint(path).average == {}
+
+
+def test_a_checkpoint_with_an_empty_file_of_averaged_weights_is_read(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, replace(state(7), average={}), Retention(2))
+    save_tensors(path / "average.safetensors", {})  # as it once was
+    progress = json.loads((path / "progress.json").read_text())
+    progress["files"]["average.safetensors"] = file_sha256(path / "average.safetensors")
+    write_json(path / "progress.json", progress)
+    assert newest(tmp_path) == (path.name, []) and load_checkpoint(path).average == {}
+    (path / "average.safetensors").write_bytes(b"")
+    assert newest(tmp_path)[0] is None  # and is checked like the others
 
 
 def test_an_epoch_without_scores_yet_comes_back_empty(tmp_path: Path) -> None:

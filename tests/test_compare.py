@@ -17,6 +17,7 @@ from scipy import stats
 from dist_train.__main__ import main
 from dist_train.compare import compare, estimate, read_side
 from dist_train.errors import ConfigError
+from dist_train.intervals import resampled_counts
 
 IMAGES = 200
 STATUS: dict[str, Any] = {
@@ -77,9 +78,42 @@ def test_the_difference_of_two_like_runs_has_zero_in_its_interval(tmp_path: Path
     assert 0.02 < second["srcc"].over(first["srcc"]).share_above_zero < 0.98
 
 
-def test_a_run_and_itself_differ_by_nothing_in_every_resample(tmp_path: Path) -> None:
-    told = compare([str(run(tmp_path / "a", 15.0))] * 2)
-    assert "SRCC +0.0000 (95 %: +0.0000 to +0.0000), better in 0.0% of the resamples" in told
+def test_runs_that_gave_the_same_scores_are_said_to_and_not_to_be_better_or_worse(tmp_path: Path) -> None:
+    one, other = run(tmp_path / "one", 15.0), run(tmp_path / "other", 15.0)
+    path = other / "scores-test.csv"
+    title, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([title, *reversed(rows)]) + "\n")  # so sums are rounded in another order
+    for pair in ([one, one], [one, other], [other, one]):
+        heading, *gains = compare([str(side) for side in pair]).splitlines()[-3:]
+        assert heading == f"{pair[1]} over {pair[0]}: every image has the same score on both sides"
+        assert gains == [f"  {name} no difference, nor in any of the resamples" for name in ("SRCC", "PLCC")]
+
+
+def test_scores_that_rank_the_images_alike_have_no_difference_in_srcc_alone(tmp_path: Path) -> None:
+    one, other = run(tmp_path / "one", 15.0), run(tmp_path / "other", 15.0)
+    scores, opinions = table_of(one)
+    rows = [f"image-{n},{float(opinions[n])!r},{float(scores[n]) ** 3!r},0.5" for n in range(IMAGES)]
+    (other / "scores-test.csv").write_text("\n".join(["image,opinion,score,spread", *rows]) + "\n")
+    heading, srcc, plcc = compare([str(one), str(other)]).splitlines()[-3:]
+    assert heading.endswith(f"over {one}:") and "no difference" in srcc and "better in 0.0%" in plcc
+
+
+def test_ties_are_neither_better_nor_worse_and_zero_has_no_sign(tmp_path: Path) -> None:
+    one, other = run(tmp_path / "one", 0.0, images=range(10)), run(tmp_path / "other", 0.0, images=range(10))
+    path, low, high = other / "scores-test.csv", *sorted(range(10), key=lambda n: OPINIONS[n])[:2]
+    lines = path.read_text().splitlines()
+    turned = {low: OPINIONS[high], high: OPINIONS[low]}  # most resamples do not hold both of them
+    lines[1:] = [f"image-{n},{float(OPINIONS[n])!r},{float(turned.get(n, OPINIONS[n]))!r},0.5" for n in range(10)]
+    path.write_text("\n".join(lines) + "\n")
+    ties = np.mean(np.concatenate([(counts[:, [low, high]] == 0).any(axis=1) for counts in resampled_counts(10)]))
+    assert 0.3 < ties < 0.8
+    told = compare([str(one), str(other)])
+    assert re.search(rf"SRCC -0\.0121 \(95 %: -0\.\d{{4}} to 0\.0000\), better in 0\.0% of the resamples, equal in {ties:.1%}", told)
+    back = compare([str(other), str(one)])
+    assert re.search(
+        rf"SRCC \+0\.0121 \(95 %: 0\.0000 to \+0\.\d{{4}}\), better in {1 - ties:.1%} of the resamples, equal in {ties:.1%}", back
+    )
+    assert not re.search(r"[-+]0\.0000", told + back)
 
 
 def test_what_both_runs_find_hard_cancels(tmp_path: Path) -> None:
@@ -271,7 +305,7 @@ def test_real_runs_are_compared_by_the_command_with_the_figures_that_they_report
     assert main(["compare", str(one), str(other)]) == 0
     told, status = capsys.readouterr().out, runs.status(one)
     assert re.search(rf"one +1 +{status['test']['srcc']:.4f} ", told)
-    assert "SRCC +0.0000" in told
+    assert "the same score on both sides" in told and "SRCC no difference" in told
     for part in ("val", "test"):
         low, high = status[part]["srcc_interval"]
         assert low <= status[part]["srcc"] <= high

@@ -271,3 +271,28 @@ def test_the_words_of_other_trainers_are_answered_with_ours(tmp_path: Path, word
     (tmp_path / "c.yaml").write_text("run: {seed: 1}")
     with pytest.raises(ConfigError, match=rf"^command line: unknown key .*; did you mean '{meant}'"):
         load_config(tmp_path / "c.yaml", [word])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["{}", "run.folder=a", "train.epochs=3", "--seeds", "1", "--processes", "2"],
+        ["--processes", "2", "{}", "run.folder=a", "train.epochs=3"],
+        ["{}", "run.folder=a", "--processes", "2", "train.epochs=3"],
+        ["{}", "--processes", "2", "run.folder=a", "train.epochs=3"],
+    ],
+    ids=["before", "after all", "on both sides", "after one"],
+)
+def test_settings_are_taken_on_either_side_of_an_option(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Config] = []
+    monkeypatch.setattr("dist_train.compare_history.compare_history", lambda config, *_: taken.append(config) or "compared")
+    (tmp_path / "run.yaml").write_text("run: {seed: 7}\n")
+    assert main(["compare-history", *(word.format(tmp_path / "run.yaml") for word in words)]) == 0
+    assert (taken[0].run.folder, taken[0].train.epochs, taken[0].run.seed) == (Path("a"), 3, 7)
+
+
+@pytest.mark.parametrize("words", [["folder", "run.yaml", "--fast", "a=b"], ["folder", "run.yaml", "--fast=yes"], ["report", "run", "a=b"]])
+def test_what_is_no_setting_is_still_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "unrecognized arguments: " + " ".join(words[2:]) in capsys.readouterr().err

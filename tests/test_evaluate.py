@@ -198,6 +198,19 @@ def test_patches_of_another_size_are_refused(trained: TrainedModel, photographs:
         choose_sets(trained, [str(large)], None, None)
 
 
+def test_all_sets_that_do_not_fit_are_named_at_once_and_nothing_is_scored(
+    trained: TrainedModel, run: Path, shards: Path, photographs: Path, tmp_path: Path
+) -> None:
+    large, larger = (build_worse(photographs, tmp_path / f"of-{size}", patch_size=size, name=f"of-{size}") for size in (96, 128))
+    places = [shards, large, tmp_path / "nowhere", larger]
+    done = evaluated(1, "--checkpoint", run, "--shards", *places, "--out", tmp_path / "out")
+    assert done.returncode == 1 and "scores" not in done.stdout and not [*tmp_path.glob("out/*.csv")]
+    first, second, third = done.stderr.splitlines()[-3:]
+    assert first.startswith(f"error: {large}: has patches of 96 pixels, but the model takes 64; build the set once more, with --size 64")
+    assert str(tmp_path / "nowhere") in second
+    assert third.startswith(f"{larger}: has patches of 128 pixels, but the model takes 64")
+
+
 def test_an_unknown_split_an_empty_part_and_a_set_named_twice_are_refused(trained: TrainedModel, shards: Path, worse: Path) -> None:
     with pytest.raises(ShardError, match="there is no split 'fold-7'; there are: official"):
         choose_sets(trained, [str(shards)], "fold-7", None)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dist_train import journal as journal_module
-from dist_train.errors import ConfigError
+from dist_train.errors import ConfigError, TrainingError
 from dist_train.journal import Journal, cost_of_saving, finite_or_none, read_records
 
 PANEL = {"srcc": 0.5, "plcc": 0.25, "krcc": 0.1, "rmse": 3.0, "patch_srcc": 0.4, "patch_plcc": 0.3, "spread": 2.0}
@@ -49,6 +49,27 @@ def test_every_step_and_every_epoch_is_a_line_of_json(tmp_path: Path) -> None:
     assert lines[0] == {"kind": "step", **step(1), "wait": 0.01}
     assert lines[2] == {"kind": "epoch", "epoch": 0, "step": 2, "train": PANEL, "val": PANEL, "verdict": "new best"}
     target.close()
+
+
+def test_a_journal_whose_folder_has_gone_to_another_job_writes_no_line_more(tmp_path: Path) -> None:
+    path, ours = tmp_path / "metrics.jsonl", [True]
+
+    def still_ours() -> None:
+        if not ours[0]:
+            raise TrainingError("has been taken over")
+
+    target = Journal(tmp_path, True, 1, False, 0, 0, still_ours)
+    write_steps(target, 1)
+    before, ours[0] = path.read_bytes(), False
+    for write in (
+        lambda: write_steps(target, 2),
+        lambda: target.epoch(0, 2, {"train": PANEL, "val": PANEL}, "val", "new best"),
+        lambda: target.save(2, 1.0, 1_000, 10.0),
+    ):
+        with pytest.raises(TrainingError, match="has been taken over"):
+            write()
+    target.close()
+    assert path.read_bytes() == before and steps_in(tmp_path) == [1]
 
 
 def test_a_resumed_run_goes_on_after_its_checkpoint_without_gap_or_repeat(tmp_path: Path) -> None:

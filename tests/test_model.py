@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -94,7 +95,9 @@ def test_a_swin_speaks_channels_last_and_is_turned() -> None:
     assert shapes(model.hyper.stack)[::2] == [(512, 768, 1, 1), (256, 512, 1, 1), (112, 256, 1, 1)]
 
 
-@pytest.mark.parametrize(("backbone", "size"), [("convnext_atto", 64), ("tf_efficientnet_lite0", 160), ("resnet18", 100)])
+@pytest.mark.parametrize(
+    ("backbone", "size"), [("convnext_atto", 64), ("tf_efficientnet_lite0", 160), ("resnet18", 100), ("vit_tiny_patch16_224", 64)]
+)
 def test_other_backbones_and_patch_sizes_give_a_score_per_patch(backbone: str, size: int) -> None:
     model = made(backbone, size).eval()
     with torch.no_grad():
@@ -290,10 +293,11 @@ def test_pooling_gives_the_cells_asked_for_from_any_size(size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"), [("resnet500", "resnet50"), ("swin-tiny", "swin_"), ("resnet50.tv_in1kk", "resnet50.tv_in1k"), ("xyzzy", "xyzzy")]
+    ("name", "meant"),
+    [("resnet500", "resnet50"), ("swin-tiny", "swin_"), ("resnet50.tv_in1kk", "resnet50.tv_in1k"), ("xyzzy", "nor one of a name like it")],
 )
 def test_an_unknown_backbone_is_an_error_that_names_the_one_meant(name: str, meant: str) -> None:
-    with pytest.raises(ConfigError, match=rf"model\.backbone={name}: .*{meant}"):
+    with pytest.raises(ConfigError, match=rf"model\.backbone={name}: timm has no such model.* {meant}"):
         HyperIQA(name)
 
 
@@ -303,9 +307,18 @@ def test_a_patch_size_that_the_backbone_does_not_take_is_an_error_that_says_so(s
         HyperIQA("efficientformer_l1", size)
 
 
-def test_a_backbone_without_stochastic_depth_is_an_error_that_says_so() -> None:
-    with pytest.raises(ConfigError, match="drop_path"):
-        HyperIQA("vgg11", 64, stochastic_depth=0.1)
+@pytest.mark.parametrize("backbone", ["vgg16", "vgg16.tv_in1k", "densenet121"])
+def test_a_backbone_without_stochastic_depth_is_an_error_that_says_so(backbone: str) -> None:
+    why = f"model.stochastic_depth=0.1: timm has no stochastic depth for model.backbone={backbone}; set it to 0, or choose another backbone"
+    with torch.device("meta"), pytest.raises(ConfigError, match=f"^{re.escape(why)}$"):
+        HyperIQA(backbone, 64, stochastic_depth=0.1)
+
+
+@pytest.mark.parametrize("backbone", ["efficientvit_m0", "levit_128s", "pit_s_224"])  # three maps, each with an error of its own
+def test_a_backbone_of_too_few_maps_is_an_error_that_says_what_is_needed(backbone: str) -> None:
+    why = rf"^model\.backbone={backbone}: HyperIQA reads four maps, .*\(.+\); choose a backbone of four stages or more, such as resnet50"
+    with torch.device("meta"), pytest.raises(ConfigError, match=why):
+        HyperIQA(backbone)
 
 
 # Variants

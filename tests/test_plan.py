@@ -185,9 +185,8 @@ def test_scores_are_spoken_on_the_scale_of_the_opinions(label: Label, output: st
         ({"run": {"precision": "tf32"}}, "run.precision=tf32"),
         ({"run": {"compile": True}}, "run.compile=true"),
         ({"run": {"device": "auto"}}, "on a GPU"),
-        ({"stop": {"select_on": "test"}}, "stop.select_on=test"),
     ],
-    ids=["nothing", "BatchNorm", "synchronised BatchNorm", "precision", "TF32", "compiler", "GPU", "chosen on test"],
+    ids=["nothing", "BatchNorm", "synchronised BatchNorm", "precision", "TF32", "compiler", "GPU"],
 )
 def test_what_would_not_be_reproducible_is_told(settings: dict[str, dict[str, Any]], said: str | None) -> None:
     tree = {
@@ -212,7 +211,8 @@ def test_a_plan_is_told_with_all_its_numbers(shards: Path) -> None:
             "official: train 40, val 10, test 10",
         ),
         *("4 of 64x64", "8 images x 2 patches = 16 patches per step", "2, each takes 4 of these images, 2 at a time"),
-        *("10 per epoch (80 visits), 160 in 16 epochs", "range: scores on 0 to 100", "chosen on test", "test figures are then too good"),
+        *("10 per epoch (80 visits of images, 8 a step), at most 160 in 16 epochs", "from 0 to 100 (model.output=range)"),
+        *("chosen on test, by its SRCC; training ends after 5 epochs without a better one", "test figures are then too good"),
     ):
         assert number in told, number
 
@@ -227,6 +227,20 @@ def test_a_plan_shows_the_rates_where_they_turn(shards: Path) -> None:
         ["12", "2.00e-07", "2.00e-07"],
         ["15", "2.00e-07", "2.00e-07"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("optim", "said"),
+    [
+        ({"schedule": "step"}, "they stay until the next one shown:"),
+        ({"schedule": "cosine", "warmup_steps": 20}, "in between they fall with every step, after a climb over the first 20 steps:"),
+        ({"schedule": "constant", "warmup_steps": 1}, "they stay the same, after a climb over the first 1 step:"),
+    ],
+    ids=str,
+)
+def test_a_plan_says_what_the_rates_do_between_those_that_it_shows(shards: Path, optim: dict[str, Any], said: str) -> None:
+    told = describe_plan(make_plan(config_of(shards, optim=optim), 1))
+    assert f"learning rates at the first step of these epochs, counted from 0; {said}" in told.splitlines()
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 7, 10])

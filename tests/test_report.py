@@ -121,6 +121,24 @@ def test_the_table_across_data_sets_has_a_row_per_set_and_no_errors_in_units() -
     assert "RMSE" not in title and first.split()[-2:] == ["0.7600", "(4)"]  # no curve of five could be fitted
 
 
+def test_every_line_of_a_run_of_one_step_is_seen_in_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, tuple[list[float], str]] = {}
+    plot = Axes.plot
+
+    def noted(axes: Axes, x: Any, y: Any, *rest: Any, **how: Any) -> Any:
+        lines = plot(axes, x, y, *rest, **how)
+        drawn[f"{axes.get_title()} {how.get('label')}"] = (list(x), str(lines[0].get_marker()))
+        return lines
+
+    monkeypatch.setattr(Axes, "plot", noted)
+    folder = run_folder(tmp_path, epochs=1)
+    path = folder / "metrics.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if '"step": 2, "epoch": 0' not in line))
+    draw_report(folder)
+    alone = {name: marker for name, (x, marker) in drawn.items() if len(x) == 1}
+    assert len(alone) == 4 + 4 + 2 and not {"", " ", "None"} & set(alone.values())  # losses; SRCC of images and patches; spread
+
+
 @pytest.mark.parametrize("curve", [4, 5, None])
 def test_the_picture_shows_the_curve_that_there_is(tmp_path: Path, curve: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[str] = []
