@@ -8,6 +8,7 @@ When a rank fails, the others must not wait for it for ever. The first rank to f
 is atomic, and a thread in every other process watches for the claim and ends the process, even while its main thread is
 stuck in a collective. A rank that merely lost its peers waits before it claims, so that the true cause is the one reported.
 A rank that neither comes nor fails is found out by its heartbeat: who has waited for too long claims the failure for it.
+So does a process that runs alone, and waits for its disk or for a loader worker.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ _LOST_A_PEER = re.compile(r"\bgloo\b|connection (closed|reset|refused)|broken pi
 _GRACE = 3.0  # seconds in which a rank may end by itself, or the launcher may end it, once another has failed
 _ALIKE = 10.0  # the same before the ranks are connected: they fail alike, but a busy machine does not start them alike
 _LAST_RESORT = 30.0  # seconds after which a rank that waits in vain, and cannot say for whom, ends all the same
+_IDLE = 0.1  # of the time: a process that computes for less of it waits for something
 _LAUNCHER_ANSWERS = 5.0  # seconds, of which TCPStore takes two turns; one that lives answers at once: its store is older than this process
 _FLIGHT_RECORDER = 20.0  # seconds in which NCCL may write down its last collectives
 
@@ -80,32 +82,32 @@ def refuse_a_lost_launcher() -> None:
 
 
 def connect(patience: timedelta = TIMEOUT, record: Callable[[Exception], None] | None = None) -> None:
-    """Opens the control channel and begins to watch the others. Call it once the process group stands.
+    """Opens the control channel and begins to watch the others, and this process. Call it once the process group stands.
 
     Where nothing has moved for `patience`, the run ends: the first rank to notice hands `record` a TrainingError that says who is
     missing, and says it last.
     """
-    if world() == 1:
-        return
-    _Link.control = dist.new_group(backend="gloo", timeout=backstop(patience))
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    _Link.store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30))
-    _Link.record = record
-    _Link.leaving.clear()
-    seconds, own_store = patience.total_seconds(), TCPStore(host, port, is_master=False, wait_for_workers=False)
-    threading.Thread(target=_watch, args=(own_store, seconds), daemon=True).start()
-    threading.Thread(target=_count_standing_still, args=(seconds,), daemon=True).start()
+    _Link.leaving.set()  # of a run before, in this process
+    _Link.record, _Link.leaving, _Link.stood_still = record, threading.Event(), 0.0
+    seconds = patience.total_seconds()
+    if world() > 1:
+        _Link.control = dist.new_group(backend="gloo", timeout=backstop(patience))
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        _Link.store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30))
+        own_store = TCPStore(host, port, is_master=False, wait_for_workers=False)
+        threading.Thread(target=_watch, args=(own_store, seconds), daemon=True).start()
+    threading.Thread(target=_count_standing_still, args=(seconds, _Link.leaving), daemon=True).start()
 
 
 def disconnect() -> None:
     """Waits for all, then leaves: the last call of a run that ended well."""
-    if world() == 1:
-        return
-    with meeting("the end"):
-        dist.barrier(_Link.control)
+    if world() > 1:
+        with meeting("the end"):
+            dist.barrier(_Link.control)
     _Link.leaving.set()
-    dist.destroy_process_group()
-    _Link.control = _Link.store = None
+    if world() > 1:
+        dist.destroy_process_group()
+        _Link.control = _Link.store = None
 
 
 def rank() -> int:
@@ -327,9 +329,12 @@ def _give_up(store: TCPStore) -> None:
         if _Link.leaving.wait(1.5 * _BEAT_TICKS * _TICK):
             return
     own, now = PULSE.beat(rank()), _beats(store)
-    if PULSE.changes != changes:
-        return
-    error = TrainingError(why_nothing_moves(own, waited, before, now))
+    if PULSE.changes == changes:
+        _end_all(TrainingError(why_nothing_moves(own, waited, before, now)))
+
+
+def _end_all(error: TrainingError) -> None:
+    """Ends this process for that, and with it the run, unless another has failed first: then its claim will end this one."""
     if claim_failure(error):
         if _Link.record is not None:
             with suppress(OSError):
@@ -346,15 +351,21 @@ def _beats(store: TCPStore) -> list[Beat | None]:
     return [Beat.from_json(store.get(key)) if store.check([key]) else None for key in keys]
 
 
-def _count_standing_still(patience: float) -> None:
-    """Counts how long this process has been at one thing, and is the last resort when the store does not answer the watch.
+def _count_standing_still(patience: float, leaving: threading.Event) -> None:
+    """Counts how long this process has been at one thing; ends one that is alone, and is the last resort of one whose watch has no answer.
 
-    It counts its own looks, not what clocks say: a job that was suspended as a whole has waited for nobody meanwhile.
+    It counts its own looks, not what clocks say: a job that was suspended as a whole has waited for nobody meanwhile. Nor has a
+    process that is alone and computes, however slow the machine; a GPU is waited for as busily as others compute.
     """
-    changes = -1
-    while not _Link.leaving.wait(_TICK):
-        stands = PULSE.is_busy and PULSE.changes == changes
+    changes, used, alone_on_a_cpu = -1, time.process_time(), world() == 1 and not torch.cuda.is_available()
+    while not leaving.wait(_TICK):
+        before, used = used, time.process_time()
+        computes = alone_on_a_cpu and used - before > _IDLE * _TICK
+        stands = PULSE.is_busy and PULSE.changes == changes and not computes
         changes, _Link.stood_still = PULSE.changes, _Link.stood_still + _TICK if stands else 0.0
+        if world() == 1 and _Link.stood_still > patience:
+            own = PULSE.beat(rank())
+            _end_all(TrainingError(why_nothing_moves(own, _Link.stood_still, [own], [own])))
         if _Link.stood_still > patience + _LAST_RESORT:
             own = PULSE.beat(rank())
             _end(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import os
 import threading
 import time
 from dataclasses import replace
@@ -12,12 +14,15 @@ import numpy as np
 import psutil
 import pytest
 import runs
+import warm
+from photographs import shards_of
 
 from dist_train.data import PatchReader, TrainingVisits, patch_batches
 from dist_train.heartbeat import PULSE, Beat, Pulse, why_nothing_moves
 from dist_train.order import Order
-from shards.manifest import Shards
+from shards.manifest import Label, Shards
 
+LABEL = Label("pseudo-opinion", 0.0, 100.0, True)
 OWN = Beat(0, "n1", 100, 9, 40, True, "step 8: the gradient")
 
 
@@ -129,3 +134,36 @@ def test_a_process_that_is_stopped_is_named_and_ends_the_run_in_the_time_that_th
     assert [line for line in output.splitlines() if line.strip(" =")][-1].endswith("(run.timeout_minutes is how long nothing may move)"), (
         output[-3000:]
     )
+
+
+@pytest.mark.parametrize("what", ["a stopped loader worker", "a disk that does not answer"])
+def test_a_run_of_one_process_that_waits_in_vain_says_for_what_and_ends_in_the_time_that_the_config_grants(
+    photographs: Path, tmp_path: Path, what: str
+) -> None:
+    opened = shards_of(photographs, tmp_path / "shards", label=LABEL, patch_size=64, patches=4, shard_bytes=60_000)  # an image each
+    folder = tmp_path / "run"
+    image = int(opened.split()[1]["val"][0])
+    shard = opened.folder / opened.files[int(opened.index[image]["shard"])]["file"]
+
+    def strike() -> None:
+        end, steps = time.monotonic() + runs.LIMIT, 2 if "worker" in what else 0
+        while (not (folder / "metrics.jsonl").exists() or len(runs.records(folder, "step")) < steps) and time.monotonic() < end:
+            time.sleep(0.02)
+        if "worker" in what:
+            rank = psutil.Process(json.loads((folder / "lock").read_text().splitlines()[0])["pid"])
+            min(rank.children(), key=psutil.Process.create_time).suspend()
+        else:
+            shard.unlink()
+            os.mkfifo(shard)  # whoever opens it waits for a writer
+
+    striker = threading.Thread(target=strike)
+    striker.start()
+    settings = ("train.epochs=200", "stop.patience=null", f"data.workers={int('worker' in what)}", "run.timeout_minutes=0.1")
+    ended = warm.run("train", runs.TINY, f"run.folder={folder}", f"data.shards={opened.folder}", *settings, limit=90)
+    striker.join()
+    assert ended.returncode == 1
+    told = runs.status(folder)
+    assert told["status"] == "failed"
+    at = f"judging epoch 0: waiting for a batch (worker 0 reads '{opened.ids[image]}' in {shard})"
+    assert ("waiting for a batch" if "worker" in what else at) in told["reason"]
+    assert ended.stderr.splitlines()[-1] == f"error: {told['reason'].removeprefix('TrainingError: ')}"
