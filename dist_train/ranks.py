@@ -1,6 +1,6 @@
 """The only file that speaks to other processes: agree, announce, add up, gather, and end together.
 
-All but rank, world, is_first, backstop, refuse_a_lost_launcher, claim_failure and lost_a_peer are collectives, to be called by all ranks
+All but rank, world, is_first, backstop, claim_failure and lost_a_peer are collectives, to be called by all ranks
 in the same order, and do the obvious thing when there is one process. Control messages (agree, announce, gather_first) travel over
 gloo on the CPU, so they never wait for a GPU.
 
@@ -20,8 +20,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -54,6 +54,7 @@ class _Link:
 
     control: Any = None  # a gloo process group
     store: TCPStore | None = None
+    roll: TCPStore | None = None  # where all said that they have come; on rank 0 it keeps the others' store where no launcher does
     leaving = threading.Event()
     is_cause: bool | None = None  # once this rank has failed: whether its error was the first
     record: Callable[[Exception], None] | None = None
@@ -65,20 +66,66 @@ def backstop(patience: timedelta) -> timedelta:
     return 2 * patience
 
 
-def refuse_a_lost_launcher() -> None:
-    """Raises TrainingError when torchrun, which started this process and keeps the key-value store, has gone since.
+@contextmanager
+def joining(patience: timedelta) -> Iterator[None]:
+    """Around what joins the processes that the launcher's variables name. First all of them come to the key-value store.
 
-    Joining the others would wait for it as long as for the slowest rank.
+    Raises TrainingError that names those who have not come within `patience`, and where the others are; or the launcher, which keeps
+    the store where torchrun or accelerate started this process, when it has gone since.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        try:
-            TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_LAUNCHER_ANSWERS))
-        except dist.DistError as error:
+    wanted, kept_by_launcher = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if "MASTER_ADDR" in os.environ and (wanted > 1 or kept_by_launcher):
+        _call_the_roll(wanted, kept_by_launcher, patience)
+    try:
+        yield
+    except dist.DistError as error:
+        raise TrainingError(
+            f"the processes have all started, but do not reach each other ({str(error).splitlines()[0]}); see that the nodes reach each "
+            f"other on every port, and which interface they use (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)"
+        ) from error
+
+
+def _call_the_roll(wanted: int, kept_by_launcher: bool, patience: timedelta) -> None:
+    host, port, own = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["RANK"])
+    answers = timedelta(seconds=_LAUNCHER_ANSWERS) if kept_by_launcher else patience / 2  # TCPStore takes two turns
+    roll = f"dist_train/roll/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    is_keeper = own == 0 and not kept_by_launcher  # what joins the processes finds this store in its process, and takes it
+    try:
+        store = TCPStore(host, port, is_master=is_keeper, wait_for_workers=False, multi_tenant=True, timeout=answers)
+    except dist.DistError as error:
+        if kept_by_launcher:
             raise TrainingError(
                 f"the launcher does not answer at {host}:{port}: it was ended while this process was starting, or the network is down; "
                 f"give the command again"
             ) from error
+        if is_keeper:
+            raise TrainingError(f"{host}:{port} cannot be opened ({str(error).splitlines()[0]}); name another MASTER_PORT") from error
+        raise _not_all_have_come(wanted, patience, "rank 0, which opens it, has not") from error
+    _Link.roll = store
+    try:
+        store.set(f"{roll}/{own}", os.uname().nodename)
+        if store.add(f"{roll}/number", 1) >= wanted:
+            store.set(f"{roll}/all", "")
+        store.wait([f"{roll}/all"], patience)
+    except RuntimeError as error:
+        there: dict[str, list[str]] = {}
+        missing = []
+        with suppress(RuntimeError):  # the store went with its owner, who has said it
+            for number in range(wanted):
+                if store.check([f"{roll}/{number}"]):
+                    there.setdefault(store.get(f"{roll}/{number}").decode(), []).append(str(number))
+                else:
+                    missing.append(str(number))
+        here = "; ".join(f"here are {', '.join(numbers)} on {name}" for name, numbers in there.items())
+        raise _not_all_have_come(wanted, patience, f"rank {', '.join(missing)} has not; {here}") from error
+
+
+def _not_all_have_come(wanted: int, patience: timedelta, who: str) -> TrainingError:
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return TrainingError(
+        f"not all of {wanted} processes have come to {where} within {patience.total_seconds():g} s: {who}; "
+        f"see on which node the log is silent, and whether it reaches that port"
+    )
 
 
 def connect(patience: timedelta = TIMEOUT, record: Callable[[Exception], None] | None = None) -> None:
@@ -107,7 +154,7 @@ def disconnect() -> None:
     _Link.leaving.set()
     if world() > 1:
         dist.destroy_process_group()
-        _Link.control = _Link.store = None
+        _Link.control = _Link.store = _Link.roll = None
 
 
 def rank() -> int:
@@ -206,15 +253,10 @@ def join(patience: float) -> None:
 
     Raises TrainingError when they have not all come within `patience` seconds.
     """
-    if (wanted := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        try:
-            dist.init_process_group("gloo", timeout=timedelta(seconds=patience))
-        except dist.DistError as error:
-            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            raise TrainingError(
-                f"not all of {wanted} processes have come to {where} within {patience:g} s ({str(error).splitlines()[0]}); "
-                f"see on which node the log is silent, and whether it reaches that port"
-            ) from error
+    limit = timedelta(seconds=patience)
+    with joining(limit):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            dist.init_process_group("gloo", timeout=limit)
     connect()
 
 

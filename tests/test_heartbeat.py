@@ -7,19 +7,24 @@ import multiprocessing
 import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import runs
 import warm
+from in_process import train_here
 from photographs import shards_of
 
+from dist_train import training
 from dist_train.data import PatchReader, TrainingVisits, patch_batches
 from dist_train.heartbeat import PULSE, Beat, Pulse, why_nothing_moves
 from dist_train.order import Order
+from dist_train.run_lock import RunLock
 from shards.manifest import Label, Shards
 
 LABEL = Label("pseudo-opinion", 0.0, 100.0, True)
@@ -52,6 +57,41 @@ def test_a_rank_whose_heart_stands_still_is_called_silent_wherever_it_was() -> N
 
 def test_a_rank_that_never_spoke_is_named_by_its_number() -> None:
     assert "rank 1 has never been heard of" in why_nothing_moves(OWN, 600, [OWN, None], [later(OWN), None])
+
+
+def test_a_rank_that_is_missing_and_says_nothing_is_named_all_the_same() -> None:
+    late = Beat(1, "n2", 200, 9, 39, False, "")
+    said = why_nothing_moves(OWN, 600, [OWN, late], [later(OWN), later(late)])
+    assert "rank 1 (process 200 on n2) has not come, and is at: something between what it tells of;" in said
+
+
+def telling(work: Callable[..., Any], told: list[str]) -> Callable[..., Any]:
+    """A function that does the same, and leaves what its process says that it does."""
+
+    def tells(*arguments: Any) -> Any:
+        told.append(PULSE.beat(0).doing)
+        return work(*arguments)
+
+    return tells
+
+
+def test_what_a_run_does_before_its_first_step_is_told_too(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    for owner, name in ((training, "make_plan"), (RunLock, "take"), (training, "enter_run_folder"), (training, "open_training")):
+        monkeypatch.setattr(owner, name, telling(getattr(owner, name), told))
+    train_here(tmp_path, shards)
+    assert told == ["opening the shards", "taking the lock of the run folder", "entering the run folder", "opening the run"]
+
+
+def test_a_rank_that_never_comes_is_named_with_where_the_others_are(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(warm.free_port())}.items():
+        monkeypatch.setenv(name, value)
+    ended = warm.run("train", runs.TINY, f"run.folder={tmp_path / 'run'}", f"data.shards={shards}", "run.timeout_minutes=0.03")
+    assert ended.returncode == 1
+    where = f"127.0.0.1:{os.environ['MASTER_PORT']}"
+    expected = f"error: not all of 2 processes have come to {where} within 1.8 s: rank 1 has not; here are 0 on {os.uname().nodename}; "
+    assert ended.stderr.splitlines()[-1].startswith(expected)
+    assert "Traceback" not in ended.stderr
 
 
 def test_where_nobody_is_missing_the_network_is_named() -> None:
