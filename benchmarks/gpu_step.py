@@ -45,6 +45,7 @@ from dist_train.config import Config, load_config
 from dist_train.journal import Journal, read_records
 from dist_train.model_folder import build_model
 from dist_train.optim import build_adam
+from dist_train.stopping import StopRequest
 from dist_train.training import train
 from shards.datasets import read_table
 from shards.demo import cut_content
@@ -211,8 +212,8 @@ def job(config: Config, steps: int) -> Job:
     before = torch.cuda.memory_allocated() if on_gpu(config) else 0  # by the loops
     AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps the precision of a process for good
     said = io.StringIO()
-    with patch.object(Journal, "step", step), redirect_stdout(said):
-        train(config)
+    with patch.object(Journal, "step", step), redirect_stdout(said), StopRequest(config.run.folder) as request:
+        train(config, request)
     assert len(marks) == steps, said.getvalue()
     seconds = marks[-1] - marks[WARM_UP - 1]
     save = [record for record in read_records(config.run.folder / "metrics.jsonl") if record["kind"] == "save"][-1]["save_seconds"]

@@ -47,11 +47,13 @@ def _fail(error: Exception, text: str) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from dist_train.stopping import StopRequest
+
     config = load_config(options.config, options.settings)  # a wrong one is told before accelerate and timm are imported
+    with StopRequest(config.run.folder) as request:
+        from dist_train.training import train
 
-    from dist_train.training import train
-
-    ended = train(config)
+        ended = train(config, request)
     return int(options.fail_if_unfinished and not ended)
 
 

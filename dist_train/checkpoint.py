@@ -6,7 +6,7 @@
         optimizer.safetensors  Adam's moments, each under the name of its weight (moments.py)
         average.safetensors    the averaged weights, where the config wants them
         scores.safetensors     the training scores of the epoch so far, for its metrics
-        progress.json          step, early stop, what data and config it belongs to, and the SHA-256 of the files above
+        progress.json          step, early stop, what data and config it belongs to, and the SHA-256 of the files above and of itself
 
 A checkpoint is written under a temporary name, synced and renamed, and never written to after that: a later one of the same step
 takes its place whole. The newest one whose files are as it says is resumed from; a damaged one is passed over, aloud.
@@ -14,6 +14,7 @@ takes its place whole. The newest one whose files are as it says is resumed from
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -26,12 +27,13 @@ from torch import Tensor
 
 from dist_train.retention import Retention
 from dist_train.tensor_files import save_tensors
-from dist_train.whole_files import write_json
+from dist_train.whole_files import as_json, write_json
 from shards.manifest import file_sha256
 from shards.whole_files import sync
 
 NEEDED = ("model.safetensors", "optimizer.safetensors", "scores.safetensors")
 AVERAGE = "average.safetensors"
+PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, retention: Retention, 
             tensors[AVERAGE] = checkpoint.average
         for name, content in tensors.items():
             save_tensors(part / name, content)
-        files = {name: file_sha256(part / name) for name in tensors}
-        write_json(part / "progress.json", checkpoint.progress | {"files": files})
+        told = checkpoint.progress | {"files": {name: file_sha256(part / name) for name in tensors} | {PROGRESS: ""}}
+        told["files"][PROGRESS] = _sha256(as_json(told))
+        write_json(part / PROGRESS, told)
         sync(part)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)  # so that a full disk has room for the status that says so
@@ -93,11 +96,7 @@ def newest_complete_checkpoint(folder: Path, say: Callable[[str], None]) -> Path
     while found:
         path = found.pop()
         try:
-            progress = _read_progress(path)
-            files = progress["files"]
-            damage = [f"progress.json does not tell of {name}" for name in NEEDED if name not in files]
-            there = [*NEEDED, *([AVERAGE] if AVERAGE in files else [])]
-            damage = damage or [f"{name} has changed" for name in there if file_sha256(path / name) != files[name]]
+            damage = _damage(path)
         except (OSError, ValueError, LookupError, TypeError) as error:
             damage = [f"{type(error).__name__}: {error}"]
         if not damage:
@@ -115,8 +114,28 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(model, optimizer, average, scores, progress)
 
 
+def _damage(path: Path) -> list[str]:
+    """What is not as it was written; where progress.json cannot be read, what that raises."""
+    content = (path / PROGRESS).read_bytes().decode()
+    progress = json.loads(content)
+    files, steps = progress["files"], {progress["step"], progress["progress"]["step"]}
+    if missing := [name for name in NEEDED if name not in files]:
+        return [f"{PROGRESS} does not tell of {name}" for name in missing]
+    tensors = [*NEEDED, *([AVERAGE] if AVERAGE in files else [])]
+    sealed = files.keys() != {*tensors}  # else it is from before this file told of itself
+    if sealed and _sha256(content.replace(files[PROGRESS], "")) != files[PROGRESS]:
+        return [f"{PROGRESS} has changed"]
+    if steps != {_step_of(path)}:
+        return [f"{PROGRESS} is of step {' and '.join(map(str, steps))}"]
+    return [f"{name} has changed" for name in tensors if file_sha256(path / name) != files[name]]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _read_progress(path: Path) -> dict[str, Any]:
-    progress: dict[str, Any] = json.loads((path / "progress.json").read_text(encoding="utf-8"))
+    progress: dict[str, Any] = json.loads((path / PROGRESS).read_text(encoding="utf-8"))
     return progress
 
 

@@ -96,6 +96,9 @@ PULSE = Pulse()
 doing, meeting = PULSE.doing, PULSE.meeting
 
 
+NOTHING = "something between what it tells of"
+
+
 def why_nothing_moves(own: Beat, seconds: float, before: Sequence[Beat | None], now: Sequence[Beat | None]) -> str:
     """Why the rank of `own` has been at one thing for so many seconds, from all ranks' beats as they were heard twice.
 
@@ -108,9 +111,9 @@ def why_nothing_moves(own: Beat, seconds: float, before: Sequence[Beat | None], 
         if first is None or second is None:
             sentences.append(f"rank {rank} has never been heard of")
         elif first.number == second.number:
-            sentences.append(f"{second} is silent, and the last that was heard of it is: {second.doing}")
+            sentences.append(f"{second} is silent, and the last that was heard of it is: {second.doing or NOTHING}")
         elif own.needs_all and second.meetings < own.meetings:
-            sentences.append(f"{second} has not come, and is at: {second.doing}")
+            sentences.append(f"{second} has not come, and is at: {second.doing or NOTHING}")
     if not sentences and own.needs_all:
         sentences = ["all ranks are alive and have come, so the fault lies between them, in the network or its settings"]
     found = f"{own} has been at this for {seconds:.0f} s{', which needs all ranks' if own.needs_all else ''}: {own.doing}"

@@ -1,13 +1,16 @@
 """What a run says while it runs: aligned lines for people, metrics.jsonl for machines, TensorBoard where asked.
 
 metrics.jsonl has a line per step ({"kind": "step", ...}), per epoch ({"kind": "epoch", ...}) and per checkpoint ({"kind": "save",
-...}). A resumed run first drops what was written after its checkpoint, so the steps in the file are 1, 2, 3 ... without gaps or repeats.
+...}). The lines are on the disk before the checkpoint that follows them, and a resumed run first drops what was written after its
+checkpoint, so the steps in the file are 1, 2, 3 ... without gaps or repeats. Where they are not, the file was damaged: that is told.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +18,9 @@ from typing import Any
 
 from dist_train.errors import ConfigError
 from dist_train.whole_files import write_text
+from shards.whole_files import sync
 
+KINDS = {"step": ("step",), "epoch": ("step", "epoch"), "save": ("step",)}  # of lines, and the numbers that tell one from the others
 WARM_UP_STEPS = 3  # the first steps of a session are slow and say nothing about the rest
 
 
@@ -47,8 +52,12 @@ class Journal:
         if not writes:
             return
         path = folder / "metrics.jsonl"
-        _drop_lines_after(path, resumed_step, epochs_judged)
+        kept = _drop_lines_after(path, resumed_step, epochs_judged)
+        if missing := _missing(kept, resumed_step, epochs_judged):
+            some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more lines" if len(missing) > 5 else "")
+            self.say(f"WARNING: {path} has lost {some}; figures and pictures of the run lack them, its weights do not")
         self._file = path.open("a", encoding="utf-8")
+        sync(folder)  # its name; its lines are synced with each checkpoint
         if tensorboard:
             self._board = _summary_writer(folder / "tensorboard", resumed_step)
 
@@ -95,6 +104,11 @@ class Journal:
         """What happened since the last line, such as an evaluation, does not count as training time."""
         self._line_clock, self._line_patches, self._line_wait = time.perf_counter(), 0, 0.0
 
+    def sync(self) -> None:
+        """Waits until all lines are on the disk. To be called before each save: a machine that goes down may keep the checkpoint alone."""
+        if self._writes:
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         if self._writes:
             self._file.close()
@@ -136,13 +150,18 @@ def _shown(panels: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; a last line that was cut off in writing is left out."""
+    """The records of a metrics.jsonl. A last line that was cut off in writing is left out; so is one that was damaged later, aloud."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+            record = json.loads(line)
+            if record["kind"] not in KINDS or not all(isinstance(record[key], int) for key in KINDS[record["kind"]]):
+                raise ValueError
+            records.append(record)
+        except (ValueError, LookupError, TypeError):
+            if number < len(lines):
+                print(f"WARNING: {path}: line {number} is damaged, and is left out", file=sys.stderr, flush=True)
     return records
 
 
@@ -164,12 +183,20 @@ def finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _drop_lines_after(path: Path, step: int, epochs_judged: int) -> None:
-    """A checkpoint may be of an epoch's last step and yet from before its verdict; then that is judged, and told, again."""
+def _drop_lines_after(path: Path, step: int, epochs_judged: int) -> list[dict[str, Any]]:
+    """Returns what is kept. A checkpoint may be from before the verdict on an epoch that it ends: that is judged, and told, again."""
     kept = [
         record for record in read_records(path) if record["step"] <= step and (record["kind"] != "epoch" or record["epoch"] < epochs_judged)
     ]
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept
+
+
+def _missing(records: Sequence[Mapping[str, Any]], step: int, epochs_judged: int) -> list[str]:
+    """What a run has come through, and nothing tells of."""
+    told = {(record["kind"], record[KINDS[record["kind"]][-1]]) for record in records}
+    wanted = [("step", number) for number in range(1, step + 1)] + [("epoch", number) for number in range(epochs_judged)]
+    return [f"{kind} {number}" for kind, number in wanted if (kind, number) not in told]
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -1,6 +1,6 @@
 """The only file that speaks to other processes: agree, announce, add up, gather, and end together.
 
-All but rank, world, is_first, backstop, refuse_a_lost_launcher, claim_failure and lost_a_peer are collectives, to be called by all ranks
+All but rank, world, is_first, backstop, claim_failure and lost_a_peer are collectives, to be called by all ranks
 in the same order, and do the obvious thing when there is one process. Control messages (agree, announce, gather_first) travel over
 gloo on the CPU, so they never wait for a GPU.
 
@@ -8,6 +8,7 @@ When a rank fails, the others must not wait for it for ever. The first rank to f
 is atomic, and a thread in every other process watches for the claim and ends the process, even while its main thread is
 stuck in a collective. A rank that merely lost its peers waits before it claims, so that the true cause is the one reported.
 A rank that neither comes nor fails is found out by its heartbeat: who has waited for too long claims the failure for it.
+So does a process that runs alone, and waits for its disk or for a loader worker.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -43,6 +44,7 @@ _LOST_A_PEER = re.compile(r"\bgloo\b|connection (closed|reset|refused)|broken pi
 _GRACE = 3.0  # seconds in which a rank may end by itself, or the launcher may end it, once another has failed
 _ALIKE = 10.0  # the same before the ranks are connected: they fail alike, but a busy machine does not start them alike
 _LAST_RESORT = 30.0  # seconds after which a rank that waits in vain, and cannot say for whom, ends all the same
+_IDLE = 0.1  # of the time: a process that computes for less of it waits for something
 _LAUNCHER_ANSWERS = 5.0  # seconds, of which TCPStore takes two turns; one that lives answers at once: its store is older than this process
 _FLIGHT_RECORDER = 20.0  # seconds in which NCCL may write down its last collectives
 
@@ -52,6 +54,7 @@ class _Link:
 
     control: Any = None  # a gloo process group
     store: TCPStore | None = None
+    roll: TCPStore | None = None  # where all said that they have come; on rank 0 it keeps the others' store where no launcher does
     leaving = threading.Event()
     is_cause: bool | None = None  # once this rank has failed: whether its error was the first
     record: Callable[[Exception], None] | None = None
@@ -63,49 +66,95 @@ def backstop(patience: timedelta) -> timedelta:
     return 2 * patience
 
 
-def refuse_a_lost_launcher() -> None:
-    """Raises TrainingError when torchrun, which started this process and keeps the key-value store, has gone since.
+@contextmanager
+def joining(patience: timedelta) -> Iterator[None]:
+    """Around what joins the processes that the launcher's variables name. First all of them come to the key-value store.
 
-    Joining the others would wait for it as long as for the slowest rank.
+    Raises TrainingError that names those who have not come within `patience`, and where the others are; or the launcher, which keeps
+    the store where torchrun or accelerate started this process, when it has gone since.
     """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        try:
-            TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=_LAUNCHER_ANSWERS))
-        except dist.DistError as error:
+    wanted, kept_by_launcher = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if "MASTER_ADDR" in os.environ and (wanted > 1 or kept_by_launcher):
+        _call_the_roll(wanted, kept_by_launcher, patience)
+    try:
+        yield
+    except dist.DistError as error:
+        raise TrainingError(
+            f"the processes have all started, but do not reach each other ({str(error).splitlines()[0]}); see that the nodes reach each "
+            f"other on every port, and which interface they use (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)"
+        ) from error
+
+
+def _call_the_roll(wanted: int, kept_by_launcher: bool, patience: timedelta) -> None:
+    host, port, own = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), int(os.environ["RANK"])
+    answers = timedelta(seconds=_LAUNCHER_ANSWERS) if kept_by_launcher else patience / 2  # TCPStore takes two turns
+    roll = f"dist_train/roll/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    is_keeper = own == 0 and not kept_by_launcher  # what joins the processes finds this store in its process, and takes it
+    try:
+        store = TCPStore(host, port, is_master=is_keeper, wait_for_workers=False, multi_tenant=True, timeout=answers)
+    except dist.DistError as error:
+        if kept_by_launcher:
             raise TrainingError(
                 f"the launcher does not answer at {host}:{port}: it was ended while this process was starting, or the network is down; "
                 f"give the command again"
             ) from error
+        if is_keeper:
+            raise TrainingError(f"{host}:{port} cannot be opened ({str(error).splitlines()[0]}); name another MASTER_PORT") from error
+        raise _not_all_have_come(wanted, patience, "rank 0, which opens it, has not") from error
+    _Link.roll = store
+    try:
+        store.set(f"{roll}/{own}", os.uname().nodename)
+        if store.add(f"{roll}/number", 1) >= wanted:
+            store.set(f"{roll}/all", "")
+        store.wait([f"{roll}/all"], patience)
+    except RuntimeError as error:
+        there: dict[str, list[str]] = {}
+        missing = []
+        with suppress(RuntimeError):  # the store went with its owner, who has said it
+            for number in range(wanted):
+                if store.check([f"{roll}/{number}"]):
+                    there.setdefault(store.get(f"{roll}/{number}").decode(), []).append(str(number))
+                else:
+                    missing.append(str(number))
+        here = "; ".join(f"here are {', '.join(numbers)} on {name}" for name, numbers in there.items())
+        raise _not_all_have_come(wanted, patience, f"rank {', '.join(missing)} has not; {here}") from error
+
+
+def _not_all_have_come(wanted: int, patience: timedelta, who: str) -> TrainingError:
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return TrainingError(
+        f"not all of {wanted} processes have come to {where} within {patience.total_seconds():g} s: {who}; "
+        f"see on which node the log is silent, and whether it reaches that port"
+    )
 
 
 def connect(patience: timedelta = TIMEOUT, record: Callable[[Exception], None] | None = None) -> None:
-    """Opens the control channel and begins to watch the others. Call it once the process group stands.
+    """Opens the control channel and begins to watch the others, and this process. Call it once the process group stands.
 
     Where nothing has moved for `patience`, the run ends: the first rank to notice hands `record` a TrainingError that says who is
     missing, and says it last.
     """
-    if world() == 1:
-        return
-    _Link.control = dist.new_group(backend="gloo", timeout=backstop(patience))
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    _Link.store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30))
-    _Link.record = record
-    _Link.leaving.clear()
-    seconds, own_store = patience.total_seconds(), TCPStore(host, port, is_master=False, wait_for_workers=False)
-    threading.Thread(target=_watch, args=(own_store, seconds), daemon=True).start()
-    threading.Thread(target=_count_standing_still, args=(seconds,), daemon=True).start()
+    _Link.leaving.set()  # of a run before, in this process
+    _Link.record, _Link.leaving, _Link.stood_still = record, threading.Event(), 0.0
+    seconds = patience.total_seconds()
+    if world() > 1:
+        _Link.control = dist.new_group(backend="gloo", timeout=backstop(patience))
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        _Link.store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30))
+        own_store = TCPStore(host, port, is_master=False, wait_for_workers=False)
+        threading.Thread(target=_watch, args=(own_store, seconds), daemon=True).start()
+    threading.Thread(target=_count_standing_still, args=(seconds, _Link.leaving), daemon=True).start()
 
 
 def disconnect() -> None:
     """Waits for all, then leaves: the last call of a run that ended well."""
-    if world() == 1:
-        return
-    with meeting("the end"):
-        dist.barrier(_Link.control)
+    if world() > 1:
+        with meeting("the end"):
+            dist.barrier(_Link.control)
     _Link.leaving.set()
-    dist.destroy_process_group()
-    _Link.control = _Link.store = None
+    if world() > 1:
+        dist.destroy_process_group()
+        _Link.control = _Link.store = _Link.roll = None
 
 
 def rank() -> int:
@@ -204,15 +253,10 @@ def join(patience: float) -> None:
 
     Raises TrainingError when they have not all come within `patience` seconds.
     """
-    if (wanted := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        try:
-            dist.init_process_group("gloo", timeout=timedelta(seconds=patience))
-        except dist.DistError as error:
-            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            raise TrainingError(
-                f"not all of {wanted} processes have come to {where} within {patience:g} s ({str(error).splitlines()[0]}); "
-                f"see on which node the log is silent, and whether it reaches that port"
-            ) from error
+    limit = timedelta(seconds=patience)
+    with joining(limit):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            dist.init_process_group("gloo", timeout=limit)
     connect()
 
 
@@ -327,9 +371,12 @@ def _give_up(store: TCPStore) -> None:
         if _Link.leaving.wait(1.5 * _BEAT_TICKS * _TICK):
             return
     own, now = PULSE.beat(rank()), _beats(store)
-    if PULSE.changes != changes:
-        return
-    error = TrainingError(why_nothing_moves(own, waited, before, now))
+    if PULSE.changes == changes:
+        _end_all(TrainingError(why_nothing_moves(own, waited, before, now)))
+
+
+def _end_all(error: TrainingError) -> None:
+    """Ends this process for that, and with it the run, unless another has failed first: then its claim will end this one."""
     if claim_failure(error):
         if _Link.record is not None:
             with suppress(OSError):
@@ -346,15 +393,21 @@ def _beats(store: TCPStore) -> list[Beat | None]:
     return [Beat.from_json(store.get(key)) if store.check([key]) else None for key in keys]
 
 
-def _count_standing_still(patience: float) -> None:
-    """Counts how long this process has been at one thing, and is the last resort when the store does not answer the watch.
+def _count_standing_still(patience: float, leaving: threading.Event) -> None:
+    """Counts how long this process has been at one thing; ends one that is alone, and is the last resort of one whose watch has no answer.
 
-    It counts its own looks, not what clocks say: a job that was suspended as a whole has waited for nobody meanwhile.
+    It counts its own looks, not what clocks say: a job that was suspended as a whole has waited for nobody meanwhile. Nor has a
+    process that is alone and computes, however slow the machine; a GPU is waited for as busily as others compute.
     """
-    changes = -1
-    while not _Link.leaving.wait(_TICK):
-        stands = PULSE.is_busy and PULSE.changes == changes
+    changes, used, alone_on_a_cpu = -1, time.process_time(), world() == 1 and not torch.cuda.is_available()
+    while not leaving.wait(_TICK):
+        before, used = used, time.process_time()
+        computes = alone_on_a_cpu and used - before > _IDLE * _TICK
+        stands = PULSE.is_busy and PULSE.changes == changes and not computes
         changes, _Link.stood_still = PULSE.changes, _Link.stood_still + _TICK if stands else 0.0
+        if world() == 1 and _Link.stood_still > patience:
+            own = PULSE.beat(rank())
+            _end_all(TrainingError(why_nothing_moves(own, _Link.stood_still, [own], [own])))
         if _Link.stood_still > patience + _LAST_RESORT:
             own = PULSE.beat(rank())
             _end(

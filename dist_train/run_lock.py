@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dist_train import ranks
 from dist_train.errors import ConfigError, TrainingError
+from dist_train.heartbeat import doing
 from shards.whole_files import write_once
 
 NAME = "lock"
@@ -134,7 +135,8 @@ class RunLock:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Has the folder for this job while the block runs. A collective. Raises ConfigError on all ranks when another job has it."""
-        self._owner = ranks.first_does(self.take)
+        with doing("taking the lock of the run folder"):
+            self._owner = ranks.first_does(self.take)
         try:
             yield
         finally:

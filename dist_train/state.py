@@ -196,6 +196,7 @@ def save_training(training: Training, since: float) -> None:
         moments = named_moments(optimizer, training.model)
         checkpoint = Checkpoint(training.model.state_dict(), moments, average, training.epoch_scores.tensors(), progress)
         retention = Retention.of(config.save, training.plan.steps_per_epoch, training.progress.best.early_stop.best_epoch)
+        training.journal.sync()
         path = save_checkpoint(config.run.folder / "checkpoints", checkpoint, retention, training.lock.refuse_if_lost)
         write_status(config.run.folder, status_of(training) | {"status": "unfinished", "reason": "training"})
         size, ended = sum(file.stat().st_size for file in path.iterdir()), time.monotonic()

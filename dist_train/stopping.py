@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
+import sys
+import threading
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STARTING = 15.0  # seconds for a process that was asked to stop to meet the others; after as many Slurm takes a preempted job away
 
 
 class Verdict(Enum):
@@ -44,13 +50,41 @@ class StopRequest:
     """Somebody wants the run to end at the next step: SIGTERM, SIGINT (Ctrl-C), or a file named `stop` in the run folder.
 
     What stands in the file, if anything, is given as the reason. Each rank may see a request at another moment; `ranks.agree`
-    makes them stop at the same step.
+    makes them stop at the same step. Made before torch is imported, so that a job that is preempted while it starts is heard too:
+    it goes on to where all ranks have met, and ends there. Where that takes too long, because somebody does not come or has
+    failed, the signal ends this process as if nobody had listened.
     """
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "stop"
         self.reason: str | None = None
-        self._before = {number: signal.signal(number, self._hear) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._begun = threading.Event()
+        ear, self._mouth = os.pipe()  # Python calls `_hear` between two of its own steps, and joining may be one long step
+        os.set_blocking(self._mouth, False)
+        self._mouth_before = signal.set_wakeup_fd(self._mouth)
+        self._watch = threading.Thread(target=self._end_unless_begun, args=(ear,), daemon=True)
+        self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+
+    def __enter__(self) -> StopRequest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        unheard = [] if self._begun.is_set() else [number for number in SIGNALS if number.name == self.reason]
+        self.begin()
+        self.release()
+        for number in unheard:
+            signal.raise_signal(number)
+
+    def limit_the_start(self) -> None:
+        """From here on, with everything imported, a start that takes too long after a signal, also one from before, is ended by it."""
+        self._watch.start()
+
+    def begin(self) -> None:
+        """From here on the run obeys by itself, however long a step may take."""
+        if not self._begun.is_set():
+            self._begun.set()
+            signal.set_wakeup_fd(self._mouth_before)
+            os.close(self._mouth)
 
     def heard(self) -> bool:
         """Whether a request has come to this process."""
@@ -69,8 +103,17 @@ class StopRequest:
 
     def release(self) -> None:
         """Gives the signals back to whoever had them."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         self.reason = signal.Signals(number).name
+
+    def _end_unless_begun(self, ear: int) -> None:
+        heard = os.read(ear, 1)
+        os.close(ear)
+        if heard and not self._begun.wait(STARTING):
+            name = signal.Signals(heard[0]).name
+            print(f"process {os.getpid()} ends: {name} came, and within {STARTING:g} s it has not met the others", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(128 + heard[0])

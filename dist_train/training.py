@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ from dist_train.optim import set_rates, starting_rates
 from dist_train.overfitting import train_and_val
 from dist_train.plan import Plan, describe_plan, make_plan
 from dist_train.report import draw_report, final_table
-from dist_train.run_folder import about_data, enter_run_folder, record_failure, write_status
+from dist_train.run_folder import about_data, enter_run_folder, read_status, record_failure, write_status
 from dist_train.run_lock import RunLock
 from dist_train.state import Best, EpochScores, Training, open_training, save_training, status_of
 from dist_train.stopping import StopRequest, Verdict
@@ -59,11 +60,12 @@ SKIPS_IN_A_ROW = 3  # steps without a finite gradient after which something is w
 ASLEEP = 1e-3  # of its first rate: below it, as at the end of a long cosine, a group's step may be too small for float32 to show
 
 
-def train(config: Config) -> bool:
-    """Trains, or goes on training, in config.run.folder until the run is finished, stopped early, or asked to stop (False).
+def train(config: Config, request: StopRequest) -> bool:
+    """Trains, or goes on training, in config.run.folder until the run is finished, stopped early, or by `request` asked to stop (False).
 
     Started by every rank. Raises ConfigError or ShardError for what the user can mend, TrainingError for what went wrong.
     """
+    request.limit_the_start()
     accelerator = open_accelerator(config)
     refuse_another_world(accelerator.num_processes, config.run.processes)
     lock = RunLock(config.run.folder)
@@ -73,13 +75,17 @@ def train(config: Config) -> bool:
             record_failure(config.run.folder, error)
 
     ranks.connect(timedelta(minutes=config.run.timeout_minutes), record)
-    plan = make_plan(config, ranks.world(), accelerator.device.type)
+    with doing("opening the shards"):
+        plan = make_plan(config, ranks.world(), accelerator.device.type)
     ended = True
     with naming_a_full_disk(config.run.folder), lock.held():
-        if ranks.first_does(lambda: enter_run_folder(plan)):
+        with doing("entering the run folder"):
+            goes_on = ranks.first_does(lambda: enter_run_folder(plan))
+        request.begin()
+        if goes_on:
             try:
                 with naming_a_full_disk(config.run.folder):
-                    ended = _run(plan, accelerator, lock)
+                    ended = _run(plan, accelerator, lock, request)
             except Exception as error:
                 if ranks.claim_failure(error):
                     with suppress(OSError):  # a disk without room for even that must not hide the cause
@@ -89,9 +95,11 @@ def train(config: Config) -> bool:
     return ended
 
 
-def _run(plan: Plan, accelerator: Accelerator, lock: RunLock) -> bool:
+def _run(plan: Plan, accelerator: Accelerator, lock: RunLock, request: StopRequest) -> bool:
     """The run, once its folder is its own; whether it has ended, rather than being left unfinished."""
-    request = StopRequest(plan.config.run.folder)
+    if ranks.agree(request.heard()):
+        _leave_before_it_began(plan.config.run.folder, _obey(request))
+        return False
     if ranks.is_first():
         print(describe_plan(plan), flush=True)
     with doing("opening the run"):
@@ -137,8 +145,13 @@ def _train_until_done(training: Training, request: StopRequest) -> str | None:
                 save_training(training, saved)
             saved = time.monotonic()
         if stop:
-            return ranks.announce(", ".join({reason for reason in ranks.gather_first(request.withdraw()) if reason}))
+            return _obey(request)
     return None
+
+
+def _obey(request: StopRequest) -> str:
+    """Takes the requests of all ranks back, and says on each what they were."""
+    return ranks.announce(", ".join(sorted({reason for reason in ranks.gather_first(request.withdraw()) if reason})))
 
 
 def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
@@ -306,6 +319,13 @@ def _test_best(training: Training, model: HyperIQA, suffix: str) -> dict[str, An
     return {"best_epoch": about["epoch"], "val": about["panels"].get("val"), "test": final_panel_of(scores, training.plan.collection)}
 
 
+def _leave_before_it_began(folder: Path, stopped_by: str) -> None:
+    """What was asked while the run was starting: there is nothing to save, and what there was before stays as it is."""
+    if ranks.is_first():
+        write_status(folder, {**(read_status(folder) or {}), "status": "unfinished", "reason": f"asked to stop by {stopped_by}"})
+        print(f"stopped by {stopped_by} before the first step; the same command goes on from there", flush=True)
+
+
 def _leave_unfinished(training: Training, stopped_by: str) -> None:
     """The checkpoint is written; says so to people and scripts."""
     if ranks.is_first():
@@ -323,9 +343,9 @@ def open_accelerator(config: Config) -> Accelerator:
         raise ConfigError(f"run.precision={precision} needs a GPU, and this run has none; use bf16 or no")
     if precision == "tf32" and torch.cuda.get_device_capability() < FIRST_WITH_TF32:
         raise ConfigError(f"run.precision=tf32 needs a GPU from Ampere on, and this is a {torch.cuda.get_device_name()}; use no or fp16")
-    ranks.refuse_a_lost_launcher()
     try:
-        accelerator = Accelerator(cpu=cpu, mixed_precision=precision if precision in HALF else "no", kwargs_handlers=[group])
+        with ranks.joining(patience):
+            accelerator = Accelerator(cpu=cpu, mixed_precision=precision if precision in HALF else "no", kwargs_handlers=[group])
     except ValueError as error:  # fp16 without a GPU, bf16 on a GPU that lacks it
         raise ConfigError(f"run.precision={precision} does not work on this machine ({error}); use bf16 or no") from error
     fix_arithmetic(precision)  # last: accelerate, told of a compiler by the environment, turns TF32 on

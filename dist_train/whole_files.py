@@ -17,4 +17,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replaces the file `path` by JSON, at once."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+    write_text(path, as_json(content))
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    """What `write_json` writes."""
+    return json.dumps(content, indent=2) + "\n"

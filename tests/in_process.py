@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 
 from dist_train import training
 from dist_train.config import Config, load_config
+from dist_train.stopping import StopRequest
 
 
 def config_of(folder: Path, shards: Path, *settings: str) -> Config:
@@ -21,19 +22,20 @@ def config_of(folder: Path, shards: Path, *settings: str) -> Config:
 def train_here(folder: Path, shards: Path, *settings: str) -> None:
     """A whole training, or the rest of one, on one process: this one."""
     AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps the precision of a process for good
-    training.train(config_of(folder, shards, *settings))
+    with StopRequest(folder) as request:
+        training.train(config_of(folder, shards, *settings), request)
 
 
 def train_here_until(step: int, folder: Path, shards: Path, *settings: str) -> None:
     """A training that is asked to stop after `step` steps."""
 
-    def heard(request: training.StopRequest) -> bool:
+    def heard(request: StopRequest) -> bool:
         if len(runs.records(folder, "step")) == step:
             request.reason = "a test"
         return request.reason is not None
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.StopRequest, "heard", heard)
+        patch.setattr(StopRequest, "heard", heard)
         train_here(folder, shards, *settings)
     told = runs.status(folder)
     assert (told["status"], told["steps"]) == ("unfinished", step)

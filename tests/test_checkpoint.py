@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -37,7 +38,8 @@ def state(step: int) -> Checkpoint:
     model = {"weight": weight, "steps": torch.tensor(step), "turned": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)}
     scores = {"images": torch.arange(step), "scores": torch.rand(step, 2, dtype=torch.float64)}
     average = {"weight": torch.full((3, 2), step / 2)}
-    return Checkpoint(model, moments, average, scores, {"step": step, "best": {"val": {"srcc": 0.5}}, "stopped": False})
+    progress = {"step": step, "progress": {"step": step, "best": {"val": {"srcc": 0.5}}, "stopped": False}, "label": "quality é"}
+    return Checkpoint(model, moments, average, scores, progress)
 
 
 def save(folder: Path, *steps: int, keep: int = 10) -> list[Path]:
@@ -111,7 +113,7 @@ def test_a_damaged_file_falls_back_aloud_to_the_checkpoint_before(tmp_path: Path
     assert len(said) == 1 and "step-00000002 is damaged" in said[0]
 
 
-@pytest.mark.parametrize("name", FILES[:4])
+@pytest.mark.parametrize("name", FILES)
 def test_one_flipped_bit_is_damage_and_names_the_file(tmp_path: Path, name: str) -> None:
     *_, last = save(tmp_path, 1, 2)
     content = bytearray((last / name).read_bytes())
@@ -120,6 +122,40 @@ def test_one_flipped_bit_is_damage_and_names_the_file(tmp_path: Path, name: str)
     found, said = newest(tmp_path)
     assert found == "step-00000001"
     assert name in said[0]
+
+
+def test_any_flipped_bit_of_the_progress_is_damage(tmp_path: Path) -> None:
+    (only,) = save(tmp_path, 1)
+    path = only / "progress.json"
+    content = path.read_bytes()
+    with path.open("r+b", buffering=0) as file:
+        for place, bit in itertools.product(range(len(content)), range(8)):
+            os.pwrite(file.fileno(), bytes([content[place] ^ 1 << bit]), place)
+            assert newest(tmp_path)[0] is None, (place, bit)
+            os.pwrite(file.fileno(), content[place : place + 1], place)
+    assert newest(tmp_path) == (only.name, [])
+
+
+def as_of_old(path: Path, **changes: Any) -> None:
+    """Makes the progress of a checkpoint what it was before it told of itself, but for these changes."""
+    progress = json.loads((path / "progress.json").read_text())
+    del progress["files"]["progress.json"]
+    write_json(path / "progress.json", progress | changes)
+
+
+def test_a_checkpoint_whose_progress_does_not_tell_of_itself_is_gone_on_from_as_it_was_before(tmp_path: Path) -> None:
+    *_, last = save(tmp_path, 1, 2)
+    as_of_old(last)
+    assert newest(tmp_path) == ("step-00000002", [])
+
+
+@pytest.mark.parametrize("changes", [{"step": 3}, {"progress": {"step": 1}}, {"step": 1, "progress": {"step": 1}}])
+def test_a_progress_of_another_step_than_its_folder_is_damage(tmp_path: Path, changes: dict[str, Any]) -> None:
+    *_, last = save(tmp_path, 1, 2)
+    as_of_old(last, **changes)
+    found, said = newest(tmp_path)
+    assert found == "step-00000001"
+    assert "progress.json is of step" in said[0]
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "{}", '{"step": 2, "files": {}}'])
@@ -235,8 +271,8 @@ def test_a_failing_save_leaves_the_old_checkpoint_whole(tmp_path: Path, monkeypa
 def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     save(tmp_path, 3)
     changed = state(3)
-    save_checkpoint(tmp_path, replace(changed, progress=changed.progress | {"stopped": True}), Retention(2))
-    assert load_checkpoint(tmp_path / "step-00000003").progress["stopped"] is True
+    save_checkpoint(tmp_path, replace(changed, progress=changed.progress | {"label": "other"}), Retention(2))
+    assert load_checkpoint(tmp_path / "step-00000003").progress["label"] == "other"
     assert names(tmp_path) == ["step-00000003"]
 
 

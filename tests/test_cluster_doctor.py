@@ -76,7 +76,10 @@ def test_a_rank_that_does_not_come_ends_the_doctor_with_a_word(shards: Path, tmp
     command = [sys.executable, "-m", "dist_train", *words]
     ended = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True, timeout=runs.LIMIT)
     assert ended.returncode == 1
-    assert "error: not all of 2 processes have come to 127.0.0.1:0 within 2 s (" in ended.stderr and "Traceback" not in ended.stderr
+    assert (
+        "error: not all of 2 processes have come to 127.0.0.1:0 within 2 s: rank 1 has not; here are 0 on " in ended.stderr
+        and "Traceback" not in ended.stderr
+    )
 
 
 def test_a_clock_that_is_ahead_is_measured_as_ahead(tmp_path: Path) -> None:

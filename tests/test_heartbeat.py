@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import os
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import runs
+import warm
+from in_process import train_here
+from photographs import shards_of
 
+from dist_train import training
 from dist_train.data import PatchReader, TrainingVisits, patch_batches
 from dist_train.heartbeat import PULSE, Beat, Pulse, why_nothing_moves
 from dist_train.order import Order
-from shards.manifest import Shards
+from dist_train.run_lock import RunLock
+from shards.manifest import Label, Shards
 
+LABEL = Label("pseudo-opinion", 0.0, 100.0, True)
 OWN = Beat(0, "n1", 100, 9, 40, True, "step 8: the gradient")
 
 
@@ -47,6 +57,41 @@ def test_a_rank_whose_heart_stands_still_is_called_silent_wherever_it_was() -> N
 
 def test_a_rank_that_never_spoke_is_named_by_its_number() -> None:
     assert "rank 1 has never been heard of" in why_nothing_moves(OWN, 600, [OWN, None], [later(OWN), None])
+
+
+def test_a_rank_that_is_missing_and_says_nothing_is_named_all_the_same() -> None:
+    late = Beat(1, "n2", 200, 9, 39, False, "")
+    said = why_nothing_moves(OWN, 600, [OWN, late], [later(OWN), later(late)])
+    assert "rank 1 (process 200 on n2) has not come, and is at: something between what it tells of;" in said
+
+
+def telling(work: Callable[..., Any], told: list[str]) -> Callable[..., Any]:
+    """A function that does the same, and leaves what its process says that it does."""
+
+    def tells(*arguments: Any) -> Any:
+        told.append(PULSE.beat(0).doing)
+        return work(*arguments)
+
+    return tells
+
+
+def test_what_a_run_does_before_its_first_step_is_told_too(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    for owner, name in ((training, "make_plan"), (RunLock, "take"), (training, "enter_run_folder"), (training, "open_training")):
+        monkeypatch.setattr(owner, name, telling(getattr(owner, name), told))
+    train_here(tmp_path, shards)
+    assert told == ["opening the shards", "taking the lock of the run folder", "entering the run folder", "opening the run"]
+
+
+def test_a_rank_that_never_comes_is_named_with_where_the_others_are(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(warm.free_port())}.items():
+        monkeypatch.setenv(name, value)
+    ended = warm.run("train", runs.TINY, f"run.folder={tmp_path / 'run'}", f"data.shards={shards}", "run.timeout_minutes=0.03")
+    assert ended.returncode == 1
+    where = f"127.0.0.1:{os.environ['MASTER_PORT']}"
+    expected = f"error: not all of 2 processes have come to {where} within 1.8 s: rank 1 has not; here are 0 on {os.uname().nodename}; "
+    assert ended.stderr.splitlines()[-1].startswith(expected)
+    assert "Traceback" not in ended.stderr
 
 
 def test_where_nobody_is_missing_the_network_is_named() -> None:
@@ -129,3 +174,36 @@ def test_a_process_that_is_stopped_is_named_and_ends_the_run_in_the_time_that_th
     assert [line for line in output.splitlines() if line.strip(" =")][-1].endswith("(run.timeout_minutes is how long nothing may move)"), (
         output[-3000:]
     )
+
+
+@pytest.mark.parametrize("what", ["a stopped loader worker", "a disk that does not answer"])
+def test_a_run_of_one_process_that_waits_in_vain_says_for_what_and_ends_in_the_time_that_the_config_grants(
+    photographs: Path, tmp_path: Path, what: str
+) -> None:
+    opened = shards_of(photographs, tmp_path / "shards", label=LABEL, patch_size=64, patches=4, shard_bytes=60_000)  # an image each
+    folder = tmp_path / "run"
+    image = int(opened.split()[1]["val"][0])
+    shard = opened.folder / opened.files[int(opened.index[image]["shard"])]["file"]
+
+    def strike() -> None:
+        end, steps = time.monotonic() + runs.LIMIT, 2 if "worker" in what else 0
+        while (not (folder / "metrics.jsonl").exists() or len(runs.records(folder, "step")) < steps) and time.monotonic() < end:
+            time.sleep(0.02)
+        if "worker" in what:
+            rank = psutil.Process(json.loads((folder / "lock").read_text().splitlines()[0])["pid"])
+            min(rank.children(), key=psutil.Process.create_time).suspend()
+        else:
+            shard.unlink()
+            os.mkfifo(shard)  # whoever opens it waits for a writer
+
+    striker = threading.Thread(target=strike)
+    striker.start()
+    settings = ("train.epochs=200", "stop.patience=null", f"data.workers={int('worker' in what)}", "run.timeout_minutes=0.1")
+    ended = warm.run("train", runs.TINY, f"run.folder={folder}", f"data.shards={opened.folder}", *settings, limit=90)
+    striker.join()
+    assert ended.returncode == 1
+    told = runs.status(folder)
+    assert told["status"] == "failed"
+    at = f"judging epoch 0: waiting for a batch (worker 0 reads '{opened.ids[image]}' in {shard})"
+    assert ("waiting for a batch" if "worker" in what else at) in told["reason"]
+    assert ended.stderr.splitlines()[-1] == f"error: {told['reason'].removeprefix('TrainingError: ')}"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from in_process import train_here
 
 from dist_train import journal as journal_module
 from dist_train.errors import ConfigError, TrainingError
@@ -143,6 +146,60 @@ def test_a_last_line_that_was_cut_off_is_left_out_and_written_again(tmp_path: Pa
     write_steps(target, 3)
     target.close()
     assert steps_in(tmp_path) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"{", b"\xff", b'{"kind": "step"}', b'{"kind": "stdp", "step": 2}', b"null", b'{"kind": "epoch", "step": 2}']
+)
+def test_a_damaged_line_is_left_out_aloud_and_costs_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: bytes) -> None:
+    target = journal(tmp_path)
+    write_steps(target, 1, 2, 3)
+    target.close()
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], damage, lines[2], b""]))
+    assert steps_in(tmp_path) == [1, 3]
+    assert f"{path}: line 2 is damaged" in capsys.readouterr().err
+    target = journal(tmp_path, resumed_step=3)
+    write_steps(target, 4)
+    target.close()
+    assert f"WARNING: {path} has lost step 2; " in capsys.readouterr().out
+    assert steps_in(tmp_path) == [1, 3, 4]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_run_that_goes_on_from_after_its_last_lines_says_what_its_journal_has_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = journal(tmp_path)
+    write_steps(target, 1, 2, 3)
+    target.close()
+    journal(tmp_path, resumed_step=3, judged=0).close()
+    assert "WARNING" not in capsys.readouterr().out
+    journal(tmp_path, resumed_step=9, judged=1).close()
+    assert "has lost step 4, step 5, step 6, step 7, step 8 and 2 more lines; figures" in capsys.readouterr().out
+
+
+def test_every_line_is_on_the_disk_before_the_checkpoint_gets_its_name(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a machine that goes down may keep the checkpoint, and not the lines that led to it."""
+    synced, named = [0], []
+
+    def sync(descriptor: int, really: Callable[[int], None] = os.fsync) -> None:
+        really(descriptor)
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("metrics.jsonl"):
+            synced.append(len(steps_in(tmp_path)))
+
+    def rename(path: Path, target: Path, really: Callable[[Path, Path], Path] = Path.rename) -> Path:
+        if path.name.startswith(".step-"):
+            named.append((target.name, synced[-1]))
+        return really(path, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "rename", rename)
+    train_here(tmp_path, shards, "save.every_steps=2")
+    assert named == [("step-00000002", 2), ("step-00000004", 4), ("step-00000005", 5)]
 
 
 def test_a_missing_file_has_no_records(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from dist_train.config import Config, load_config
 from dist_train.errors import TrainingError
 from dist_train.model_folder import open_model
 from dist_train.plan import make_plan
+from dist_train.stopping import StopRequest
 from shards.manifest import Shards
 
 pytestmark = pytest.mark.timeout(600)
@@ -154,7 +155,8 @@ def train_poisoned(rank: int, port: int, folder: Path, shards: Path) -> None:
     training.accumulate_gradient = poison = Poison(SKIPPED, here=rank == 1)  # type: ignore[assignment]
     sets = f"data.sets={{one: {{shards: {shards}}}, other: {{shards: {shards}}}}}"
     try:
-        training.train(config_of(folder, shards, sets, *TWO_SETS))
+        with StopRequest(folder) as request:
+            training.train(config_of(folder, shards, sets, *TWO_SETS), request)
     except TrainingError as error:
         (folder / f"rank-{rank}.json").write_text(json.dumps({"error": str(error), "weights": poison.weights}))
 

@@ -184,6 +184,37 @@ def test_a_stop_request_on_one_rank_stops_all_at_the_same_step(shards: Path, tmp
 
 
 @pytest.mark.parametrize("world", [1, 2])
+def test_a_run_that_is_asked_to_stop_while_it_is_starting_is_unfinished_and_goes_on(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "120")  # as train.sh does: importing is slow on a busy machine
+    process = runs.start(world, tmp_path, shards, "train.epochs=1")
+    while sum(hears_sigterm(rank) for rank in of_a_run(process, world)) < world:
+        assert process.poll() is None, runs.finish(process)
+        time.sleep(0.02)
+    assert not (tmp_path / "status.json").exists()
+    process.terminate()
+    output = runs.finish(process)
+    assert process.returncode == 0 or world > 1, output  # torchrun itself never ends with 0 then
+    assert (tmp_path / "status.json").exists(), output
+    assert (runs.status(tmp_path)["status"], runs.status(tmp_path)["reason"]) == ("unfinished", "asked to stop by SIGTERM"), output
+    assert not (tmp_path / "checkpoints").exists()
+    runs.train(world, tmp_path, shards, "train.epochs=1")
+
+
+def of_a_run(process: subprocess.Popen[str], world: int) -> list[psutil.Process]:
+    """The ranks that have been started so far."""
+    started = psutil.Process(process.pid)
+    return [started] if world == 1 else started.children()
+
+
+def hears_sigterm(process: psutil.Process) -> bool:
+    """Whether a process would survive it."""
+    caught = next(line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize("world", [1, 2])
 def test_ctrl_c_saves_and_exits_0(shards: Path, tmp_path: Path, world: int) -> None:
     process = runs.start(world, tmp_path, shards, "train.epochs=200", "stop.patience=null")
     runs.wait_for_step(process, tmp_path, 2)

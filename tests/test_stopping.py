@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,9 +71,9 @@ def test_judging_leaves_the_rule_as_it_was() -> None:
 
 @pytest.fixture
 def request_in(tmp_path: Path) -> Iterator[StopRequest]:
-    request = StopRequest(tmp_path)
-    yield request
-    request.release()
+    with StopRequest(tmp_path) as request:
+        request.begin()
+        yield request
 
 
 def test_nobody_has_asked_at_first(request_in: StopRequest) -> None:
@@ -108,4 +110,40 @@ def test_release_gives_the_signals_back(tmp_path: Path) -> None:
     request = StopRequest(tmp_path)
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] != before
     request.release()
+    request.begin()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_signal_that_nobody_could_obey_goes_on_to_whoever_had_it_before(tmp_path: Path) -> None:
+    had: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: had.append(number))
+    try:
+        with StopRequest(tmp_path) as request:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert request.reason == "SIGTERM" and had == []
+        assert had == [signal.SIGTERM]
+        with StopRequest(tmp_path) as request:
+            request.begin()
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert had == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+STUCK = """
+import os, signal, sys, time
+from pathlib import Path
+from dist_train import stopping
+stopping.STARTING = 0.3
+with stopping.StopRequest(Path(sys.argv[1])) as request:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(1)
+    request.limit_the_start()
+    time.sleep(30)
+"""
+
+
+def test_a_start_that_is_stuck_is_ended_by_the_signal_after_all(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", STUCK, tmp_path], capture_output=True, text=True, timeout=25)
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM came, and within 0.3 s it has not met the others" in ended.stderr
