@@ -43,7 +43,7 @@ _BEAT_TICKS = 4  # looks between two heartbeats
 _MAY_HAVE_LOST_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 _LOST_A_PEER = re.compile(r"\bgloo\b|connection (closed|reset|refused)|broken pipe|ncclRemoteError|remote process", re.IGNORECASE)
 _GRACE = 3.0  # seconds in which a rank may end by itself, or the launcher may end it, once another has failed
-_ALIKE = 10.0  # the same before the ranks are connected: they fail alike, but a busy machine does not start them alike
+ALIKE = 10.0  # the same before the ranks are connected: they fail alike, but a busy machine does not start them alike
 _LAST_RESORT = 30.0  # seconds after which a rank that waits in vain, and cannot say for whom, ends all the same
 _IDLE = 0.1  # of the time: a process that computes for less of it waits for something
 _LAUNCHER_ANSWERS = 5.0  # seconds, of which TCPStore takes two turns; one that lives answers at once: its store is older than this process
@@ -312,7 +312,7 @@ def claim_failure(error: BaseException) -> bool:
         return _Link.is_cause
     if _Link.store is None:
         if os.environ.get("RANK", "0") != "0":
-            time.sleep(_ALIKE)
+            time.sleep(ALIKE)
         _Link.is_cause = True
         return True
     if _MAY_HAVE_LOST_A_PEER.search(f"{type(error).__name__}: {error}"):
