@@ -48,6 +48,8 @@ class Reading:
     images: int
     read_bytes: int
     seconds: float
+    near: int  # shards that lie in folders
+    ends: int  # of which this rank has read the first and the last block: with the other ranks of its node, all that there was time for
 
 
 @dataclass(frozen=True)
@@ -264,7 +266,7 @@ def _clocks(reports: Sequence[Report], facts: Facts) -> Check:
 
 
 def _shards(reports: Sequence[Report]) -> Check:
-    expected = "every shard of its length, and every checksum right, on every node"
+    expected = "every shard of its length and readable at both ends on every node, and every checksum right of the images that were read"
     known = [report for report in reports if report.reading]
     readings = [report.reading for report in known if report.reading]
     if not readings:
@@ -276,9 +278,12 @@ def _shards(reports: Sequence[Report]) -> Check:
         findings.append(Finding("error", f"other data on other nodes: {differ}", expected, "give every node the same shard folder"))
     first, images = readings[0], sum(reading.images for reading in readings)
     speed = min(reading.read_bytes / max(reading.seconds, 1e-9) for reading in readings)
+    of_nodes = _grouped(known, lambda report: report.node).values()
+    least = min(sum(report.reading.ends for report in some if report.reading) for some in of_nodes)
+    ends = f"; both ends of {least:,} of {first.near:,} read on every node" if first.near else ""
     found = (
         f"{_counted(first.shards, 'shard')}, {_size(first.total_bytes)}; {_counted(images, 'image')} read and verified by "
-        f"{_counted(len(readings), 'rank')} on {_nodes(known)}, the slowest at {speed / 1e6:,.0f} MB/s"
+        f"{_counted(len(readings), 'rank')} on {_nodes(known)}, the slowest at {speed / 1e6:,.0f} MB/s{ends}"
     )
     return Check("shards", found, expected, tuple(findings))
 

@@ -18,9 +18,10 @@ import signal
 import socket
 import statistics
 import sys
+import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -43,7 +44,7 @@ from dist_train.launch import refuse_another_world
 from dist_train.model_folder import build_model
 from dist_train.plan import Plan, make_plan
 from dist_train.whole_files import write_text
-from shards.manifest import ShardError
+from shards.manifest import BUILD_AGAIN, ShardError
 from shards.remote import redacted
 
 PACKAGES = ("torch", "timm", "accelerate", "webdataset", "numpy")
@@ -184,25 +185,56 @@ def multiply(device: torch.device, precision: str) -> None:
 
 
 def read_shards(collection: Collection) -> Reading:
-    """Reads and verifies some images of every data set, other ones on every rank. Raises ShardError for the first that is bad.
+    """Reads and verifies some images of every data set, other ones on every rank, and both ends of every shard on every node.
 
-    That every shard has its length was verified when the folder was opened; from afar the ranks share that work.
+    That every shard has its length was verified when the folder was opened; from afar the ranks share that work, and it is all that
+    is known of a shard of which no image is read. Raises ShardError for the first image that is bad, or all shards with a bad end.
     """
-    started, images, read, total = time.perf_counter(), 0, 0, 0
-    for member in collection.members:
-        opened = member.shards
-        total += sum(record["bytes"] for record in opened.files)
+    images, read, ends = 0, 0, 0
+    folders = [member.shards for member in collection.members]
+    for opened in folders:
         if opened.remote:
             for record in opened.files[ranks.rank() :: ranks.world()]:
                 opened.remote.refuse_other_length(record)
+        else:
+            ends += read_ends([opened.path(record["file"]) for record in opened.files], time.monotonic() + LONG / 3)
+    started = time.perf_counter()
+    for opened in folders:
         wanted = (IMAGES_FROM_AFAR if opened.remote else IMAGES) * ranks.world()
         spread = np.unique(np.linspace(0, len(opened) - 1, wanted).astype(int))
         for image in spread[ranks.rank() % len(spread) :: ranks.world()]:
             read += opened.read_patches(int(image), range(opened.layout.patches)).nbytes
             images += 1
+    seconds = time.perf_counter() - started
     fingerprint = "+".join(f"{member.shards.fingerprint}/{member.split_fingerprint()}" for member in collection.members)
-    number = sum(len(member.shards.files) for member in collection.members)
-    return Reading(fingerprint, number, total, images, read, time.perf_counter() - started)
+    number, near = (sum(len(opened.files) for opened in some) for some in (folders, [opened for opened in folders if not opened.remote]))
+    total = sum(record["bytes"] for opened in folders for record in opened.files)
+    return Reading(fingerprint, number, total, images, read, seconds, near, ends)
+
+
+def read_ends(shards: Sequence[Path], end: float) -> int:
+    """How many of these shards this rank could open and read the first and the last block of, when the ranks of its node share them.
+
+    Stops at the time `end`. Raises ShardError when some cannot be read there, or are no tar files there.
+    """
+    own, ranks_here = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    number, bad = 0, []
+    for path in shards[own::ranks_here]:
+        if time.monotonic() > end:
+            break
+        try:
+            with path.open("rb", buffering=0) as file:
+                tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), "utf-8", "strict")
+                file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
+                if any(file.read(tarfile.BLOCKSIZE)):
+                    raise tarfile.HeaderError("no end")
+        except (OSError, tarfile.HeaderError) as error:
+            bad.append(f"{path}: its first and its last block are not those of a shard ({error})")
+        number += 1
+    if bad:
+        others = f"; so it is with {len(bad) - 1} others here" if len(bad) > 1 else ""
+        raise ShardError(f"{bad[0]}{others}; delete them and {BUILD_AGAIN}")
+    return number
 
 
 def _images_at_once(plan: Plan, device: torch.device) -> int:

@@ -30,6 +30,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from dist_train.errors import ConfigError, TrainingError
+from dist_train.flight_recorder import leave_collectives
 from dist_train.heartbeat import PULSE, Beat, meeting, why_nothing_moves
 from dist_train.last_words import say_last
 from shards.manifest import ShardError
@@ -42,11 +43,10 @@ _BEAT_TICKS = 4  # looks between two heartbeats
 _MAY_HAVE_LOST_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 _LOST_A_PEER = re.compile(r"\bgloo\b|connection (closed|reset|refused)|broken pipe|ncclRemoteError|remote process", re.IGNORECASE)
 _GRACE = 3.0  # seconds in which a rank may end by itself, or the launcher may end it, once another has failed
-_ALIKE = 10.0  # the same before the ranks are connected: they fail alike, but a busy machine does not start them alike
+ALIKE = 10.0  # the same before the ranks are connected: they fail alike, but a busy machine does not start them alike
 _LAST_RESORT = 30.0  # seconds after which a rank that waits in vain, and cannot say for whom, ends all the same
 _IDLE = 0.1  # of the time: a process that computes for less of it waits for something
 _LAUNCHER_ANSWERS = 5.0  # seconds, of which TCPStore takes two turns; one that lives answers at once: its store is older than this process
-_FLIGHT_RECORDER = 20.0  # seconds in which NCCL may write down its last collectives
 
 
 class _Link:
@@ -312,7 +312,7 @@ def claim_failure(error: BaseException) -> bool:
         return _Link.is_cause
     if _Link.store is None:
         if os.environ.get("RANK", "0") != "0":
-            time.sleep(_ALIKE)
+            time.sleep(ALIKE)
         _Link.is_cause = True
         return True
     if _MAY_HAVE_LOST_A_PEER.search(f"{type(error).__name__}: {error}"):
@@ -382,8 +382,6 @@ def _end_all(error: TrainingError) -> None:
             with suppress(OSError):
                 _Link.record(error)
         say_last(error, f"error: {error}")
-        if torch.cuda.is_available():
-            time.sleep(_FLIGHT_RECORDER)
         _exit()
 
 
@@ -422,7 +420,13 @@ def _end(why: str) -> None:
 
 
 def _exit() -> None:
-    """Ends this process from any of its threads, and its loader workers, of which one may be stopped and would stay."""
+    """Ends this process from any of its threads, and its loader workers, of which one may be stopped and would stay.
+
+    What it waited for on a GPU, it leaves in the run folder.
+    """
+    if torch.cuda.is_available():
+        with suppress(Exception):
+            leave_collectives(rank())
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(1)

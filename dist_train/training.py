@@ -344,7 +344,7 @@ def open_accelerator(config: Config) -> Accelerator:
     if precision == "tf32" and torch.cuda.get_device_capability() < FIRST_WITH_TF32:
         raise ConfigError(f"run.precision=tf32 needs a GPU from Ampere on, and this is a {torch.cuda.get_device_name()}; use no or fp16")
     try:
-        with ranks.joining(patience):
+        with ranks.joining(patience + timedelta(seconds=ranks.ALIKE)):
             accelerator = Accelerator(cpu=cpu, mixed_precision=precision if precision in HALF else "no", kwargs_handlers=[group])
     except ValueError as error:  # fp16 without a GPU, bf16 on a GPU that lacks it
         raise ConfigError(f"run.precision={precision} does not work on this machine ({error}); use bf16 or no") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -16,8 +17,9 @@ import pytest
 import runs
 import torch
 
-from dist_train.doctor import Examination, look_at_folder, multiply, sources_digest
+from dist_train.doctor import Examination, look_at_folder, multiply, read_ends, sources_digest
 from dist_train.errors import TrainingError
+from shards.manifest import ShardError, Shards
 
 SKEWED = """
 import time
@@ -53,6 +55,7 @@ def test_two_processes_on_good_data_are_fit_and_nothing_stays_behind(shards: Pat
     assert said["fit"] and not [finding for check in said["checks"] for finding in check["findings"] if finding["severity"] == "error"]
     assert [report["rank"] for report in said["ranks"]] == [0, 1]
     assert sum(report["reading"]["images"] for report in said["ranks"]) == 60  # every image once, by one rank or the other
+    assert "both ends of 2 of 2 read on every node" in next(check["found"] for check in said["checks"] if check["name"] == "shards")
     assert said["facts"]["sum_seconds"] > 0 and said["facts"]["small_seconds"] > 0 and len(said["facts"]["clocks"]) == 2
     assert all(report["seconds_of_work"] > 0 for report in said["ranks"])
     assert [path.name for path in tmp_path.iterdir()] == ["told.json"]
@@ -68,6 +71,28 @@ def test_a_shard_that_was_cut_off_is_named_and_the_rest_is_examined_all_the_same
     assert re.search(r"found +shards: \S+/shard-000001\.tar: has\s+1000 bytes", output), output
     assert "(ranks 0, 1)" in output and "verdict: not fit (1 error)" in output
     assert re.search(r"^all-reduce +ok +found +26\.2 MB in ", output, re.MULTILINE), output
+
+
+def test_shards_that_are_none_at_either_end_are_named_wherever_they_lie(own: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [own.folder / record["file"] for record in own.files]
+    assert read_ends(paths, math.inf) == len(paths) == 6
+    assert read_ends(paths, 0) == 0  # there was no time
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert read_ends(paths, math.inf) == 3
+    paths[2].write_bytes(bytes(paths[2].stat().st_size))  # the other rank's
+    assert read_ends(paths, math.inf) == 3
+    paths[3].write_bytes(bytes(paths[3].stat().st_size))
+    with paths[5].open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"1")
+    with pytest.raises(
+        ShardError, match=rf"^{paths[3]}: its first and its last block are not those of a shard .*; so it is with 1 others here"
+    ):
+        read_ends(paths, math.inf)
+    paths[3].unlink()
+    with pytest.raises(ShardError, match=rf"^{paths[3]}: .*No such file"):
+        read_ends(paths, math.inf)
 
 
 def test_a_rank_that_does_not_come_ends_the_doctor_with_a_word(shards: Path, tmp_path: Path) -> None:

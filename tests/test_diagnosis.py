@@ -28,7 +28,7 @@ from shards.findings import Finding
 GB = 10**9
 GPU = Gpu("NVIDIA H100 80GB HBM3", "0", 80 * GB, 79 * GB, "550.54.15", ("bf16", "fp16"))
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "dist_train": "77ed151b7b62"}
-READING = Reading("abc/def", 12, 3 * GB, 32, 40 * 10**6, 0.4)
+READING = Reading("abc/def", 12, 3 * GB, 32, 40 * 10**6, 0.4, 12, 6)
 FACTS = Facts(
     "auto",
     "bf16",
@@ -111,6 +111,13 @@ def test_a_shard_that_is_missing_on_one_node_is_named_once_with_the_ranks_there(
     finding = only("shards", reports)
     assert finding.severity == "error" and finding.where == ("n2 (ranks 2, 3)",)
     assert (finding.found, finding.to_do) == ("shards: /data/koniq/shard-000004.tar: is missing", "build it again")
+
+
+def test_shards_whose_ends_were_not_all_read_on_some_node_are_counted() -> None:
+    (check,) = [check for check in judge(sound(), FACTS) if check.name == "shards"]
+    assert "both ends of 12 of 12 read on every node" in check.found
+    (check,) = [check for check in judge(changed(2, reading=replace(READING, ends=1)), FACTS) if check.name == "shards"]
+    assert "both ends of 7 of 12 read on every node" in check.found
 
 
 def test_other_data_on_another_node_are_an_error() -> None:
