@@ -20,7 +20,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -29,7 +28,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from dist_train.errors import ConfigError, TrainingError
-from dist_train.heartbeat import PULSE, Beat, meeting, why_nothing_moves
+from dist_train.heartbeat import PULSE, Beat, complain_once, meeting, why_nothing_moves
 from dist_train.last_words import say_last
 from shards.manifest import ShardError
 
@@ -306,6 +305,7 @@ def _watch(store: TCPStore, patience: float) -> None:
     for tick in itertools.count():
         if _Link.leaving.wait(_TICK):
             return
+        cause = None
         try:
             cause = "another rank has failed" if store.check([_failure_key()]) else None
             if tick % _BEAT_TICKS == 0:
@@ -314,6 +314,8 @@ def _watch(store: TCPStore, patience: float) -> None:
                 _give_up(store)
         except RuntimeError:
             cause = "the launcher, or the rank that kept the key-value store, is gone"
+        except Exception as error:  # a mistake in telling must neither blind this rank nor be hidden
+            complain_once("this rank still watches the others, but could not tell of itself or of them", error)
         if cause and not _Link.leaving.wait(2 * _GRACE):
             _end(cause)
 
@@ -331,13 +333,21 @@ def _give_up(store: TCPStore) -> None:
         return
     error = TrainingError(why_nothing_moves(own, waited, before, now))
     if claim_failure(error):
+        try:
+            _say_why(error)
+            if torch.cuda.is_available():
+                time.sleep(_FLIGHT_RECORDER)
+        finally:
+            _exit()
+
+
+def _say_why(error: TrainingError) -> None:
+    try:
         if _Link.record is not None:
-            with suppress(OSError):
-                _Link.record(error)
-        say_last(error, f"error: {error}")
-        if torch.cuda.is_available():
-            time.sleep(_FLIGHT_RECORDER)
-        _exit()
+            _Link.record(error)
+    except Exception as fault:  # a full disk, say, must not hide the cause
+        complain_once("this failure could not be written into the run folder", fault)
+    say_last(error, f"error: {error}")
 
 
 def _beats(store: TCPStore) -> list[Beat | None]:
@@ -364,12 +374,16 @@ def _count_standing_still(patience: float) -> None:
 
 
 def _end(why: str) -> None:
-    print(f"rank {rank()} ends: {why}", file=sys.stderr, flush=True)
-    _exit()
+    try:
+        print(f"rank {rank()} ends: {why}", file=sys.stderr, flush=True)
+    finally:  # whatever became of the terminal
+        _exit()
 
 
 def _exit() -> None:
     """Ends this process from any of its threads, and its loader workers, of which one may be stopped and would stay."""
-    for child in multiprocessing.active_children():
-        child.kill()
-    os._exit(1)
+    try:
+        for child in multiprocessing.active_children():
+            child.kill()
+    finally:
+        os._exit(1)
