@@ -139,12 +139,17 @@ def make(folder: Path) -> None:
         "data_set": "ten million",
         "label": {"name": "MOS", "low": 0.0, "high": 100.0, "higher_is_better": True},
         "layout": asdict(LAYOUT),
+        "resize": {"rule": "none", "filter": "bilinear"},
+        "seed": 0,
         "images": IMAGES,
+        "enlarged": 0,
         **{f"{name}_sha256": file_sha256(folder / f"{name}.npy") for name in ("index", "ids", "opinions", "parts")},
+        "images_sha256": "0" * 64,
         "splits": {f"round-{number:02d}": "0" * 64 for number in range(1, ROUNDS + 1)}
         | {"round-01": file_sha256(folder / "splits" / "round-01.csv")},
         "shards": shards,
         "plan": PLAN,
+        "versions": {},
     }
     manifest["fingerprint"] = fingerprint_of(manifest)
     manifest["sha256"] = manifest_sha256(manifest)

@@ -4,15 +4,26 @@ A rank keeps note of what it does, and of how many meetings it has come to: ever
 an all-reduce to a vote. ranks.py tells the others, a beat every few seconds. All ranks come to the same meetings in the same
 order, so whoever has come to fewer than one that waits is missing; and where nobody is, whoever is silent: a process that was
 stopped, a machine that is gone.
+
+Nothing that goes wrong in telling of an act may harm who tells: an error, or a disk that does not answer, becomes part of the beat.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoAnswer
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from threading import Thread
+
+from shards.remote import redacted
+
+_ANSWERS_WITHIN = 1.0  # seconds; what an act is at is known at once, unless it must be looked up on a disk that does not answer
+_complaints: set[tuple[str, type]] = set()
 
 
 @dataclass(frozen=True)
@@ -38,11 +49,47 @@ class Beat:
         return f"rank {self.rank} (process {self.process} on {self.host})"
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Act:
     what: str
     detail: Callable[[], str] | None
     needs_all: bool
+    answer: Future[str] | None = None
+
+    def told(self) -> str:
+        """What it is and its detail, or why that cannot be told. Raises nothing and returns soon."""
+        if self.detail is None:
+            return self.what
+        try:
+            return f"{self.what} ({self._answer(self.detail)})"
+        except NoAnswer:
+            return f"{self.what} (more cannot be told: no answer yet)"
+        except Exception as error:
+            complain_once(f"this process goes on, but cannot tell more of what it is at, '{self.what}'", error)
+            return f"{self.what} (more cannot be told: {type(error).__name__}: {error})"
+
+    def _answer(self, detail: Callable[[], str]) -> str:
+        """What `detail` returns, or raises, on a thread of its own; where that is stuck, it is neither waited for nor asked again."""
+        if self.answer is not None and not self.answer.done():
+            return self.answer.result(timeout=0)
+        self.answer = answer = Future[str]()
+        Thread(target=_find_out, args=(detail, answer), daemon=True).start()
+        return answer.result(timeout=_ANSWERS_WITHIN)
+
+
+def _find_out(detail: Callable[[], str], answer: Future[str]) -> None:
+    try:
+        answer.set_result(detail())
+    except Exception as error:
+        answer.set_exception(error)
+
+
+def complain_once(about: str, error: Exception) -> None:
+    """Says what went wrong in telling, the first time, wherever there is still somebody to hear it."""
+    if (about, type(error)) not in _complaints:
+        _complaints.add((about, type(error)))
+        with suppress(OSError, ValueError):  # closed, or at a terminal that is gone
+            print(redacted(f"process {os.getpid()}: {about}: {type(error).__name__}: {error}"), file=sys.stderr, flush=True)
 
 
 class Pulse:
@@ -61,7 +108,10 @@ class Pulse:
 
     @contextmanager
     def doing(self, what: str, detail: Callable[[], str] | None = None) -> Iterator[None]:
-        """Says that this rank does `what`, by itself, until the block ends; `detail` is asked for more when somebody wants to know."""
+        """Says that this rank does `what`, by itself, until the block ends; `detail` is asked for more when somebody wants to know.
+
+        It is asked on another thread, and may fail or be stuck.
+        """
         with self._act(_Act(what, detail, False)):
             yield
 
@@ -87,9 +137,9 @@ class Pulse:
         """The next beat."""
         self._beats += 1
         acts = self._acts
-        words = [act.what if act.detail is None else f"{act.what} ({act.detail()})" for act in acts]
         at_a_meeting = bool(acts) and acts[-1].needs_all
-        return Beat(rank, os.uname().nodename, os.getpid(), self._beats, self._meetings, at_a_meeting, ": ".join(words))
+        doing = ": ".join(act.told() for act in acts)
+        return Beat(rank, os.uname().nodename, os.getpid(), self._beats, self._meetings, at_a_meeting, doing)
 
 
 PULSE = Pulse()

@@ -31,7 +31,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.flight_recorder import leave_collectives
-from dist_train.heartbeat import PULSE, Beat, meeting, why_nothing_moves
+from dist_train.heartbeat import PULSE, Beat, complain_once, meeting, why_nothing_moves
 from dist_train.last_words import say_last
 from shards.manifest import ShardError
 
@@ -350,6 +350,7 @@ def _watch(store: TCPStore, patience: float) -> None:
     for tick in itertools.count():
         if _Link.leaving.wait(_TICK):
             return
+        cause = None
         try:
             cause = "another rank has failed" if store.check([_failure_key()]) else None
             if tick % _BEAT_TICKS == 0:
@@ -358,6 +359,8 @@ def _watch(store: TCPStore, patience: float) -> None:
                 _give_up(store)
         except RuntimeError:
             cause = "the launcher, or the rank that kept the key-value store, is gone"
+        except Exception as error:  # a mistake in telling must neither blind this rank nor be hidden
+            complain_once("this rank still watches the others, but could not tell of itself or of them", error)
         if cause and not _Link.leaving.wait(2 * _GRACE):
             _end(cause)
 
@@ -378,11 +381,19 @@ def _give_up(store: TCPStore) -> None:
 def _end_all(error: TrainingError) -> None:
     """Ends this process for that, and with it the run, unless another has failed first: then its claim will end this one."""
     if claim_failure(error):
+        try:
+            _say_why(error)
+        finally:
+            _exit()
+
+
+def _say_why(error: TrainingError) -> None:
+    try:
         if _Link.record is not None:
-            with suppress(OSError):
-                _Link.record(error)
-        say_last(error, f"error: {error}")
-        _exit()
+            _Link.record(error)
+    except Exception as fault:  # a full disk, say, must not hide the cause
+        complain_once("this failure could not be written into the run folder", fault)
+    say_last(error, f"error: {error}")
 
 
 def _beats(store: TCPStore) -> list[Beat | None]:
@@ -415,8 +426,10 @@ def _count_standing_still(patience: float, leaving: threading.Event) -> None:
 
 
 def _end(why: str) -> None:
-    print(f"rank {rank()} ends: {why}", file=sys.stderr, flush=True)
-    _exit()
+    try:
+        print(f"rank {rank()} ends: {why}", file=sys.stderr, flush=True)
+    finally:  # whatever became of the terminal
+        _exit()
 
 
 def _exit() -> None:
@@ -424,9 +437,11 @@ def _exit() -> None:
 
     What it waited for on a GPU, it leaves in the run folder.
     """
-    if torch.cuda.is_available():
-        with suppress(Exception):
-            leave_collectives(rank())
-    for child in multiprocessing.active_children():
-        child.kill()
-    os._exit(1)
+    try:
+        if torch.cuda.is_available():
+            with suppress(Exception):
+                leave_collectives(rank())
+        for child in multiprocessing.active_children():
+            child.kill()
+    finally:
+        os._exit(1)

@@ -63,7 +63,8 @@ class Cache:
 
         A missing file is fetched by one process of this node while the others wait: `fetch` writes it to the path it is given
         and answers for its hash. Room is made by evicting what was not used for longest, but never a file that is open
-        somewhere, nor one whose hash is in `needed`. A `required` file is fetched even beyond the bound.
+        somewhere, nor one whose hash is in `needed`. A `required` file, whose size nobody knows before it is there, is fetched even
+        beyond the bound, and then others make room for it.
         Raises ShardError when the folder cannot be written, and whatever `fetch` raises.
         """
         if not re.fullmatch("[0-9a-f]{64}", sha256):
@@ -100,10 +101,12 @@ class Cache:
                     part.unlink(missing_ok=True)
                     continue
                 try:
-                    if not self._make_room(part, size, needed) and not required:
+                    if not required and not self._make_room(part, size, needed):
                         return None
                     fetch(part)
                     part.replace(path)
+                    if required:  # locked still, so that it does not make room for itself
+                        self._make_room(part, 0, needed)
                 except OSError as error:
                     if required or not is_full(error):
                         raise
@@ -119,7 +122,7 @@ class Cache:
             for other in self.folder.glob("*.part"):
                 if other != part and (written := _bytes_of_living(other)) is not None:
                     whole = int(other.name.split(".")[1])
-                    coming, awaited = coming + whole, awaited + max(0, whole - written)
+                    coming, awaited = coming + max(whole, written), awaited + max(0, whole - written)
             files = sorted(self._files(), key=lambda file: file[0].st_mtime_ns)
             free = shutil.disk_usage(self.folder).free - KEEP_FREE - awaited
             excess = max(sum(stat.st_size for stat, _ in files) + coming + size - self.limit, size - free)

@@ -25,11 +25,13 @@ def fetch(url: str) -> str:
         raise ShardError(f"{url}: is a folder of this machine, so there is nothing to fetch; name a URL")
     folder = shards.remote
     for name in shards.split_names():
-        shards.split(name)  # its table comes near, and those that name and number the images
+        shards.split(name)  # so that its table comes near, and the one that numbers the parts
+    for name, sha256 in (("opinions.npy", "opinions_sha256"), ("ids.npy", "ids_sha256"), ("images.csv", "images_sha256")):
+        folder.copy(name, shards.manifest[sha256])
 
     def bring(record: dict[str, Any]) -> tuple[int, int]:
         """Bytes that were fetched, and bytes that had no room."""
-        near = folder.holds(record)
+        near = folder.holds(record["sha256"])
         descriptor = folder.open_shard(record)
         if descriptor is None:
             return 0, record["bytes"]

@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, field_validator, model_validator
 
 from shards.codecs import CODECS
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 PARTS = ("train", "val", "test")
+LAYOUTS = ("patches", "canvas")
 IMAGE_COLUMNS = ("id", "opinion", "std", "group", "width", "height", "enlarged", "source", "sha256")
 BUILD_AGAIN = "run the same `python -m shards build` again, which writes only what is missing"
 ROWS_AT_ONCE = 1 << 16  # of somebody's split table
@@ -107,6 +109,63 @@ class Layout:
                 ("row_checksum", "<u4"),
             ]
         )
+
+
+class _Record(BaseModel):
+    """What a manifest says of one shard."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    file: str
+    bytes: NonNegativeInt
+    sha256: str
+    images: NonNegativeInt
+
+
+class _Form(BaseModel):
+    """The keys of a manifest. Label and layout decide what the pixels mean, so one that says more than we know is refused."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    format: int
+    data_set: str
+    label: Label
+    layout: Layout
+    resize: dict[str, str]
+    seed: int
+    images: NonNegativeInt
+    enlarged: NonNegativeInt
+    index_sha256: str
+    ids_sha256: str
+    opinions_sha256: str
+    parts_sha256: str
+    images_sha256: str
+    splits: dict[str, str]
+    shards: list[_Record]
+    plan: str
+    versions: dict[str, str]
+    fingerprint: str
+    sha256: str
+
+    @field_validator("layout")
+    @classmethod
+    def _is_one_of_ours(cls, layout: Layout) -> Layout:
+        if layout.name not in LAYOUTS or layout.codec not in CODECS or min(layout.patches, layout.patch_size) < 1:
+            raise ValueError(f"this version reads the layouts {', '.join(LAYOUTS)} and the codecs {', '.join(CODECS)}")
+        layout.index_dtype()  # raises ValueError for more patches than a row can have
+        return layout
+
+    @field_validator("plan")
+    @classmethod
+    def _is_a_digest(cls, plan: str) -> str:
+        int(plan[:8], 16)
+        return plan
+
+    @model_validator(mode="after")
+    def _counts_its_images(self) -> _Form:
+        if (found := sum(record.images for record in self.shards)) != self.images:
+            raise ValueError(f"it counts {self.images} images, and {found} in its shards")
+        return self
 
 
 def row_checksum(row: np.void, plan: str) -> int:
@@ -308,8 +367,10 @@ class Shards:
         return np.stack([canvas[y : y + size, x : x + size] for y, x in (row["corners"][patch].astype(int) for patch in patches)])
 
     def place_of(self, image: int) -> str:
-        """Which image that is and the shard that holds it, for messages."""
-        return f"'{self.ids[image]}' in {self.path(self.manifest['shards'][int(self.row(image)['shard'])]['file'])}"
+        """Which image that is and the shard that holds it, for messages. Asks no server: it may be the one that is waited for."""
+        is_near = self.remote is None or self.remote.holds(self.manifest["ids_sha256"])
+        name = f"'{self.ids[image]}'" if is_near else f"image number {image}"
+        return f"{name} in {self.where(self.files[int(self.row(image)['shard'])]['file'])}"
 
     def row(self, image: int) -> np.void:
         """The image's row of the index, verified. Raises ShardError when it is not as the build wrote it."""
@@ -443,6 +504,12 @@ def _parsed_manifest(content: bytes, path: str, mend: str) -> dict[str, Any]:
         raise ShardError(f"{path}: format {form}, this version reads format {FORMAT}; build the shards again in another folder")
     if manifest_sha256(manifest) != manifest.get("sha256"):
         raise ShardError(f"{path}: was changed after it was written (its SHA-256 does not match); {mend}")
+    try:
+        _Form.model_validate_json(content)
+    except ValidationError as error:
+        wrong = [(".".join(map(str, one["loc"])) or "images", one["msg"].removeprefix("Value error, ")) for one in error.errors()[:3]]
+        listed = "; ".join(f"{key}: {what}" for key, what in wrong)
+        raise ShardError(f"{path}: is no manifest that this version reads ({listed}); {mend}") from error
     for name in (manifest["data_set"], *manifest["splits"], *(record["file"] for record in manifest["shards"])):
         if not is_plain_name(name):  # whoever wrote the folder made the hash, too
             raise ShardError(f"{path}: names '{name}', which may lie outside of this folder; do not trust whoever made it")

@@ -29,6 +29,11 @@ SCHEMES = ("http", "https", "s3")
 TIMEOUT = 30.0  # seconds without a byte
 PAUSES = (1.0, 3.0, 9.0)  # seconds before the second, third and fourth try
 _TRY_AGAIN = (408, 425, 429)  # of the 4xx answers, those that say "later"; a 5xx always does
+_WHO_ASKS = {
+    "http": "name user and password in ~/.netrc",
+    "https": "name user and password in ~/.netrc",
+    "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; for a public bucket set FSSPEC_S3_ANON=true",
+}
 
 Answer = TypeVar("Answer")
 
@@ -163,9 +168,9 @@ class RemoteFolder:
                 self._fetch(record["file"], record["sha256"])(Path(file.name))
                 yield Path(file.name)
 
-    def holds(self, record: Mapping[str, Any]) -> bool:
-        """Whether a copy of a shard lies in this node's cache."""
-        return (self.cache.folder / str(record["sha256"])).exists()
+    def holds(self, sha256: str) -> bool:
+        """Whether a copy of the file with that hash lies in this node's cache."""
+        return (self.cache.folder / sha256).exists()
 
     def forget(self, sha256: str) -> None:
         """Takes a damaged copy out of the cache, so that it is fetched anew."""
@@ -178,7 +183,7 @@ class RemoteFolder:
             def request(files: AbstractFileSystem, address: str) -> None:
                 files.get_file(address, str(path))
                 if file_sha256(path) != sha256:
-                    raise _NotTheFile("its SHA-256 is not the one that the manifest states; upload the folder again")
+                    raise _NotTheFile("its SHA-256 is not the one that the manifest states")
 
             self._asked(name, request)
 
@@ -202,13 +207,14 @@ class RemoteFolder:
                 status = getattr(error, "status", None)
                 reason = redacted(f"{status} {getattr(error, 'message', '')}" if status else str(error) or type(error).__name__)
                 if isinstance(error, PermissionError) or status in (401, 403):
-                    raise ShardError(
-                        f"{where}: the server refuses it ({reason}); for http name user and password in ~/.netrc, for s3 set AWS_PROFILE"
-                    ) from None
+                    raise ShardError(f"{where}: the server refuses it ({reason}); {_WHO_ASKS[self._scheme]}") from None
+                if self._scheme == "s3" and _is_about_credentials(error):
+                    raise ShardError(f"{where}: the server was not asked ({reason}); {_WHO_ASKS[self._scheme]}") from None
                 if pause is None or (status is not None and 400 <= status < 500 and status not in _TRY_AGAIN):
-                    raise ShardError(
-                        f"{where}: cannot be read ({reason}); see that the server can be reached from this node, then go on"
-                    ) from None
+                    mend = "upload the folder again"
+                    if not isinstance(error, _NotTheFile):
+                        mend = "see that the server can be reached from this node, then go on"
+                    raise ShardError(f"{where}: cannot be read ({reason}); {mend}") from None
                 time.sleep(pause)
         raise AssertionError
 
@@ -230,3 +236,11 @@ class RemoteFolder:
         parts = urlsplit(self.url)
         path = f"{parts.path.rstrip('/')}/{name}"
         return urlunsplit(parts._replace(path=path if self._scheme == "s3" else quote(path, safe="/%:@!$&'()*+,;=~")))
+
+
+def _is_about_credentials(error: Exception) -> bool:
+    """Whether s3 was not asked at all, because the AWS tools' settings name nobody who asks, or nobody that is there."""
+    from botocore import exceptions as s3
+
+    kinds = s3.NoCredentialsError, s3.PartialCredentialsError, s3.ProfileNotFound, s3.SSOError, s3.ConfigNotFound, s3.ConfigParseError
+    return isinstance(error, kinds)

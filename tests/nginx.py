@@ -36,6 +36,8 @@ http {{
     listen 127.0.0.1:{port};
     location /           {{ root {root}; }}
     location /slow/      {{ alias {root}/; limit_rate {rate}; }}
+    location /stuck/     {{ alias {root}/; }}
+    location ~ ^/stuck/(.*[.]tar)$ {{ alias {root}/$1; limit_rate 1; }}
     location /no-ranges/ {{ alias {root}/; max_ranges 0; }}
     location /forbidden/ {{ deny all; }}
     location /busy/      {{ return 503; }}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,18 @@ import numpy as np
 import psutil
 import pytest
 import runs
+import torch.distributed as dist
 import warm
 from in_process import train_here
 from photographs import shards_of
+from torch.multiprocessing.spawn import ProcessExitedException
 
-from dist_train import training
+from dist_train import heartbeat, ranks, training
 from dist_train.data import PatchReader, TrainingVisits, patch_batches
-from dist_train.heartbeat import PULSE, Beat, Pulse, why_nothing_moves
+from dist_train.heartbeat import PULSE, Beat, Pulse, doing, why_nothing_moves
 from dist_train.order import Order
 from dist_train.run_lock import RunLock
-from shards.manifest import Label, Shards
+from shards.manifest import Label, ShardError, Shards
 
 LABEL = Label("pseudo-opinion", 0.0, 100.0, True)
 OWN = Beat(0, "n1", 100, 9, 40, True, "step 8: the gradient")
@@ -122,6 +126,98 @@ def test_a_pulse_tells_the_innermost_of_what_is_done_and_counts_meetings() -> No
         assert pulse.changes > changes
     assert not pulse.is_busy
     assert Beat.from_json(beat.to_json()) == beat
+
+
+@pytest.mark.parametrize("error", [ShardError("the disk is gone"), RuntimeError("changed meanwhile"), KeyError("cup"), MemoryError()])
+def test_an_error_in_telling_becomes_part_of_the_beat_and_is_printed_once(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "_complaints", set())
+
+    def fail() -> str:
+        raise error
+
+    pulse = Pulse()
+    with pulse.doing("step 3"), pulse.doing("reading", fail):
+        for _ in range(3):
+            assert pulse.beat(1).doing == f"step 3: reading (more cannot be told: {type(error).__name__}: {error})"
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert f"this process goes on, but cannot tell more of what it is at, 'reading': {type(error).__name__}: {error}" in printed
+
+
+def test_what_cannot_be_told_at_once_holds_up_neither_the_beat_nor_the_next_and_is_told_when_it_is_known() -> None:
+    gate, asked = threading.Event(), list[int]()
+
+    def tell() -> str:
+        asked.append(1)
+        assert gate.wait(60)
+        return "shard 7"
+
+    pulse = Pulse()
+    with pulse.doing("reading", tell):
+        started = time.monotonic()
+        for _ in range(5):
+            assert pulse.beat(1).doing == "reading (more cannot be told: no answer yet)"
+        assert time.monotonic() - started < 5
+        assert len(asked) == 1
+        gate.set()
+        end = time.monotonic() + 30
+        while (told := pulse.beat(1).doing) != "reading (shard 7)" and time.monotonic() < end:
+            time.sleep(0.05)
+        assert told == "reading (shard 7)"
+
+
+def raise_an_error() -> str:
+    raise RuntimeError("a mistake of ours")
+
+
+def never_answer() -> str:
+    time.sleep(600)
+    return ""
+
+
+def wait_for_one_that_reads_on(rank: int, port: int, record: Path) -> None:
+    """Rank 1 reads one thing after the other, rank 0 waits for it and writes down why it gives up."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks._TICK = 0.25  # twice as fast, with all that is counted in ticks
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    ranks.connect(timedelta(seconds=6), lambda error: (record / str(rank)).write_text(str(error)))
+    if rank == 0:
+        ranks.agree(False)
+    while True:
+        with doing("reading", raise_an_error), doing("asking", never_answer):
+            time.sleep(2)
+
+
+def test_a_rank_that_cannot_tell_where_it_is_still_beats_and_ends_with_the_others(tmp_path: Path) -> None:
+    with pytest.raises(ProcessExitedException):
+        warm.spawn(wait_for_one_that_reads_on, tmp_path, world=2)
+    told = "reading (more cannot be told: RuntimeError: a mistake of ours): asking (more cannot be told: no answer yet)"
+    why = [path.read_text() for path in tmp_path.iterdir()]
+    assert len(why) == 1
+    # One whose watch is dead would be called silent, and would not end.
+    assert re.search(rf"; rank 1 \(process \d+ on [^)]*\) has not come, and is at: {re.escape(told)};", why[0]), why
+
+
+@pytest.mark.parametrize("detail", [raise_an_error, never_answer])
+def test_the_last_resort_ends_a_process_that_cannot_tell_where_it_is(
+    detail: Callable[[], str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ranks, "_LAST_RESORT", 0.0)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+
+    def stand_still() -> None:
+        with doing("reading", detail):
+            ranks._count_standing_still(0.5)
+
+    process = multiprocessing.get_context("fork").Process(target=stand_still)
+    process.start()
+    process.join(30)
+    process.kill()
+    assert re.search(
+        r"rank 0 ends: rank 0 .* has been at this for 1 s: reading \(more cannot be told: .*\); and who is missing", capfd.readouterr().err
+    )
 
 
 def test_a_beat_names_the_image_and_the_shard_that_a_loader_worker_is_at(shards: Path) -> None:

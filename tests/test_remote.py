@@ -139,6 +139,16 @@ def test_a_url_gives_the_patches_of_the_folder_that_was_uploaded(upload: Callabl
     assert all(np.array_equal(far.split()[1][part], here.split()[1][part]) for part in ("train", "val", "test"))
 
 
+def test_an_image_from_afar_is_named_with_its_shard_and_no_secret_and_nobody_is_asked_for_its_name(upload: Callable[..., Uploaded]) -> None:
+    cups = upload()
+    shards = Shards(cups.at("secret").replace("://", "://anna:s3cr3t@"))
+    place = f"in {cups.at('secret').replace('://', '://***@')}/shard-000001.tar"
+    assert shards.place_of(3) == f"image number 3 {place}"
+    assert not [name for name, status, _ in cups.requests("") if status == 200 and name not in ("manifest.json", "index.npy")]
+    name = shards.ids[3]  # now they are near
+    assert shards.place_of(3) == f"'{name}' {place}"
+
+
 def test_opening_a_url_asks_for_no_shard(upload: Callable[..., Uploaded]) -> None:
     cups = upload()
     Shards(cups.url)
@@ -233,6 +243,20 @@ def test_what_was_not_used_for_longest_makes_room_for_another_data_set(
     assert set(hashes(new.folder)) <= set(held(near)) and not any(ranged for *_, ranged in new.requests())
     assert left == sorted(left) and 0 < sum(left) < 6  # the first ones were read first, so they went first
     assert sum(held(near).values()) <= 1.6 * total and not left_behind.exists()
+
+
+def test_tables_count_too_and_others_make_room_for_them(
+    upload: Callable[..., Uploaded], near: Path, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (built / "index.npy").stat().st_size
+    bound(monkeypatch, 2 * size)
+    near.mkdir()
+    for letter in "abcd":  # of other data sets
+        (near / (letter * 64)).write_bytes(bytes(size // 2))
+    shards = Shards(upload().url)
+    assert set(held(near)) == {"c" * 64, "d" * 64, file_sha256(built / "index.npy")}
+    bound(monkeypatch, 0)
+    assert len(Shards(shards.folder).ids) == 12 and set(held(near)) == {file_sha256(built / name) for name in ("index.npy", "ids.npy")}
 
 
 def test_bytes_that_others_are_fetching_count_too(
@@ -524,6 +548,10 @@ def test_show_check_and_fetch_take_a_url(
     assert capsys.readouterr().out.strip() == describe(Shards(built)) and not cups.requests()
     assert main(["fetch", cups.url]) == 0
     assert "0.00 GB of them were fetched now" in capsys.readouterr().out and len(cups.requests()) == 6
+    asked = len(cups.requests(""))
+    use_all_tables(cups.url)
+    list(Shards(cups.url).image_rows())
+    assert {name for name, *_ in cups.requests("")[asked:]} == {"manifest.json"}
     assert main(["fetch", cups.url]) == 0 and main(["check", cups.url]) == 0
     assert "every byte is as it was written" in capsys.readouterr().out and len(cups.requests()) == 6
     monkeypatch.setenv("DIST_TRAIN_CACHE", os.environ["DIST_TRAIN_CACHE"] + "-small")

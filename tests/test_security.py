@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
+import re
 import tarfile
 import time
 from pathlib import Path
@@ -20,6 +22,7 @@ from dist_train.config import Config, Model, load_config
 from dist_train.errors import ConfigError
 from dist_train.model_folder import Cutting, build_model, open_model, save_model
 from dist_train.tensor_files import save_tensors
+from shards.__main__ import main
 from shards.check import check
 from shards.manifest import Label, ShardError, Shards, file_sha256, fingerprint_of, manifest_sha256
 from shards.photographs import decode_photograph, photograph_size
@@ -48,6 +51,40 @@ def test_a_manifest_that_names_a_place_outside_of_its_folder_is_refused(own: Sha
     sealed(folder, manifest)
     with pytest.raises(ShardError, match="may lie outside of this folder"):
         Shards(folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "complaint"),
+    [
+        (("layout", "codec"), "brotli", "layout: this version reads .* the codecs raw, zstd"),
+        (("layout", "name"), "tiles", "layout: this version reads the layouts patches, canvas"),
+        (("layout", "patches"), 0, "layout: this version reads"),
+        (("layout", "patches"), 1 << 40, "layout: "),
+        (("layout", "planes"), 3, "layout.planes: "),
+        (("label", "name"), None, "label.name: Field required"),
+        (("shards",), None, "shards: Field required"),
+        (("shards", 0, "bytes"), None, "shards.0.bytes: Field required"),
+        (("shards", 0, "images"), 1, "images: it counts 12 images, and 11 in its shards"),
+        (("splits",), ["round-01"], "splits: Input should be an object"),
+        (("resize",), None, "resize: Field required"),
+        (("plan",), "the plan", "plan: "),
+        (("augment",), True, "augment: Extra inputs are not permitted"),
+    ],
+)
+def test_a_manifest_whose_hashes_are_right_and_whose_keys_are_not_is_refused_by_the_key(
+    own: Shards, place: tuple[str | int, ...], value: object, complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`value` None takes the key away."""
+    manifest = copy.deepcopy(own.manifest)
+    inner: Any = manifest
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    if value is None:
+        del inner[place[-1]]
+    sealed(Path(own.folder), manifest)
+    assert main(["check", str(own.folder)]) == 1
+    assert re.search(rf"manifest\.json: is no manifest that this version reads \({complaint}.*\); ", capsys.readouterr().err)
 
 
 def test_an_array_that_would_be_unpickled_is_refused(own: Shards) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import runs
 import torch
+import warm
 from nginx import Nginx, serving
 
 from dist_train.__main__ import main
@@ -18,6 +20,7 @@ from shards.manifest import Shards
 
 pytestmark = pytest.mark.timeout(600)
 
+RATE = 150_000  # bytes a second of a slow server
 SECRET = "s3cr3t"  # the password of anna, and the signature, at that nginx
 
 
@@ -26,7 +29,7 @@ def server(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     """A server of those shards, under /tiny."""
     root = tmp_path_factory.mktemp("www")
     shutil.copytree(shards, root / "tiny")
-    with serving(root, tmp_path_factory.mktemp("nginx")) as running:
+    with serving(root, tmp_path_factory.mktemp("nginx"), rate=f"{RATE}") as running:
         yield running
 
 
@@ -75,6 +78,29 @@ def test_a_run_from_afar_is_the_run_on_the_folder_fetches_each_shard_once_and_wr
     assert SECRET.encode() not in everything_in(far)
     for settings_file in (far / "config.yaml", far / "best" / "config.yaml"):
         assert load_config(settings_file).data.shards == f"{server.url}/signed/tiny?***"
+
+
+def test_a_run_on_a_slow_server_tells_where_it_is_and_ends_well(server: Nginx, shards: Path, tmp_path: Path) -> None:
+    assert min(record["bytes"] for record in Shards(shards).files) > 4 * RATE  # seconds: some beats are told meanwhile
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "stop").touch()  # after the first step
+    said = runs.train(2, run, f"{server.url}/slow/tiny")
+    assert runs.status(run)["steps"] == 1
+    assert "Exception in thread" not in said and "cannot tell" not in said
+
+
+def test_a_run_on_a_server_that_is_stuck_ends_in_the_time_that_the_config_grants_and_says_which_shard_it_waits_for(
+    server: Nginx, tmp_path: Path
+) -> None:
+    address = f"{server.url}/stuck/tiny".replace("://", f"://anna:{SECRET}@")
+    settings = (f"run.folder={tmp_path / 'run'}", f"data.shards={address}", "run.timeout_minutes=0.25")
+    ended = warm.run("train", runs.TINY, *settings, world=2)
+    assert ended.returncode == 1
+    reason, said = runs.status(tmp_path / "run")["reason"], ended.stdout + ended.stderr
+    shown = re.escape(f"{server.url}/stuck/tiny".replace("://", "://***@"))
+    assert re.search(rf"waiting for a batch \(worker 0 reads image number \d+ in {shown}/shard-00000\d\.tar\)", reason), reason
+    assert "Exception in thread" not in said and SECRET not in said + reason
 
 
 def test_a_plan_reads_an_address_fetches_no_shard_and_shows_no_secret(
