@@ -10,6 +10,7 @@
 #   VENV                the virtual environment (.venv)
 #   PROCESSES_PER_NODE  for nodes without GPUs, on which it is one otherwise
 #   MAX_RESTARTS        how often the job may start again (100)
+#   MAX_LOSSES          how often without a new checkpoint in between, after it has lost a process or a node (5)
 #   DIST_TRAIN_SITE     a file of this site's own settings (~/.config/dist_train/site.sh), read by bash when it is there. Such as
 #                           module load cuda
 #                           export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0     # the interface between the nodes
@@ -41,10 +42,12 @@ restarts=${SLURM_RESTART_COUNT:-0}
 # here but to stay, so that what becomes of the job is Slurm's decision.
 # Bash runs these between its commands, and while it is in `wait`.
 folder='' time_is_up=no ended_by_slurm=no by="the time limit of job $SLURM_JOB_ID"
+# The file gets its name when the reason stands in it: an empty one would be a person's. A run that begins clears .*.part away, hence twice.
 ask_to_stop() {
     time_is_up=yes
-    if [ -n "$folder" ] && [ ! -e "$folder/stop" ]; then mkdir -p "$folder" && echo "$by" >"$folder/stop"; fi
+    if [ -n "$folder" ] && [ ! -e "$folder/stop" ]; then write_stop || write_stop || echo "== cannot write $folder/stop" >&2; fi
 }
+write_stop() { mkdir -p "$folder" && echo "$by" >"$folder/.stop.part" && mv "$folder/.stop.part" "$folder/stop"; }
 trap ask_to_stop USR1
 trap 'ended_by_slurm=yes' TERM
 
