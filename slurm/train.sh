@@ -77,7 +77,8 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
 
 # All processes meet on the first node. The node list is quoted: unquoted, its brackets would be a file pattern. Ports from
 # 32768 on are those that the kernel gives away.
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${hosts%%$'\n'*} # no `head`: it would end before a long list does, and this script with it
 port=$((10000 + SLURM_JOB_ID % 20000))
 world=$((SLURM_JOB_NUM_NODES * processes))
 echo "== job $SLURM_JOB_ID, restart $restarts: $world processes, $processes on each of $SLURM_JOB_NODELIST;" \
