@@ -10,6 +10,7 @@
 #   VENV                the virtual environment (.venv)
 #   PROCESSES_PER_NODE  for nodes without GPUs, on which it is one otherwise
 #   MAX_RESTARTS        how often the job may start again (100)
+#   MAX_LOSSES          after how many losses of a process or a node, without a new checkpoint in between, it does not (5)
 #   MAX_LOSSES          how often without a new checkpoint in between, after it has lost a process or a node (5)
 #   DIST_TRAIN_SITE     a file of this site's own settings (~/.config/dist_train/site.sh), read by bash when it is there. Such as
 #                           module load cuda
@@ -56,8 +57,6 @@ trap 'ended_by_slurm=yes' TERM
 folder=$("${container[@]}" "$bin/python" -m dist_train folder "$config" "$@")
 status_file=$folder/status.json
 before=$(stat --printf='%i %y' "$status_file" 2>/dev/null || true)
-newest_checkpoint() { { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null || true; } | sort | tail -n 1; }
-newest=$(newest_checkpoint)
 take_back() { if [ "$(cat "$folder/stop" 2>/dev/null)" = "$by" ]; then rm "$folder/stop"; fi; }
 take_back # a turn that was killed may have left one
 if [ "$time_is_up" = yes ]; then ask_to_stop; fi # it came before the folder had a name
@@ -107,26 +106,39 @@ take_back # it may have come after the last step
 # an earlier turn: either it had ended well and there was nothing to do, or this turn did not begin.
 status=failed reason="the training did not begin; the log says why"
 if [ "$(stat --printf='%i %y' "$status_file" 2>/dev/null || true)" != "$before" ]; then
-    { read -r status; read -r reason; } < <("${container[@]}" "$bin/python" -c '
+    about=$("${container[@]}" "$bin/python" -c '
 import json, sys
 about = json.load(open(sys.argv[1]))
-print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$status_file")
+print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$status_file") || about=$'failed\nstatus.json cannot be read, as said above'
+    status=${about%%$'\n'*} reason=${about#*$'\n'}
 elif [ "$code" -eq 0 ]; then
     status=finished reason="in an earlier job"
 fi
 echo "== job $SLURM_JOB_ID, restart $restarts: run $status ($reason)"
 
-# Only an unfinished run goes on later. One that was asked to stop by the time limit or by a preemption does: preemption with a
-# grace time sends TERM to the training alone; if TERM came here too, Slurm has decided already. So does one that was too slow to save
-# in time, or that lost a process, if it has come further in this turn (or it might go on for ever), and if it was this job that
-# had the folder. Slurm itself requeues when it finds a node lost, but srun may end before that (SlurmdTimeout). One that fails or that
-# a person stopped does not go on.
-goes_on=no
-if [ "$status" = unfinished ] && [ "$ended_by_slurm" = no ]; then
-    if [[ $reason == *"($by)"* || $reason == *SIGTERM* ]]; then
+# What goes on later, if Slurm has not decided already (TERM came here too): a run that was asked to stop by the time limit or by a
+# preemption (with a grace time, that sends TERM to the training alone); and one that lost a process, or that waited in vain for a silent
+# one. Slurm itself requeues when it finds a node lost, but that may be later (SlurmdTimeout). One that fails otherwise or that a person
+# stopped does not go on.
+goes_on=no lost=no
+if [ "$ended_by_slurm" = no ]; then
+    case "$status: $reason" in
+        unfinished:*"($by)"* | unfinished:*SIGTERM*) goes_on=yes ;;
+        unfinished:*"asked to stop"*) ;;
+        unfinished:* | failed:*"run.timeout_minutes is how long nothing may move"*) lost=yes ;;
+    esac
+fi
+# What is lost may be lost each time anew, as a process that needs too much memory is: so only so often without a new checkpoint in
+# between. A line per loss tells of the job and of the checkpoints that there were, not of the newest step: it is an earlier one after a
+# damaged checkpoint. Another job that has the folder is left alone.
+if [ "$lost" = yes ] && { [ ! -e "$folder/lock" ] || grep -qw "Slurm job $SLURM_JOB_ID" "$folder/lock"; }; then
+    checkpoints=$({ find "$folder/checkpoints" -maxdepth 1 -name 'step-*' -printf '%f %i %T@\n' 2>/dev/null || true; } | sort | cksum)
+    echo "$SLURM_JOB_ID $checkpoints" >>"$folder/slurm-losses"
+    losses=$(grep -cxF "$SLURM_JOB_ID $checkpoints" "$folder/slurm-losses")
+    if [ "$losses" -lt "${MAX_LOSSES:-5}" ]; then
         goes_on=yes
-    elif [[ $reason != "asked to stop"* ]] && { [ "$time_is_up" = yes ] || [ "$(newest_checkpoint)" != "$newest" ]; }; then
-        if [ ! -e "$folder/lock" ] || grep -qw "Slurm job $SLURM_JOB_ID" "$folder/lock"; then goes_on=yes; fi
+    else
+        echo "== job $SLURM_JOB_ID: $losses losses without a new checkpoint are enough (MAX_LOSSES); the same sbatch line goes on"
     fi
 fi
 if [ "$goes_on" = yes ]; then
@@ -137,7 +149,7 @@ if [ "$goes_on" = yes ]; then
     echo "== job $SLURM_JOB_ID: $restarts restarts are enough (MAX_RESTARTS); the same sbatch line goes on"
 fi
 case $status in
-    finished | "stopped early") exit 0 ;;
+    finished | "stopped early") rm -f "$folder/slurm-losses" && exit 0 ;;
     unfinished) exit "$code" ;;
     *) exit "$((code > 0 ? code : 1))" ;;
 esac
