@@ -11,7 +11,6 @@
 #   PROCESSES_PER_NODE  for nodes without GPUs, on which it is one otherwise
 #   MAX_RESTARTS        how often the job may start again (100)
 #   MAX_LOSSES          after how many losses of a process or a node, without a new checkpoint in between, it does not (5)
-#   MAX_LOSSES          how often without a new checkpoint in between, after it has lost a process or a node (5)
 #   DIST_TRAIN_SITE     a file of this site's own settings (~/.config/dist_train/site.sh), read by bash when it is there. Such as
 #                           module load cuda
 #                           export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0     # the interface between the nodes
@@ -113,6 +112,8 @@ print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$status_file
     status=${about%%$'\n'*} reason=${about#*$'\n'}
 elif [ "$code" -eq 0 ]; then
     status=finished reason="in an earlier job"
+elif [[ $(scontrol show job "$SLURM_JOB_ID") =~ PreemptTime=[0-9] ]]; then # for this turn; otherwise it is None
+    status=unfinished reason="asked to stop by SIGTERM, a preemption, before it began"
 fi
 echo "== job $SLURM_JOB_ID, restart $restarts: run $status ($reason)"
 
