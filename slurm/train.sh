@@ -38,8 +38,9 @@ restarts=${SLURM_RESTART_COUNT:-0}
 
 # USR1, the time is up: a file asks the training to save and to end at its next step. A file reaches every node, while a signal
 # would kill torchrun. What stands in the file, the training gives as the reason, which tells it from one by which a person stops the run.
-# TERM, `scancel` or Slurm's own requeue: Slurm has told every process of the job, and the training saves. Nothing is left to do
-# here but to stay, so that what becomes of the job is Slurm's decision.
+# TERM, `scancel`, Slurm's own requeue or the time limit itself: Slurm has told every process of the job, and the training saves. Nothing is
+# left to do here but to stay, so that what becomes of the job is Slurm's decision. Only after the time limit, which a long evaluation
+# may miss, Slurm would not requeue, and it kills this shell soon (KillWait): so that is done at once.
 # Bash runs these between its commands, and while it is in `wait`.
 folder='' time_is_up=no ended_by_slurm=no by="the time limit of job $SLURM_JOB_ID"
 # The file gets its name when the reason stands in it: an empty one would be a person's. A run that begins clears .*.part away, hence twice.
@@ -48,8 +49,12 @@ ask_to_stop() {
     if [ -n "$folder" ] && [ ! -e "$folder/stop" ]; then write_stop || write_stop || echo "== cannot write $folder/stop" >&2; fi
 }
 write_stop() { mkdir -p "$folder" && echo "$by" >"$folder/.stop.part" && mv "$folder/.stop.part" "$folder/stop"; }
+end_with_slurm() {
+    ended_by_slurm=yes
+    if [ "$time_is_up" = yes ] && [[ $(scontrol show job "$SLURM_JOB_ID") == *Reason=TimeLimit* ]] && note_loss; then requeue || true; fi
+}
 trap ask_to_stop USR1
-trap 'ended_by_slurm=yes' TERM
+trap end_with_slurm TERM
 
 # The run folder that CONFIG and the settings name: there the stop file goes, and there status.json tells how it ended.
 # A wrong config ends the job here.
@@ -59,6 +64,25 @@ before=$(stat --printf='%i %y' "$status_file" 2>/dev/null || true)
 take_back() { if [ "$(cat "$folder/stop" 2>/dev/null)" = "$by" ]; then rm "$folder/stop"; fi; }
 take_back # a turn that was killed may have left one
 if [ "$time_is_up" = yes ]; then ask_to_stop; fi # it came before the folder had a name
+
+# What was lost may be lost each time anew, as a process that needs too much memory is: so only so often without a new checkpoint in
+# between. A line per loss tells of the job and of the checkpoints that there are, not of the newest step: after a damaged checkpoint it
+# is an earlier one. Fails when that was the last loss, or when another job has the folder.
+note_loss() {
+    local loss
+    if [ -e "$folder/lock" ] && ! grep -qw "Slurm job $SLURM_JOB_ID" "$folder/lock"; then return 1; fi
+    loss="$SLURM_JOB_ID $({ find "$folder/checkpoints" -maxdepth 1 -name 'step-*' -printf '%f %i %T@\n' 2>/dev/null || true; } | sort | cksum)"
+    echo "$loss" >>"$folder/slurm-losses"
+    if [ "$(grep -cxF "$loss" "$folder/slurm-losses")" -lt "${MAX_LOSSES:-5}" ]; then return 0; fi
+    echo "== job $SLURM_JOB_ID: so many losses without a new checkpoint are enough (MAX_LOSSES); the same sbatch line goes on"
+    return 1
+}
+# Fails when the job has started often enough. (A `return` without a number would, in a trap, give what came before the trap.)
+requeue() {
+    if [ "$restarts" -lt "${MAX_RESTARTS:-100}" ]; then scontrol requeue "$SLURM_JOB_ID" && return 0; fi
+    echo "== job $SLURM_JOB_ID: $restarts restarts are enough (MAX_RESTARTS); the same sbatch line goes on"
+    return 1
+}
 
 # Half of a process's cores read patches ahead, four at most; the others compute. A setting of the user comes later and wins.
 processes=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
@@ -121,33 +145,14 @@ echo "== job $SLURM_JOB_ID, restart $restarts: run $status ($reason)"
 # preemption (with a grace time, that sends TERM to the training alone); and one that lost a process, or that waited in vain for a silent
 # one. Slurm itself requeues when it finds a node lost, but that may be later (SlurmdTimeout). One that fails otherwise or that a person
 # stopped does not go on.
-goes_on=no lost=no
 if [ "$ended_by_slurm" = no ]; then
+    goes_on=no
     case "$status: $reason" in
         unfinished:*"($by)"* | unfinished:*SIGTERM*) goes_on=yes ;;
         unfinished:*"asked to stop"*) ;;
-        unfinished:* | failed:*"run.timeout_minutes is how long nothing may move"*) lost=yes ;;
+        unfinished:* | failed:*"run.timeout_minutes is how long nothing may move"*) if note_loss; then goes_on=yes; fi ;;
     esac
-fi
-# What is lost may be lost each time anew, as a process that needs too much memory is: so only so often without a new checkpoint in
-# between. A line per loss tells of the job and of the checkpoints that there were, not of the newest step: it is an earlier one after a
-# damaged checkpoint. Another job that has the folder is left alone.
-if [ "$lost" = yes ] && { [ ! -e "$folder/lock" ] || grep -qw "Slurm job $SLURM_JOB_ID" "$folder/lock"; }; then
-    checkpoints=$({ find "$folder/checkpoints" -maxdepth 1 -name 'step-*' -printf '%f %i %T@\n' 2>/dev/null || true; } | sort | cksum)
-    echo "$SLURM_JOB_ID $checkpoints" >>"$folder/slurm-losses"
-    losses=$(grep -cxF "$SLURM_JOB_ID $checkpoints" "$folder/slurm-losses")
-    if [ "$losses" -lt "${MAX_LOSSES:-5}" ]; then
-        goes_on=yes
-    else
-        echo "== job $SLURM_JOB_ID: $losses losses without a new checkpoint are enough (MAX_LOSSES); the same sbatch line goes on"
-    fi
-fi
-if [ "$goes_on" = yes ]; then
-    if [ "$restarts" -lt "${MAX_RESTARTS:-100}" ]; then
-        scontrol requeue "$SLURM_JOB_ID"
-        exit 0
-    fi
-    echo "== job $SLURM_JOB_ID: $restarts restarts are enough (MAX_RESTARTS); the same sbatch line goes on"
+    if [ "$goes_on" = yes ] && requeue; then exit 0; fi
 fi
 case $status in
     finished | "stopped early") rm -f "$folder/slurm-losses" && exit 0 ;;
