@@ -3,9 +3,10 @@
 #
 #   sbatch --nodes=2 --gpus-per-node=4 --cpus-per-task=32 slurm/train.sh configs/koniq10k_resnet50.yaml data.shards=/data/koniq10k
 #
-# To be submitted from the root of the repository. The job may be preempted, reach its time limit or lose a node: it goes back
-# into the queue and on from its checkpoint, on as many nodes as it then gets (--nodes=1-4, where each number of processes divides
-# train.global_batch). These variables change it:
+# To be submitted from the root of the repository. --cpus-per-task is the cores of a node, for all its processes and their loader
+# workers; many sites give one otherwise. The job may be preempted, reach its time limit or lose a node: it goes back into the queue and
+# on from its checkpoint, on as many nodes as it then gets (--nodes=1-4, where each number of processes divides train.global_batch).
+# These variables change it:
 #
 #   VENV                the virtual environment (.venv)
 #   PROCESSES_PER_NODE  for nodes without GPUs, on which it is one otherwise
@@ -105,13 +106,18 @@ port=$((10000 + SLURM_JOB_ID % 20000))
 world=$((SLURM_JOB_NUM_NODES * processes))
 echo "== job $SLURM_JOB_ID, restart $restarts: $world processes, $processes on each of $SLURM_JOB_NODELIST;" \
     "$OMP_NUM_THREADS thread(s) and $workers loader worker(s) each; run folder $folder"
+if [ "$cores" -lt $((2 * processes)) ]; then
+    echo "== job $SLURM_JOB_ID: $cores core(s) of a node are little for $processes process(es) and their loader workers; sbatch --cpus-per-task asks for more" >&2
+fi
 
 # One launcher per node. It is srun that is told, not sbatch: there --ntasks-per-node would make one node of --nodes=1-4.
 one_per_node=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
 # When one fails the others end too (--kill-on-bad-exit), and when one has ended well they have a minute.
-# The turn is part of the meeting's name, so that nothing left over from the last one can come to it.
-srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" "$bin/torchrun" \
-    --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
+# The turn is part of the meeting's name, so that nothing left over from the last one can come to it. Each node says that it is there: one
+# that hangs before its ranks can speak is known by its silence.
+# shellcheck disable=SC2016 # each node's own shell reads $SLURMD_NODENAME
+srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" \
+    bash -c 'echo "== $SLURMD_NODENAME is here" && exec "$@"' here "$bin/torchrun" --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
     --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.$restarts" \
     --module dist_train train "$config" "data.workers=$workers" "$@" "run.processes=$world" &
 step=$!
