@@ -36,6 +36,9 @@ config=$1
 shift
 bin=${VENV:-.venv}/bin
 restarts=${SLURM_RESTART_COUNT:-0}
+# What scontrol calls this job. The number of the last task of an array means the whole array: to requeue that would take all tasks along.
+this_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+this_job=${this_job:-$SLURM_JOB_ID}
 
 # USR1, the time is up: a file asks the training to save and to end at its next step. A file reaches every node, while a signal
 # would kill torchrun. What stands in the file, the training gives as the reason, which tells it from one by which a person stops the run.
@@ -52,7 +55,7 @@ ask_to_stop() {
 write_stop() { mkdir -p "$folder" && echo "$by" >"$folder/.stop.part" && mv "$folder/.stop.part" "$folder/stop"; }
 end_with_slurm() {
     ended_by_slurm=yes
-    if [ "$time_is_up" = yes ] && [[ $(scontrol show job "$SLURM_JOB_ID") == *Reason=TimeLimit* ]] && note_loss; then requeue || true; fi
+    if [ "$time_is_up" = yes ] && [[ $(scontrol show job "$this_job") == *Reason=TimeLimit* ]] && note_loss; then requeue || true; fi
 }
 trap ask_to_stop USR1
 trap end_with_slurm TERM
@@ -80,7 +83,7 @@ note_loss() {
 }
 # Fails when the job has started often enough. (A `return` without a number would, in a trap, give what came before the trap.)
 requeue() {
-    if [ "$restarts" -lt "${MAX_RESTARTS:-100}" ]; then scontrol requeue "$SLURM_JOB_ID" && return 0; fi
+    if [ "$restarts" -lt "${MAX_RESTARTS:-100}" ]; then scontrol requeue "$this_job" && return 0; fi
     echo "== job $SLURM_JOB_ID: $restarts restarts are enough (MAX_RESTARTS); the same sbatch line goes on"
     return 1
 }
@@ -142,7 +145,7 @@ print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$status_file
     status=${about%%$'\n'*} reason=${about#*$'\n'}
 elif [ "$code" -eq 0 ]; then
     status=finished reason="in an earlier job"
-elif [[ $(scontrol show job "$SLURM_JOB_ID") =~ PreemptTime=[0-9] ]]; then # for this turn; otherwise it is None
+elif [[ $(scontrol show job "$this_job") =~ PreemptTime=[0-9] ]]; then # for this turn; otherwise it is None
     status=unfinished reason="asked to stop by SIGTERM, a preemption, before it began"
 fi
 echo "== job $SLURM_JOB_ID, restart $restarts: run $status ($reason)"

@@ -155,7 +155,7 @@ def finished(
 def lost(whole_cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Path]:
     """A job that loses a process before its first checkpoint, and another, that stands still, in its next turn; and its run folder."""
     folder = tmp_path_factory.mktemp("lost") / "run"
-    long = ("data.passes=100", "run.timeout_minutes=0.25")
+    long = ("data.passes=100", "run.timeout_minutes=0.3")
     job = submit(whole_cluster, folder, shards, *long, options=TWO, MAX_LOSSES="2")
     wait_for_step(job, folder, 1)
     signal(whole_cluster, "KILL", folder, "n2")
