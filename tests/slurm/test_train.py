@@ -8,84 +8,30 @@ from __future__ import annotations
 
 import re
 import shutil
-import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
-import runs
-from cluster import SECRET, Cluster, Job
-from runs import TINY, assert_equal_up_to_rounding, largest_difference, records, status, weights
+from cluster import Cluster, Job
+from runs import assert_equal_up_to_rounding, largest_difference, status, weights
+from trainings import (
+    LAST,
+    LIMIT,
+    ONE,
+    RUN,
+    SAVES_AT_THE_END,
+    TWO_BY_TWO,
+    make_room,
+    refuse_secrets,
+    signal,
+    steps,
+    submit,
+    taken,
+    wait_for_step,
+    wait_until,
+)
 
 pytestmark = pytest.mark.timeout(600)  # a job of 4 processes takes 15 s on a quiet machine, most of it to import torch
-LIMIT = 140  # seconds for one turn of a job, or for Slurm to notice that a node is gone
-TWO_BY_TWO = ("--nodes=2", "--gpus-per-node=2")  # the GPUs are pretended; tests/tiny.yaml computes on CPUs
-TWO = ("--nodes=2",)
-ONE = ("--nodes=1",)
-RUN = ("data.passes=4", "train.epochs=2", "stop.patience=null")
-LAST = 40  # step: 4 visits of 40 images in batches of 8 are 20 steps per epoch
-SAVES_OFTEN = ("save.every_steps=2", "save.keep=20")
-SAVES_AT_THE_END = ("save.every_steps=null", "save.keep=20")  # of an epoch, or when it is asked to stop
-
-
-def submit(cluster: Cluster, folder: Path, shards: Path, *settings: str, options: tuple[str, ...] = TWO_BY_TWO, **variables: str) -> Job:
-    """Submits a training, its log going beside its run folder."""
-    words = (TINY, f"run.folder={folder}", f"data.shards={shards}", *settings)
-    return cluster.submit(folder.with_suffix(".log"), *options, "slurm/train.sh", *words, **variables)
-
-
-def wait_until(true: Callable[[], bool], job: Job, what: str) -> None:
-    """Returns once it is true; fails at once when the job has ended before."""
-    end = time.monotonic() + LIMIT
-    while not true():
-        assert time.monotonic() < end, f"waited {LIMIT} s until {what}\n{job.log()}"
-        job.wait("PENDING", "RUNNING", "COMPLETING", limit=LIMIT)
-
-
-def wait_for_step(job: Job, folder: Path, step: int) -> None:
-    """Returns once the run in `folder` has taken so many steps."""
-    wait_until(lambda: len(steps(folder)) >= step, job, f"step {step} is taken")
-
-
-def steps(folder: Path) -> list[int]:
-    """The steps that the run's journal tells of."""
-    return [record["step"] for record in records(folder, "step")]
-
-
-def taken(log: str) -> list[int]:
-    """The steps that a log tells of: unlike the journal, it keeps those that were taken again."""
-    return [int(step) for step in re.findall(r"^ +(\d+) +\d+ +\d+\.\d{4} ", log, re.MULTILINE)]
-
-
-def signal(cluster: Cluster, name: str, folder: Path, *nodes: str) -> None:
-    """A signal to the ranks of a run, and their loader workers, on these nodes."""
-    for node in nodes:
-        cluster.machine("exec", node, "pkill", "--signal", name, "--full", f"^\\S*python\\S* -u -m dist_train train .*run.folder={folder}")
-
-
-def make_room(cluster: Cluster, log: Path) -> None:
-    """Preempts whatever runs, and returns when the urgent job has ended."""
-    urgent = cluster.submit(log, "--partition=urgent", "--nodes=3", "--exclusive", "--wrap=sleep 1")
-    assert urgent.wait_until_ended(limit=LIMIT) == ["COMPLETED"]
-
-
-@pytest.fixture(scope="module")
-def unbroken_on(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """The run folder of so many processes on one machine without Slurm, to which nothing happens; of two, with many checkpoints."""
-
-    @cache
-    def run(world: int) -> Path:
-        folder = tmp_path_factory.mktemp(f"on-{world}") / "run"
-        runs.train(world, folder, shards, *RUN, *(SAVES_OFTEN if world == 2 else SAVES_AT_THE_END))
-        return folder
-
-    return run
-
-
-def go_on(before: Path, place: Path) -> Path:
-    """A copy of a run folder, to go on with."""
-    return Path(shutil.copytree(before, place / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +43,11 @@ def cancelled(whole_cluster: Cluster, shards: Path, tmp_path_factory: pytest.Tem
     whole_cluster("scancel", job.number)
     job.wait_until_ended(limit=LIMIT)
     return job, folder
+
+
+def go_on(before: Path, place: Path) -> Path:
+    """A copy of a run folder, to go on with."""
+    return Path(shutil.copytree(before, place / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -148,20 +99,6 @@ def finished(
     folder = go_on(interrupted[1], tmp_path_factory.mktemp("finished"))
     job = submit(whole_cluster, folder, shards, *RUN, *SAVES_AT_THE_END)
     assert job.wait_until_ended(limit=LIMIT) == ["COMPLETED"], job.log()
-    return job, folder
-
-
-@pytest.fixture(scope="module")
-def lost(whole_cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Path]:
-    """A job that loses a process before its first checkpoint, and another, that stands still, in its next turn; and its run folder."""
-    folder = tmp_path_factory.mktemp("lost") / "run"
-    long = ("data.passes=100", "run.timeout_minutes=0.3")
-    job = submit(whole_cluster, folder, shards, *long, options=TWO, MAX_LOSSES="2")
-    wait_for_step(job, folder, 1)
-    signal(whole_cluster, "KILL", folder, "n2")
-    wait_until(lambda: bool(taken(job.log().partition("restart 1: ")[2])), job, "it trains again")
-    signal(whole_cluster, "STOP", folder, "n2")
-    job.wait_until_ended(limit=LIMIT)
     return job, folder
 
 
@@ -219,44 +156,8 @@ def test_the_log_names_nodes_processes_and_the_end(finished: tuple[Job, Path]) -
     assert "restart 0: run finished (all 2 epochs are done)\n" in log
 
 
-def test_a_job_that_loses_a_node_goes_on_with_another_and_with_fewer_when_there_is_none(
-    cluster: Cluster, unbroken_on: Callable[[int], Path], shards: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "run"
-    one_or_two = ("--nodes=1-2", "--cpus-per-task=16")
-    job = submit(cluster, folder, shards, *RUN, *SAVES_OFTEN, "data.workers=1", options=one_or_two)
-    wait_for_step(job, folder, 3)
-    cluster.machine("crash", "n1")  # that of the job's shell and of rank 0
-    cluster("scontrol", "update", "nodename=n1", "state=down", "reason=crashed")
-    wait_until(lambda: len(taken(job.log().partition("restart 1: ")[2])) >= 3, job, "another node has come for it")
-    cluster.machine("crash", "n3")  # and Slurm notices by itself
-    saved = max(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
-    assert largest_difference(weights(folder, saved), weights(unbroken_on(2), saved)) == 0
-    assert job.wait_until_ended(limit=LIMIT) == ["COMPLETED"], job.log()
-    assert job.restarts() == 2
-    for world, nodes in enumerate(("n2", "n[2-3]", "n[1-2]"), 0):
-        assert f"restart {2 - world}: {min(world + 1, 2)} processes, 1 on each of {nodes};" in job.log()
-    assert saved in taken(job.log().partition("restart 1: ")[2]), "the second turn saved nothing"
-    assert status(folder)["status"] == "finished" and steps(folder) == [*range(1, LAST + 1)]
-    assert_equal_up_to_rounding(weights(folder, LAST), weights(unbroken_on(2), LAST))
-
-
-def test_a_job_that_loses_processes_is_requeued_without_a_new_checkpoint_but_only_so_often(lost: tuple[Job, Path]) -> None:
-    job, folder = lost
-    assert job.fields("JobState") == ["FAILED"] and job.restarts() == 1
-    assert re.search(r"restart 0: run unfinished \((training|lost another process)", job.log()), job.log()
-    assert re.search(r"restart 1: run failed \(.*rank 1 \(process \d+ on n2\) is silent", job.log()), job.log()
-    assert "so many losses without a new checkpoint are enough (MAX_LOSSES)" in job.log()
-    assert not (folder / "checkpoints").exists()
-
-
-def test_the_environment_is_in_no_log_and_in_no_file_whether_a_run_ends_well_or_fails(
-    finished: tuple[Job, Path], lost: tuple[Job, Path]
-) -> None:
-    for job, folder in (finished, lost):
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        assert {"status.json", "metrics.jsonl", "config.yaml"} <= {path.name for path in files}
-        assert SECRET not in job.log() and not [path for path in files if SECRET.encode() in path.read_bytes()]
+def test_the_environment_is_in_no_log_and_in_no_file_of_a_run_that_ends_well(finished: tuple[Job, Path]) -> None:
+    refuse_secrets(*finished)
 
 
 def test_a_wrong_config_ends_at_once_without_a_requeue_after_the_settings_of_a_site(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
