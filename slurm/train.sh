@@ -74,6 +74,7 @@ if [ "$time_is_up" = yes ]; then ask_to_stop; fi # it came before the folder had
 # is an earlier one. Fails when that was the last loss, or when another job has the folder.
 note_loss() {
     local loss
+    if [ ! -e "$status_file" ]; then return 0; fi # it has not begun: in an empty folder, which is not to be one with a stranger's file
     if [ -e "$folder/lock" ] && ! grep -qw "Slurm job $SLURM_JOB_ID" "$folder/lock"; then return 1; fi
     loss="$SLURM_JOB_ID $({ find "$folder/checkpoints" -maxdepth 1 -name 'step-*' -printf '%f %i %T@\n' 2>/dev/null || true; } | sort | cksum)"
     echo "$loss" >>"$folder/slurm-losses"
