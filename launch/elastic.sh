@@ -72,18 +72,21 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
 # When a collective on GPUs times out, every rank leaves its last 2,000 collectives as run.folder/collectives-RANK, for torchfrtrace.
 export TORCH_FR_BUFFER_SIZE=2000 TORCH_FR_DUMP_ON_TIMEOUT=1 TORCH_FR_DUMP_TEMP_FILE=$folder/collectives-
 
-# How the run stands, in two lines: status.json's status and the first line of its reason.
-standing() {
-    "${python[@]}" -c '
+# How the run stands: status.json's status and the first line of its reason.
+read_status() {
+    local about
+    about=$("${python[@]}" -c '
 import json, sys
 about = json.load(open(sys.argv[1]))
-print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$folder/status.json"
+print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$folder/status.json") || about=$'failed\nstatus.json cannot be read, as said above'
+    status=${about%%$'\n'*} reason=${about#*$'\n'}
 }
 stamp() { stat --printf='%i %y' "$folder/status.json" 2>/dev/null || true; }
-newest_checkpoint() { { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null || true; } | sort | tail -n 1; }
+# Which checkpoints there are; the newest step alone would not do, because after a damaged one it is an earlier one.
+checkpoints() { { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' -printf '%f %i %T@\n' 2>/dev/null || true; } | sort; }
 
 if [ -e "$folder/status.json" ]; then
-    { read -r status; read -r reason; } < <(standing)
+    read_status
     case $status in finished | "stopped early") say "run $status ($reason), in an earlier session"; exit 0 ;; esac
 fi
 
@@ -91,7 +94,7 @@ fi
 id=$(cksum <<<"$folder $FIRST_HOST:${PORT:-29500}" | cut -d ' ' -f 1)
 errors=$(mktemp -d)
 trap 'rm -rf "$errors"' EXIT
-newest=$(newest_checkpoint) restarts=0
+saved=$(checkpoints) restarts=0
 say "$processes process(es), $OMP_NUM_THREADS thread(s) and $workers loader worker(s) each; $hosts hosts meet at $FIRST_HOST; run folder $folder"
 while [ "$asked" = no ]; do
     before=$(stamp)
@@ -114,7 +117,7 @@ while [ "$asked" = no ]; do
     # said why (but for a host that was lost, and for this run's own lock, which a host that is gone may still hold).
     status=unfinished reason="the training has not begun"
     if [ "$(stamp)" != "$before" ]; then
-        { read -r status; read -r reason; } < <(standing)
+        read_status
     elif grep -qrh '"error: ' "$errors" && ! grep -qrwE "torchelastic run $id|the launcher does not answer|run.timeout_minutes is how long" "$errors"; then
         status=failed reason="before it began; the error above says why"
     fi
@@ -125,7 +128,7 @@ while [ "$asked" = no ]; do
         failed:*) exit 1 ;;
     esac
 
-    if [ "$(newest_checkpoint)" != "$newest" ]; then restarts=0 newest=$(newest_checkpoint); fi
+    if [ "$(checkpoints)" != "$saved" ]; then restarts=0 saved=$(checkpoints); fi
     if [ "$restarts" -ge "${MAX_RESTARTS:-20}" ]; then
         say "$restarts restarts without a new checkpoint are enough (MAX_RESTARTS)" >&2
         exit 1

@@ -34,9 +34,10 @@ fi
 bin=${VENV:-.venv}/bin
 cores=${SLURM_CPUS_PER_TASK:-1}
 
-# A share that takes longer than the time limit goes on in another turn; Slurm ends this one.
+# A share that takes longer than the time limit goes on in another turn; Slurm ends this one. (SLURM_JOB_ID of the last task means the
+# whole array.)
 if [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
-    trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
+    trap 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' USR1
 fi
 
 # A log file needs the progress bar every half minute, not ten times a second. An option --workers of the user comes last and wins.

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # sbatch slurm/doctor.sh CONFIG [key=value ...]: are the nodes of this job fit for the training? Exit status 0 yes, 1 no; the log says why.
 #
-#   sbatch --nodes=2 --gpus-per-node=4 slurm/doctor.sh configs/koniq10k_resnet50.yaml data.shards=/data/koniq10k
+#   sbatch --nodes=2 --gpus-per-node=4 --cpus-per-task=32 slurm/doctor.sh configs/koniq10k_resnet50.yaml data.shards=/data/koniq10k
 #
 # To be asked for the same nodes as slurm/train.sh, from the root of the repository, with the same settings. It trains nothing. A
 # training that begins only if the nodes are fit, on the same ones:
 #
-#   doctor=$(sbatch --parsable --nodes=2 --gpus-per-node=4 --nodelist='node[1-2]' slurm/doctor.sh CONFIG)
-#   sbatch --dependency="afterok:$doctor" --kill-on-invalid-dep=yes --nodes=2 --gpus-per-node=4 --nodelist='node[1-2]' slurm/train.sh CONFIG
+#   nodes=(--nodes=2 --gpus-per-node=4 --cpus-per-task=32 --nodelist='node[1-2]')
+#   doctor=$(sbatch --parsable "${nodes[@]}" slurm/doctor.sh CONFIG)
+#   sbatch --dependency="afterok:$doctor" --kill-on-invalid-dep=yes "${nodes[@]}" slurm/train.sh CONFIG
 #
 # The variables are those of slurm/train.sh, and one more:
 #
@@ -27,8 +28,12 @@ patience=${PATIENCE:-120}
 processes=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${hosts%%$'\n'*}
 world=$((SLURM_JOB_NUM_NODES * processes))
+if [ "$cores" -lt $((2 * processes)) ]; then
+    echo "== job $SLURM_JOB_ID: $cores core(s) of a node are little for $processes process(es) and their loader workers; sbatch --cpus-per-task asks for more" >&2
+fi
 
 # As in slurm/train.sh. Each node says that it is there, so that one which hangs is known by its silence.
 one_per_node=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)

@@ -2,7 +2,7 @@
 # One training per split and seed, as one job array: task t trains split t / SEEDS with seed t % SEEDS, as slurm/train.sh does.
 #
 #   bash slurm/sweep.sh CONFIG [key=value ...]                        lists the tasks, and how to submit them
-#   sbatch --array=0-29 --gpus-per-node=1 slurm/sweep.sh CONFIG [key=value ...]
+#   sbatch --array=0-29 --gpus-per-node=1 --cpus-per-task=8 slurm/sweep.sh CONFIG [key=value ...]
 #
 # Each has a run folder of its own, SPLIT-seed-SEED in the run.folder of CONFIG. The same line once more goes on with what is
 # unfinished; what has finished ends at once. `python -m dist_train compare` compares what came out.
@@ -27,17 +27,20 @@ set -u
 python=("${container[@]}" "${VENV:-.venv}/bin/python")
 
 folder=$("${python[@]}" -m dist_train folder "$@")
-if [ -z "${SPLITS:-}" ]; then
-    SPLITS=$("${python[@]}" -c '
+names=$("${python[@]}" -c '
 import sys
 from pathlib import Path
 from dist_train.config import load_config
 from shards.manifest import Shards
 
-place = load_config(Path(sys.argv[1]), sys.argv[2:]).data.shards or sys.exit("sweep.sh: needs data.shards, or SPLITS")
-print(*[name for name in Shards(place).split_names() if not name.endswith("-no-val")])' "$@")
-fi
-read -r -a splits <<<"$SPLITS"
+given, config, *settings = sys.argv[1:]
+data = load_config(Path(config), settings).data
+if data.sets:
+    sys.exit("sweep.sh: data.sets gives each data set a split of its own, so there is none to sweep over: submit slurm/train.sh for each choice of them")
+if not given and data.shards is None:
+    sys.exit("sweep.sh: needs data.shards, or SPLITS")
+print(given or " ".join(name for name in Shards(data.shards).split_names() if not name.endswith("-no-val")))' "${SPLITS:-}" "$@")
+read -r -a splits <<<"$names"
 read -r -a seeds <<<"${SEEDS:-0 1 2}"
 tasks=$((${#splits[@]} * ${#seeds[@]}))
 
@@ -45,7 +48,12 @@ if [ -z "${SLURM_ARRAY_TASK_ID:-}" ]; then
     for ((task = 0; task < tasks; task++)); do
         echo "$task: $folder/${splits[task / ${#seeds[@]}]}-seed-${seeds[task % ${#seeds[@]}]}"
     done
-    echo "sbatch --array=0-$((tasks - 1)) slurm/sweep.sh $*"
+    for name in SPLITS SEEDS VENV PROCESSES_PER_NODE MAX_RESTARTS MAX_LOSSES DIST_TRAIN_SITE; do
+        if [ -n "${!name:-}" ]; then printf '%s=%q ' "$name" "${!name}"; fi
+    done
+    printf 'sbatch --array=0-%d slurm/sweep.sh' "$((tasks - 1))"
+    printf ' %q' "$@"
+    echo
     exit
 fi
 if [ "$SLURM_ARRAY_TASK_ID" -ge "$tasks" ]; then

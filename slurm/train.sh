@@ -3,13 +3,15 @@
 #
 #   sbatch --nodes=2 --gpus-per-node=4 --cpus-per-task=32 slurm/train.sh configs/koniq10k_resnet50.yaml data.shards=/data/koniq10k
 #
-# To be submitted from the root of the repository. The job may be preempted, reach its time limit or lose a node: it goes back
-# into the queue and on from its checkpoint, on as many nodes as it then gets (--nodes=1-4, where each number of processes divides
-# train.global_batch). These variables change it:
+# To be submitted from the root of the repository. --cpus-per-task is the cores of a node, for all its processes and their loader
+# workers; many sites give one otherwise. The job may be preempted, reach its time limit or lose a node: it goes back into the queue and
+# on from its checkpoint, on as many nodes as it then gets (--nodes=1-4, where each number of processes divides train.global_batch).
+# These variables change it:
 #
 #   VENV                the virtual environment (.venv)
 #   PROCESSES_PER_NODE  for nodes without GPUs, on which it is one otherwise
 #   MAX_RESTARTS        how often the job may start again (100)
+#   MAX_LOSSES          after how many losses of a process or a node, without a new checkpoint in between, it does not (5)
 #   DIST_TRAIN_SITE     a file of this site's own settings (~/.config/dist_train/site.sh), read by bash when it is there. Such as
 #                           module load cuda
 #                           export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0     # the interface between the nodes
@@ -34,30 +36,58 @@ config=$1
 shift
 bin=${VENV:-.venv}/bin
 restarts=${SLURM_RESTART_COUNT:-0}
+# What scontrol calls this job. The number of the last task of an array means the whole array: to requeue that would take all tasks along.
+this_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+this_job=${this_job:-$SLURM_JOB_ID}
 
 # USR1, the time is up: a file asks the training to save and to end at its next step. A file reaches every node, while a signal
 # would kill torchrun. What stands in the file, the training gives as the reason, which tells it from one by which a person stops the run.
-# TERM, `scancel` or Slurm's own requeue: Slurm has told every process of the job, and the training saves. Nothing is left to do
-# here but to stay, so that what becomes of the job is Slurm's decision.
+# TERM, `scancel`, Slurm's own requeue or the time limit itself: Slurm has told every process of the job, and the training saves. Nothing is
+# left to do here but to stay, so that what becomes of the job is Slurm's decision. Only after the time limit, which a long evaluation
+# may miss, Slurm would not requeue, and it kills this shell soon (KillWait): so that is done at once.
 # Bash runs these between its commands, and while it is in `wait`.
 folder='' time_is_up=no ended_by_slurm=no by="the time limit of job $SLURM_JOB_ID"
+# The file gets its name when the reason stands in it: an empty one would be a person's. A run that begins clears .*.part away, hence twice.
 ask_to_stop() {
     time_is_up=yes
-    if [ -n "$folder" ] && [ ! -e "$folder/stop" ]; then mkdir -p "$folder" && echo "$by" >"$folder/stop"; fi
+    if [ -n "$folder" ] && [ ! -e "$folder/stop" ]; then write_stop || write_stop || echo "== cannot write $folder/stop" >&2; fi
+}
+write_stop() { mkdir -p "$folder" && echo "$by" >"$folder/.stop.part" && mv "$folder/.stop.part" "$folder/stop"; }
+end_with_slurm() {
+    ended_by_slurm=yes
+    if [ "$time_is_up" = yes ] && [[ $(scontrol show job "$this_job") == *Reason=TimeLimit* ]] && note_loss; then requeue || true; fi
 }
 trap ask_to_stop USR1
-trap 'ended_by_slurm=yes' TERM
+trap end_with_slurm TERM
 
 # The run folder that CONFIG and the settings name: there the stop file goes, and there status.json tells how it ended.
 # A wrong config ends the job here.
 folder=$("${container[@]}" "$bin/python" -m dist_train folder "$config" "$@")
 status_file=$folder/status.json
 before=$(stat --printf='%i %y' "$status_file" 2>/dev/null || true)
-newest_checkpoint() { { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null || true; } | sort | tail -n 1; }
-newest=$(newest_checkpoint)
 take_back() { if [ "$(cat "$folder/stop" 2>/dev/null)" = "$by" ]; then rm "$folder/stop"; fi; }
 take_back # a turn that was killed may have left one
 if [ "$time_is_up" = yes ]; then ask_to_stop; fi # it came before the folder had a name
+
+# What was lost may be lost each time anew, as a process that needs too much memory is: so only so often without a new checkpoint in
+# between. A line per loss tells of the job and of the checkpoints that there are, not of the newest step: after a damaged checkpoint it
+# is an earlier one. Fails when that was the last loss, or when another job has the folder.
+note_loss() {
+    local loss
+    if [ ! -e "$status_file" ]; then return 0; fi # it has not begun: in an empty folder, which is not to be one with a stranger's file
+    if [ -e "$folder/lock" ] && ! grep -qw "Slurm job $SLURM_JOB_ID" "$folder/lock"; then return 1; fi
+    loss="$SLURM_JOB_ID $({ find "$folder/checkpoints" -maxdepth 1 -name 'step-*' -printf '%f %i %T@\n' 2>/dev/null || true; } | sort | cksum)"
+    echo "$loss" >>"$folder/slurm-losses"
+    if [ "$(grep -cxF "$loss" "$folder/slurm-losses")" -lt "${MAX_LOSSES:-5}" ]; then return 0; fi
+    echo "== job $SLURM_JOB_ID: so many losses without a new checkpoint are enough (MAX_LOSSES); the same sbatch line goes on"
+    return 1
+}
+# Fails when the job has started often enough. (A `return` without a number would, in a trap, give what came before the trap.)
+requeue() {
+    if [ "$restarts" -lt "${MAX_RESTARTS:-100}" ]; then scontrol requeue "$this_job" && return 0; fi
+    echo "== job $SLURM_JOB_ID: $restarts restarts are enough (MAX_RESTARTS); the same sbatch line goes on"
+    return 1
+}
 
 # Half of a process's cores read patches ahead, four at most; the others compute. A setting of the user comes later and wins.
 processes=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
@@ -74,18 +104,24 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
 
 # All processes meet on the first node. The node list is quoted: unquoted, its brackets would be a file pattern. Ports from
 # 32768 on are those that the kernel gives away.
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${hosts%%$'\n'*} # no `head`: it would end before a long list does, and this script with it
 port=$((10000 + SLURM_JOB_ID % 20000))
 world=$((SLURM_JOB_NUM_NODES * processes))
 echo "== job $SLURM_JOB_ID, restart $restarts: $world processes, $processes on each of $SLURM_JOB_NODELIST;" \
     "$OMP_NUM_THREADS thread(s) and $workers loader worker(s) each; run folder $folder"
+if [ "$cores" -lt $((2 * processes)) ]; then
+    echo "== job $SLURM_JOB_ID: $cores core(s) of a node are little for $processes process(es) and their loader workers; sbatch --cpus-per-task asks for more" >&2
+fi
 
 # One launcher per node. It is srun that is told, not sbatch: there --ntasks-per-node would make one node of --nodes=1-4.
 one_per_node=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
 # When one fails the others end too (--kill-on-bad-exit), and when one has ended well they have a minute.
-# The turn is part of the meeting's name, so that nothing left over from the last one can come to it.
-srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" "$bin/torchrun" \
-    --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
+# The turn is part of the meeting's name, so that nothing left over from the last one can come to it. Each node says that it is there: one
+# that hangs before its ranks can speak is known by its silence.
+# shellcheck disable=SC2016 # each node's own shell reads $SLURMD_NODENAME
+srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" \
+    bash -c 'echo "== $SLURMD_NODENAME is here" && exec "$@"' here "$bin/torchrun" --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
     --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.$restarts" \
     --module dist_train train "$config" "data.workers=$workers" "$@" "run.processes=$world" &
 step=$!
@@ -103,37 +139,33 @@ take_back # it may have come after the last step
 # an earlier turn: either it had ended well and there was nothing to do, or this turn did not begin.
 status=failed reason="the training did not begin; the log says why"
 if [ "$(stat --printf='%i %y' "$status_file" 2>/dev/null || true)" != "$before" ]; then
-    { read -r status; read -r reason; } < <("${container[@]}" "$bin/python" -c '
+    about=$("${container[@]}" "$bin/python" -c '
 import json, sys
 about = json.load(open(sys.argv[1]))
-print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$status_file")
+print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$status_file") || about=$'failed\nstatus.json cannot be read, as said above'
+    status=${about%%$'\n'*} reason=${about#*$'\n'}
 elif [ "$code" -eq 0 ]; then
     status=finished reason="in an earlier job"
+elif [[ $(scontrol show job "$this_job") =~ PreemptTime=[0-9] ]]; then # for this turn; otherwise it is None
+    status=unfinished reason="asked to stop by SIGTERM, a preemption, before it began"
 fi
 echo "== job $SLURM_JOB_ID, restart $restarts: run $status ($reason)"
 
-# Only an unfinished run goes on later. One that was asked to stop by the time limit or by a preemption does: preemption with a
-# grace time sends TERM to the training alone; if TERM came here too, Slurm has decided already. So does one that was too slow to save
-# in time, or that lost a process, if it has come further in this turn (or it might go on for ever), and if it was this job that
-# had the folder. Slurm itself requeues when it finds a node lost, but srun may end before that (SlurmdTimeout). One that fails or that
-# a person stopped does not go on.
-goes_on=no
-if [ "$status" = unfinished ] && [ "$ended_by_slurm" = no ]; then
-    if [[ $reason == *"($by)"* || $reason == *SIGTERM* ]]; then
-        goes_on=yes
-    elif [[ $reason != "asked to stop"* ]] && { [ "$time_is_up" = yes ] || [ "$(newest_checkpoint)" != "$newest" ]; }; then
-        if [ ! -e "$folder/lock" ] || grep -qw "Slurm job $SLURM_JOB_ID" "$folder/lock"; then goes_on=yes; fi
-    fi
-fi
-if [ "$goes_on" = yes ]; then
-    if [ "$restarts" -lt "${MAX_RESTARTS:-100}" ]; then
-        scontrol requeue "$SLURM_JOB_ID"
-        exit 0
-    fi
-    echo "== job $SLURM_JOB_ID: $restarts restarts are enough (MAX_RESTARTS); the same sbatch line goes on"
+# What goes on later, if Slurm has not decided already (TERM came here too): a run that was asked to stop by the time limit or by a
+# preemption (with a grace time, that sends TERM to the training alone); and one that lost a process, or that waited in vain for a silent
+# one. Slurm itself requeues when it finds a node lost, but that may be later (SlurmdTimeout). One that fails otherwise or that a person
+# stopped does not go on.
+if [ "$ended_by_slurm" = no ]; then
+    goes_on=no
+    case "$status: $reason" in
+        unfinished:*"($by)"* | unfinished:*SIGTERM*) goes_on=yes ;;
+        unfinished:*"asked to stop"*) ;;
+        unfinished:* | failed:*"run.timeout_minutes is how long nothing may move"*) if note_loss; then goes_on=yes; fi ;;
+    esac
+    if [ "$goes_on" = yes ] && requeue; then exit 0; fi
 fi
 case $status in
-    finished | "stopped early") exit 0 ;;
+    finished | "stopped early") rm -f "$folder/slurm-losses" && exit 0 ;;
     unfinished) exit "$code" ;;
     *) exit "$((code > 0 ? code : 1))" ;;
 esac

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import re
+import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from photographs import shards_of
+from runs import LIMIT, TINY, status
 
 from dist_train.collection import Scale
 from dist_train.config import Config, Model, load_config
@@ -192,3 +195,47 @@ def test_a_message_that_cuts_an_address_short_shows_nothing_of_its_secret(tmp_pa
     with pytest.raises(ConfigError, match=r"data\.shards=.*server/koniq") as refused:
         load_config(path)
     assert "secret" not in str(refused.value)
+
+
+# `python -m dist_train`, which notes every path that Python opens for writing, makes, names or removes, in loader workers too.
+NOTING = """
+import os, sys
+
+notes = os.open(os.environ["NOTES"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+paths_of = {"open": 1, "os.mkdir": 1, "os.remove": 1, "os.rmdir": 1, "os.truncate": 1, "os.chmod": 1, "os.utime": 1}
+paths_of |= {"os.rename": 2, "os.link": 2, "os.symlink": 2, "sqlite3.connect": 1}
+
+
+def note(event, arguments):
+    if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+        return
+    for path in arguments[: paths_of.get(event, 0)]:
+        if not isinstance(path, int):
+            os.write(notes, os.fsencode(os.path.abspath(os.fsdecode(path))) + b"\\n")
+
+
+sys.addaudithook(note)
+from dist_train.__main__ import main
+
+sys.exit(main())
+"""
+
+
+def test_a_training_writes_nowhere_but_in_its_run_folder_and_where_systems_keep_what_is_temporary(shards: Path, tmp_path: Path) -> None:
+    run, program = tmp_path / "run", tmp_path / "noting.py"
+    home, temporary, here = (tmp_path / name for name in ("home", "temporary", "here"))
+    for folder in (home, temporary, here):
+        folder.mkdir()
+    program.write_text(NOTING)
+    own = {"HOME": str(home), "TMPDIR": str(temporary), "NOTES": str(tmp_path / "notes"), "OMP_NUM_THREADS": "1"}
+    own["PYTHONDONTWRITEBYTECODE"] = "1"  # a first import of anything else writes beside its source
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MPLCONFIGDIR", "XDG_", "TORCHINDUCTOR_"))}
+    words = (sys.executable, program, "train", TINY, f"data.shards={shards}", f"run.folder={run}", "train.epochs=1", "ema.decay=0.9")
+    subprocess.run([*map(str, words)], cwd=here, env=inherited | own, check=True, timeout=LIMIT)
+    noted = [Path(line) for line in (tmp_path / "notes").read_text().splitlines()]
+    assert status(run)["status"] == "finished"
+    assert {"metrics.jsonl", "report.png", "lock", "config.yaml"} <= {path.name for path in noted if path.parent == run}
+    fonts = (home / ".cache", home / ".config")  # matplotlib's list of the fonts that there are, as SECURITY.md says
+    elsewhere = [path for path in noted if not any(path.is_relative_to(place) for place in (run, temporary, "/dev", *fonts))]
+    assert not elsewhere and not [*here.iterdir()]
+    assert {path.parent.name for path in home.rglob("*") if path.is_file()} <= {"matplotlib"}

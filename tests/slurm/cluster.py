@@ -14,15 +14,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 MINI_SLURM = Path(__file__).parent / "mini-slurm"
+SECRET = "a-secret-of-mine"  # is in the environment of every job, and must be in no log
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 class Cluster:
-    """A controller and nodes n1, n2, ... that see the disk of this machine, two pretended GPUs and two cores each."""
+    """A controller and nodes n1, n2, ... that see the disk of this machine, two pretended GPUs and sixteen pretended cores each."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._environment = os.environ | {"MINI_SLURM_DIR": str(folder), "PATH": f"{folder}/bin:{os.environ['PATH']}"}
+        self._environment |= {"MINI_SLURM_CPUS": "16", "HF_TOKEN": SECRET}
         self._environment["DIST_TRAIN_SITE"] = "/dev/null"  # that of the person who runs the tests has nothing to do with them
 
     def __call__(self, *command: str | Path, limit: float = 60, **variables: str) -> str:
@@ -74,7 +76,9 @@ class Job:
         return found
 
     def wait_until_ended(self, limit: float) -> list[str]:
-        return self.wait(*ENDED, limit=limit)
+        found = self.wait(*ENDED, limit=limit)
+        assert SECRET not in self.log()
+        return found
 
 
 @contextmanager
