@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from dist_train.config import Loss
 
+CORRELATIONS = ("plcc", "norm_in_norm")  # regression terms that compare images with each other
 _TINY = 1e-8  # keeps a square root's slope, and a division by a constant batch's norm, finite
 
 
@@ -55,7 +56,13 @@ def training_loss(
 
 def compares_images(config: Loss) -> bool:
     """Whether the gradient of one image's score depends on the scores of others."""
-    return config.rank_weight > 0 or config.regression in ("plcc", "norm_in_norm")
+    return config.rank_weight > 0 or config.regression in CORRELATIONS
+
+
+def any_slope(opinions: Tensor, sets: Tensor, config: Loss, world: int) -> bool:
+    """Whether the loss of a batch asks anything of its scores: a correlation of equal opinions [images], set by set, does not."""
+    batches = [slice(rank, None, world) for rank in range(world)] if config.scope == "rank" else [slice(None)]
+    return config.regression not in CORRELATIONS or any(bool(_order(opinions[own], sets[own]).any()) for own in batches)
 
 
 def regression_loss(scores: Tensor, opinions: Tensor, sets: Tensor, config: Loss) -> Tensor:
