@@ -110,6 +110,13 @@ def make_plan(config: Config, world: int, device: str | None = None) -> Plan:
     _refuse_too_few_to_compare(config, collection, _seen_together(order, config, world))
     with torch.device("meta"):  # shapes without memory: does the model exist, and take these patches?
         model = build_model(config, collection.patch_size, (0.0, 100.0))
+        trains_alone = config.model.batch_norm == "train" or (config.model.batch_norm == "sync" and world == 1)
+        if micro_batch * shown == 1 and trains_alone and not model.normalises(1, collection.patch_size):
+            raise ConfigError(
+                f"one patch goes through the model at a time, and of patches of {collection.patch_size} pixels BatchNorm in "
+                f"{config.model.backbone} sees a single value per channel, which it cannot normalise: raise train.micro_batch, "
+                f"train.global_batch or data.patches_per_image, or set model.batch_norm=frozen"
+            )
     num_parameters = sum(tensor.numel() for tensor in model.parameters())
     return Plan(config, collection, order, world, share, micro_batch, num_parameters)
 

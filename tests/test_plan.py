@@ -147,6 +147,18 @@ def test_synchronised_batch_norm_is_refused_where_there_are_no_gpus(shards: Path
     make_plan(config_of(shards, **sync), 2, "cuda")
 
 
+def test_a_batch_norm_that_would_see_one_value_is_refused(shards: Path) -> None:
+    def plan(backbone: str, micro_batch: int, patches: int = 1, batch_norm: str = "train") -> Plan:
+        model = {"backbone": backbone, "batch_norm": batch_norm}
+        data = {"patches_per_image": patches}
+        return make_plan(config_of(shards, model=model, data=data, train={"micro_batch": micro_batch, "global_batch": 2}), 1)
+
+    with pytest.raises(ConfigError, match=r"skresnet18 sees a single value .* raise train\.micro_batch.*model\.batch_norm=frozen"):
+        plan("skresnet18", 1)  # its attention pools to 1 x 1
+    for settings in (("skresnet18", 2), ("skresnet18", 1, 2), ("skresnet18", 1, 1, "frozen"), ("test_resnet", 1), ("test_convnext", 1)):
+        plan(*settings)  # type: ignore[arg-type]
+
+
 def test_raw_scores_of_several_sets_are_refused(shards: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.output=raw .* several data\.sets are standardised"):
         make_plan(config_of(None, data={"sets": {"one": {"shards": shards}, "other": {"shards": shards}}}, model={"output": "raw"}), 1)
