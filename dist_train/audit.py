@@ -1,12 +1,13 @@
 """Is everything that should be trained being trained? Checked at the start, at every epoch, and on measured steps.
 
 The old code handed Adam an iterator that was empty from its second use on, and for years nobody saw that most of the hyper
-network was never trained. Here a group that stands still while its rate is not zero ends the run after one step.
+network was never trained. Here a group that gets no gradient, or stands still, while its rate is not zero ends the run after one
+step. Weight decay moves a group without a gradient, and a tiny rate may not move one that has it, so both are looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -16,8 +17,9 @@ from dist_train.errors import TrainingError
 
 
 class GroupNorms(NamedTuple):
-    """Euclidean norms over all tensors of a parameter group: of what a step changed, and of the weights after it."""
+    """Euclidean norms over all tensors of a parameter group: of the gradient, of what its step changed, and of the weights after it."""
 
+    gradient: float
     update: float
     weights: float
 
@@ -45,23 +47,33 @@ def copy_weights(optimizer: torch.optim.Optimizer) -> list[list[Tensor]]:
 
 
 def measure_groups(optimizer: torch.optim.Optimizer, before: list[list[Tensor]]) -> dict[str, GroupNorms]:
-    """The norms of every group, by its name, since `before` was copied."""
+    """The norms of every group, by its name, since `before` was copied; while the gradient of the step is still there."""
     norms = {}
     for group, copies in zip(optimizer.param_groups, before, strict=True):
+        gradient = _norm([tensor.grad for tensor in group["params"] if tensor.grad is not None])
         update = _norm([new.detach() - old for new, old in zip(group["params"], copies, strict=True)])
-        norms[group["name"]] = GroupNorms(update, _norm([tensor.detach() for tensor in group["params"]]))
+        norms[group["name"]] = GroupNorms(gradient, update, _norm([tensor.detach() for tensor in group["params"]]))
     return norms
 
 
-def refuse_still_groups(norms: Mapping[str, GroupNorms], rates: Mapping[str, float], step: int) -> None:
-    """Raises TrainingError when a group did not move at step `step` although its rate is not zero."""
+def refuse_still_groups(norms: Mapping[str, GroupNorms], rates: Mapping[str, float], asleep: Collection[str], step: int) -> None:
+    """Raises TrainingError when at step `step` a group had no gradient, or did not move, although its rate is not zero.
+
+    The groups `asleep` have rates so small that float32 may not show a step.
+    """
     for name, found in norms.items():
-        if found.update == 0 and rates[name] > 0:
+        if found.gradient == 0 and rates[name] > 0:
             raise TrainingError(
-                f"step {step}: no weight of the group '{name}' changed, though its rate is {rates[name]:.3g}: it gets no gradient, "
-                f"or the rate is too small for float32 (weights of norm {found.weights:.3g}); see that everything takes part, or raise it"
+                f"step {step}: the group '{name}' got no gradient, though its rate is {rates[name]:.3g}: nothing of it is trained; "
+                f"see that all of it takes part in the scores, and that the optimiser holds the tensors themselves"
+            )
+        if found.update == 0 and rates[name] > 0 and name not in asleep:
+            raise TrainingError(
+                f"step {step}: no weight of the group '{name}' changed, though its rate is {rates[name]:.3g}, which is too small for "
+                f"float32 (weights of norm {found.weights:.3g}, gradient {found.gradient:.3g}): raise optim.lr or optim.lr_ratio"
             )
 
 
 def _norm(tensors: list[Tensor]) -> float:
-    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors])))
+    norms = [torch.linalg.vector_norm(tensor) for tensor in tensors]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0

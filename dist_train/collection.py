@@ -1,8 +1,8 @@
 """The data sets of a run, opened as one: usually a single shard folder, or several, each with its own scale.
 
-The images of the sets are numbered through, the first set's first. A set alone is trained on in its own units. Several are
-brought to one scale: the target of an image is its opinion less the mean over its set's training part, divided by their
-standard deviation, and turned round where lower is better; what the model says is mapped back the same way, set by set.
+The images of the sets are numbered through, the first set's first. A set alone is trained on in its own units, however the config
+names it. Several are brought to one scale: the target of an image is its opinion less the mean over its set's training part, divided
+by their standard deviation, and turned round where lower is better; what the model says is mapped back the same way, set by set.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def open_collection(data: Data) -> Collection:
         shards = Shards(chosen.shards)
         split, parts = shards.split(chosen.split)
         weight = float(len(parts["train"])) if chosen.weight is None else chosen.weight
-        members.append(Member(name, shards, split, parts, _standard_scale(shards, parts["train"]), weight))
+        scale = _standard_scale(shards, parts["train"]) if len(data.sets) > 1 else Scale(shards.label)
+        members.append(Member(name, shards, split, parts, scale, weight))
     sizes = {member.name: member.shards.layout.patch_size for member in members}
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{name} {size}" for name, size in sizes.items())

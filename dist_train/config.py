@@ -95,7 +95,7 @@ class Data(_Section):
     """Name of a table in its splits folder. null: official when there is one, else round-01."""
     sets: dict[Annotated[str, Field(pattern=r"^[\w.-]+$")], DataSet] = {}
     """Several data sets by name (part of file names), instead of shards and split: opinions are standardised per set, and pairs form
-    within a set."""
+    within a set. One alone is trained on as with shards and split, in its own units."""
     patches_per_image: int = Field(1, ge=1)
     """Patches that an image shows each time it is visited."""
     passes: int | None = Field(None, ge=1)

@@ -1,7 +1,8 @@
 """The three bugs that HyperIQA's training code has had for years, each by name, to measure what its fix is worth.
 
 The authors' loop rebuilt Adam after every epoch, with the rates for the next one (so the schedule came an epoch late), handed
-it the hyper network as an iterator that was empty from the second use on, and the backbone's rate without the schedule.
+it the hyper network as an iterator that was empty from the second use on, and the backbone's rate without the schedule. It had no
+warm-up: where the config has one, it is the same with and without each bug, so that what is measured is the bug.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import torch
 
 from dist_train.config import History, Optim
-from dist_train.optim import learning_rates
+from dist_train.optim import learning_rates, warmth_at
 
 
 def historical_rates(history: History, optim: Optim, step: int, steps_per_epoch: int, epochs: int) -> dict[str, float]:
     """The rate of each group at `step`, from 0 over the run: the schedule's, but for what history gets wrong."""
     late = steps_per_epoch if history.rebuilt_adam else 0
-    rates = learning_rates(optim, max(0, step - late), steps_per_epoch, epochs)
-    return rates | ({"backbone": optim.lr} if history.constant_backbone_rate else {})
+    rates = learning_rates(optim, step, steps_per_epoch, epochs, late)
+    return rates | ({"backbone": optim.lr * warmth_at(optim, step)} if history.constant_backbone_rate else {})
 
 
 def forget_hyper_gradient(history: History, optimizer: torch.optim.Optimizer, epoch: int) -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from dist_train.config import Loss
 
+CORRELATIONS = ("plcc", "norm_in_norm")  # regression terms that compare images with each other
 _TINY = 1e-8  # keeps a square root's slope, and a division by a constant batch's norm, finite
 
 
@@ -55,12 +56,19 @@ def training_loss(
 
 def compares_images(config: Loss) -> bool:
     """Whether the gradient of one image's score depends on the scores of others."""
-    return config.rank_weight > 0 or config.regression in ("plcc", "norm_in_norm")
+    return config.rank_weight > 0 or config.regression in CORRELATIONS
+
+
+def any_slope(opinions: Tensor, sets: Tensor, config: Loss, world: int) -> bool:
+    """Whether the loss of a batch asks anything of its scores: a correlation of equal opinions [images], set by set, does not."""
+    batches = [slice(rank, None, world) for rank in range(world)] if config.scope == "rank" else [slice(None)]
+    return config.regression not in CORRELATIONS or any(bool(_order(opinions[own], sets[own]).any()) for own in batches)
 
 
 def regression_loss(scores: Tensor, opinions: Tensor, sets: Tensor, config: Loss) -> Tensor:
     """The distance between scores [n] and opinions [n]; plcc and norm_in_norm are means over the sets, by their images.
 
+    A set whose opinions are all equal in the batch has no correlation: it counts 1/2, whatever its scores, and has no gradient.
     smooth_l1: Girshick, "Fast R-CNN", ICCV 2015, eq. 3, turning from square to line at config.smooth_l1_beta.
     """
     match config.regression:
@@ -72,7 +80,8 @@ def regression_loss(scores: Tensor, opinions: Tensor, sets: Tensor, config: Loss
             return functional.mse_loss(scores, opinions)
     correlation = plcc_loss if config.regression == "plcc" else norm_in_norm_loss
     members = [sets == number for number in set(sets.tolist())]
-    return torch.stack([correlation(scores[here], opinions[here]) * here.sum() for here in members]).sum() / len(scores)
+    terms = [correlation(scores[here], opinions[here]) if _differ(opinions[here]) else scores.new_tensor(0.5) for here in members]
+    return torch.stack([term * here.sum() for term, here in zip(terms, members, strict=True)]).sum() / len(scores)
 
 
 def plcc_loss(scores: Tensor, opinions: Tensor) -> Tensor:
@@ -126,6 +135,11 @@ def _at(level: str, scores: Tensor, opinions: Tensor, sets: Tensor) -> tuple[Ten
 def _order(opinions: Tensor, sets: Tensor) -> Tensor:
     """[n, n]: 1 where i is the better of a pair, -1 where j is, 0 where they are equal or of different sets."""
     return (opinions[:, None] - opinions[None, :]).sign() * (sets[:, None] == sets[None, :])
+
+
+def _differ(values: Tensor) -> bool:
+    """Whether not all are equal. Their spread does not say so: the mean of equal numbers may be off in the last digit."""
+    return bool((values != values[0]).any())
 
 
 def _normed(values: Tensor) -> Tensor:

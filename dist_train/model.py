@@ -119,6 +119,19 @@ class HyperIQA(nn.Module):
                 layer.eval()
         return self
 
+    def normalises(self, patches: int, patch_size: int) -> bool:
+        """Whether BatchNorm can train on so many patches at a time: a channel needs two values or more, also where maps are 1 x 1."""
+        try:
+            for layer in batch_norms(self.eval().backbone):
+                layer.train()
+            with torch.no_grad():
+                self._maps(torch.zeros(patches, 3, patch_size, patch_size, dtype=torch.uint8))
+        except ValueError:
+            return False
+        finally:
+            self.train()
+        return True
+
     def _maps(self, patches: Tensor) -> list[Tensor]:
         return channels_first(self.backbone, self.backbone((patches - self.mean) / self.std))
 

@@ -32,13 +32,15 @@ def starting_rates(config: Optim) -> dict[str, float]:
     return {"hyper": config.lr * config.lr_ratio, "backbone": config.lr}
 
 
-def learning_rates(config: Optim, step: int, steps_per_epoch: int, epochs: int) -> dict[str, float]:
-    """The rate of each group at `step`, counted from 0 over the run.
+def learning_rates(config: Optim, step: int, steps_per_epoch: int, epochs: int, late: int = 0) -> dict[str, float]:
+    """The rate of each group at `step`, counted from 0 over the run; `late` is by how many steps the schedule lags behind it.
 
     step: lr / 10 ** (epoch // 6) for the backbone, lr_ratio times that for the hyper group through epoch 8, the same from
     epoch 9 on (a ratio below 1 stays). cosine: both fall from their start to 0 over the run. constant: both stay. A warm-up
     climbs linearly to the schedule from below, so no rate is ever above its group's start.
     """
+    warmth = warmth_at(config, step)
+    step = max(0, step - late)
     epoch = step // steps_per_epoch
     backbone, ratio = config.lr, config.lr_ratio
     if config.schedule == "step":
@@ -46,8 +48,12 @@ def learning_rates(config: Optim, step: int, steps_per_epoch: int, epochs: int) 
         ratio = config.lr_ratio if epoch <= LAST_RATIO_EPOCH else min(1.0, config.lr_ratio)
     elif config.schedule == "cosine":
         backbone *= (1 + math.cos(math.pi * min(1.0, step / (steps_per_epoch * epochs)))) / 2
-    warmth = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     return {"hyper": warmth * backbone * ratio, "backbone": warmth * backbone}
+
+
+def warmth_at(config: Optim, step: int) -> float:
+    """The part of the schedule's rates that the warm-up has reached at `step`."""
+    return min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: dict[str, float]) -> None:

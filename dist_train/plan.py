@@ -17,6 +17,7 @@ from dist_train.config import Config
 from dist_train.errors import ConfigError
 from dist_train.history import historical_rates
 from dist_train.intervals import FEWEST_IMAGES
+from dist_train.loss import CORRELATIONS
 from dist_train.mixture import Mixture, seed_of_set, shares_of
 from dist_train.model_folder import build_model
 from dist_train.optim import LAST_RATIO_EPOCH, STEP_EPOCHS
@@ -106,8 +107,16 @@ def make_plan(config: Config, world: int, device: str | None = None) -> Plan:
             f"train.micro_batch={micro_batch} does not divide the {share} images that each of {world} processes takes per step"
         )
     order = _order(collection, config)
+    _refuse_too_few_to_compare(config, collection, _seen_together(order, config, world))
     with torch.device("meta"):  # shapes without memory: does the model exist, and take these patches?
         model = build_model(config, collection.patch_size, (0.0, 100.0))
+        trains_alone = config.model.batch_norm == "train" or (config.model.batch_norm == "sync" and world == 1)
+        if micro_batch * shown == 1 and trains_alone and not model.normalises(1, collection.patch_size):
+            raise ConfigError(
+                f"one patch goes through the model at a time, and of patches of {collection.patch_size} pixels BatchNorm in "
+                f"{config.model.backbone} sees a single value per channel, which it cannot normalise: raise train.micro_batch, "
+                f"train.global_batch or data.patches_per_image, or set model.batch_norm=frozen"
+            )
     num_parameters = sum(tensor.numel() for tensor in model.parameters())
     return Plan(config, collection, order, world, share, micro_batch, num_parameters)
 
@@ -149,6 +158,30 @@ def _order(collection: Collection, config: Config) -> Order | Mixture:
         )
     ]
     return orders[0] if len(orders) == 1 else Mixture(tuple(orders), passes)
+
+
+def _seen_together(order: Order | Mixture, config: Config, world: int) -> list[int]:
+    """How many images of each set the loss sees at a time: those of the global batch, or at most so many of one rank's."""
+    orders = order.orders if isinstance(order, Mixture) else (order,)
+    return [-(-line.global_batch // world) if config.loss.scope == "rank" else line.global_batch for line in orders]
+
+
+def _refuse_too_few_to_compare(config: Config, collection: Collection, seen: list[int]) -> None:
+    """Raises ConfigError where a term of the loss would be constant: a correlation of any set, or the ranking of all of them."""
+    loss, batch = config.loss, f"train.global_batch={config.train.global_batch}" + ", loss.scope=rank" * (config.loss.scope == "rank")
+    one_each = loss.regression_level == "image" or config.data.patches_per_image == 1
+    needed = 3 if one_each else 2  # any two points lie on a line; two images of several patches need not
+    for member, number in zip(collection.members, seen, strict=True):
+        if loss.regression in CORRELATIONS and number < needed:
+            raise ConfigError(
+                f"loss.regression={loss.regression} needs {needed} images of a set to learn from, and sees {number} of {member.name} at a "
+                f"time ({batch}): raise train.global_batch" + (" or the weight of the set" if len(seen) > 1 else "")
+            )
+    if loss.rank_weight and max(seen) < 2:
+        raise ConfigError(
+            f"loss.rank_weight={loss.rank_weight:g}: a ranking needs 2 images of a set, and never sees more than 1 at a time ({batch}): "
+            f"raise train.global_batch, or set loss.rank_weight=0"
+        )
 
 
 def describe_plan(plan: Plan) -> str:
@@ -237,7 +270,11 @@ def worth_knowing(plan: Plan) -> list[str]:
             notes.append(f"{member.name}: the split has no val part: the epoch is chosen on test")
     if plan.config.stop.select_on == "test":
         notes.append("stop.select_on=test chooses the epoch on the test part: the test figures are then too good, and every report says so")
-    if plan.config.loss.regression in ("plcc", "norm_in_norm"):
+    if plan.config.loss.rank_weight:
+        seen = _seen_together(plan.order, plan.config, plan.world)
+        alone = [member.name for member, number in zip(plan.collection.members, seen, strict=True) if number < 2]
+        notes += [f"{name}: the loss sees one image of it at a time, so it is never ranked; give it a larger weight" for name in alone]
+    if plan.config.loss.regression in CORRELATIONS:
         notes.append(f"loss.regression={plan.config.loss.regression} leaves the scale of the scores open: RMSE, raw, says nothing")
     if old := [name for name, on in plan.config.history if on]:
         notes.append(f"old bugs are switched back on: {', '.join(old)}")

@@ -43,6 +43,7 @@ from dist_train.heartbeat import doing, meeting
 from dist_train.history import forget_hyper_gradient, forget_moments
 from dist_train.journal import cost_of_saving, finite_or_none, read_records
 from dist_train.launch import refuse_another_world
+from dist_train.loss import any_slope
 from dist_train.model import HyperIQA
 from dist_train.model_folder import WEIGHTS, Cutting, save_model
 from dist_train.optim import set_rates, starting_rates
@@ -177,7 +178,9 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
         forget_hyper_gradient(config.history, training.optimizer, step // plan.steps_per_epoch)
         norm = accelerator.clip_grad_norm_(training.model.parameters(), config.optim.clip_norm or math.inf)
         gradient_norm = float(norm)  # here a GPU is waited for
-    norms = _step_if_finite(training, gradient_norm, images, rates, buffers)
+    norms = _step_if_finite(training, gradient_norm, images, buffers)
+    if norms and any_slope(targets.opinions, targets.sets, config.loss, ranks.world()):
+        _audit(training, norms, rates)
 
     progress.step += 1
     training.epoch_scores.add(images, scores)
@@ -200,9 +203,7 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
     )
 
 
-def _step_if_finite(
-    training: Training, gradient_norm: float, images: np.ndarray, rates: dict[str, float], buffers: list[Tensor]
-) -> dict[str, GroupNorms]:
+def _step_if_finite(training: Training, gradient_norm: float, images: np.ndarray, buffers: list[Tensor]) -> dict[str, GroupNorms]:
     """Steps, or skips a gradient that is not finite. The all-reduced norm is everybody's, so all ranks do the same.
 
     A skipped step leaves weights and moments as they were, and puts back the `buffers` from before it: BatchNorm's running
@@ -220,14 +221,10 @@ def _step_if_finite(
         scale = accelerator.scaler.get_scale()
         accelerator.scaler.update()  # it has seen an infinity when the norm was measured; where only the norm is too large, it has not
         looking = 1.0 <= accelerator.scaler.get_scale() < scale
+    norms = measure_groups(optimizer, before) if measured else {}
     optimizer.zero_grad()
     if training.average is not None and finite:
         training.average.update_parameters(training.model)
-    norms = measure_groups(optimizer, before) if measured else {}
-    still_on_purpose = {"hyper"} if training.config.history.exhausted_hyper_group else set()
-    starts = starting_rates(training.config.optim)
-    awake = {name: found for name, found in norms.items() if name not in still_on_purpose and rates[name] >= ASLEEP * starts[name]}
-    refuse_still_groups(awake, rates, progress.step + 1)
     if not finite:
         for buffer, as_it_was in zip(training.model.buffers(), buffers, strict=True):
             buffer.copy_(as_it_was)
@@ -241,6 +238,15 @@ def _step_if_finite(
             f"a lower optim.lr, optim.clip_norm, or run.precision=no may help"
         )
     return norms
+
+
+def _audit(training: Training, norms: dict[str, GroupNorms], rates: dict[str, float]) -> None:
+    """Raises TrainingError when a group was not trained at the step that these are of, and that was not asked for."""
+    config = training.config
+    still_on_purpose = {"hyper"} if config.history.exhausted_hyper_group else set()
+    asleep = {name for name, start in starting_rates(config.optim).items() if rates[name] < ASLEEP * start}
+    audited = {name: found for name, found in norms.items() if name not in still_on_purpose}
+    refuse_still_groups(audited, rates, asleep, training.progress.step + 1)
 
 
 def _judge_epoch(training: Training) -> None:

@@ -12,10 +12,11 @@ from in_process import train_here
 from torch import nn
 
 from dist_train import training
-from dist_train.audit import copy_weights, measure_groups, refuse_bad_groups, refuse_still_groups
-from dist_train.config import History
+from dist_train.audit import GroupNorms, copy_weights, measure_groups, refuse_bad_groups, refuse_still_groups
+from dist_train.config import History, Loss
 from dist_train.errors import TrainingError
 from dist_train.history import forget_hyper_gradient
+from dist_train.loss import any_slope
 
 
 def two_layers() -> nn.Sequential:
@@ -74,30 +75,61 @@ def test_norms_are_of_the_change_and_of_the_weights_after_it() -> None:
     before = copy_weights(optimizer)
     optimizer.step()  # 1 - 0.5 * 2 = 0
     found = measure_groups(optimizer, before)
+    assert found["first"].gradient == pytest.approx(math.sqrt(6 * 4))
     assert found["first"].update == pytest.approx(math.sqrt(6))
     assert found["first"].weights == 0.0
 
 
-def test_a_group_that_stands_still_though_its_rate_is_not_zero_is_caught_in_one_step() -> None:
+def norms_of_a_step_without_the_second_layer(weight_decay: float, zeros: bool = False) -> dict[str, GroupNorms]:
     model = two_layers()
     optimizer = optimizer_of(list(model[0].parameters()), list(model[1].parameters()))
-    model[0](torch.ones(1, 2)).sum().backward()  # the second layer gets no gradient
+    for group in optimizer.param_groups:
+        group["weight_decay"] = weight_decay
+    (model[0](torch.ones(1, 2)).sum() + model[1](torch.ones(1, 2)).sum() * 0).backward()
+    if not zeros:
+        model[1].zero_grad()
     before = copy_weights(optimizer)
     optimizer.step()
-    norms = measure_groups(optimizer, before)
-    with pytest.raises(TrainingError, match=r"step 7: no weight of the group 'second' changed, though its rate is 0\.5"):
-        refuse_still_groups(norms, {"first": 0.5, "second": 0.5}, 7)
-    refuse_still_groups(norms, {"first": 0.5, "second": 0.0}, 7)  # a rate of zero may stand still
+    return measure_groups(optimizer, before)
 
 
+@pytest.mark.parametrize("zeros", [False, True], ids=["none", "of zeros"])
+def test_a_group_without_a_gradient_is_caught_in_one_step_at_any_rate_and_whatever_weight_decay_does(zeros: bool) -> None:
+    norms = norms_of_a_step_without_the_second_layer(0.1, zeros)
+    assert (norms["second"].update > 0) == zeros  # zeros are a gradient to the optimiser, which then decays the weights
+    for rate in (0.5, 1e-30):
+        with pytest.raises(TrainingError, match=rf"step 7: the group 'second' got no gradient, though its rate is {rate}"):
+            refuse_still_groups(norms, {"first": 0.5, "second": rate}, {"first", "second"}, 7)
+    refuse_still_groups(norms, {"first": 0.5, "second": 0.0}, (), 7)  # a rate of zero may stand still
+
+
+def test_a_group_whose_step_rounds_away_is_caught_unless_its_rate_is_a_trifle_of_its_first() -> None:
+    norms = norms_of_a_step_without_the_second_layer(0.0)
+    norms["second"] = GroupNorms(gradient=1.0, update=0.0, weights=2.0)
+    rates = {"first": 0.5, "second": 1e-12}
+    with pytest.raises(
+        TrainingError, match="step 7: no weight of the group 'second' changed, though its rate is 1e-12, which is too small"
+    ):
+        refuse_still_groups(norms, rates, (), 7)
+    refuse_still_groups(norms, rates, {"second"}, 7)
+
+
+@pytest.mark.parametrize("warmup", [0, 20_000], ids=["at its full rate", "early in a long warm-up"])
 def test_the_exhausted_filter_of_the_old_code_ends_a_run_at_the_first_step_without_it(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warmup: int
 ) -> None:
     exhausted = History(exhausted_hyper_group=True)
     monkeypatch.setattr(training, "forget_hyper_gradient", lambda _, *more: forget_hyper_gradient(exhausted, *more))
-    with pytest.raises(TrainingError, match=r"step 6: no weight of the group 'hyper' changed, though its rate is 0\.001"):
-        train_here(tmp_path, shards, "train.epochs=2", "log.every_steps=100")
+    with pytest.raises(TrainingError, match=r"step 6: the group 'hyper' got no gradient, though its rate is (0\.001|3e-07)"):
+        train_here(tmp_path, shards, "train.epochs=2", "log.every_steps=100", f"optim.warmup_steps={warmup}")
     assert runs.status(tmp_path)["status"] == "failed"
     first, *others = runs.records(tmp_path, "step")
-    assert all(first[f"{what}_{group}"] > 0 for what in ("update", "weights") for group in ("hyper", "backbone"))
+    assert all(first[f"{what}_{group}"] > 0 for what in ("gradient", "update", "weights") for group in ("hyper", "backbone"))
     assert len(others) == 4 and "update_hyper" not in others[0]  # five steps an epoch; the sixth was not told
+
+
+def test_a_batch_of_equal_opinions_may_leave_a_correlation_without_a_gradient() -> None:
+    equal, other = torch.tensor([1.0, 1.0, 2.0, 2.0]), torch.tensor([1.0, 1.0, 2.0, 3.0])
+    sets, plcc = torch.tensor([0, 0, 1, 1]), Loss(regression="plcc")
+    assert not any_slope(equal, sets, plcc, 1) and any_slope(other, sets, plcc, 1) and any_slope(equal, sets, Loss(), 1)
+    assert not any_slope(other, sets, Loss(regression="plcc", scope="rank"), 2)  # each rank has one image of the second set

@@ -428,7 +428,7 @@ def test_the_audit_measures_on_the_gpu_what_it_measures_on_the_cpu_and_sees_a_gr
         assert found.update > 0
     still = norms[1] | {"hyper": norms[1]["hyper"]._replace(update=0.0)}
     with pytest.raises(TrainingError, match="no weight of the group 'hyper' changed"):
-        refuse_still_groups(still, {"hyper": 1e-3, "backbone": 1e-4}, 1)
+        refuse_still_groups(still, {"hyper": 1e-3, "backbone": 1e-4}, (), 1)
 
 
 # A trained model, and the machine

@@ -10,7 +10,7 @@ from torch import nn
 
 from dist_train.config import History, Optim
 from dist_train.history import forget_hyper_gradient, forget_moments, historical_rates
-from dist_train.optim import set_rates
+from dist_train.optim import learning_rates, set_rates
 
 EPOCHS, STEPS = 16, 3
 OLD = History(exhausted_hyper_group=True, constant_backbone_rate=True, rebuilt_adam=True)
@@ -87,6 +87,18 @@ def test_without_history_the_original_is_not_repeated() -> None:
     (_, theirs, _), (_, mine, adam) = steps[-1]
     assert not torch.equal(theirs.hyper.weight, mine.hyper.weight)
     assert {int(state["step"]) for state in adam.state.values()} == {EPOCHS * STEPS}
+
+
+@pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
+@pytest.mark.parametrize("flag", list(History.model_fields))
+def test_a_warm_up_is_the_same_with_and_without_each_bug(flag: str, schedule: str) -> None:
+    optim = Optim.model_validate({"schedule": schedule, "warmup_steps": 4})  # into the second epoch
+    late = STEPS if flag == "rebuilt_adam" else 0
+    for step in range(EPOCHS * STEPS):
+        warm = historical_rates(History.model_validate({flag: True}), optim, step, STEPS, EPOCHS)
+        full = learning_rates(optim.model_copy(update={"warmup_steps": 0}), max(0, step - late), STEPS, EPOCHS)
+        full |= {"backbone": optim.lr} if flag == "constant_backbone_rate" else {}
+        assert warm == pytest.approx({name: rate * min(1, (step + 1) / 4) for name, rate in full.items()}, rel=1e-12)
 
 
 @pytest.mark.parametrize("flag", list(History.model_fields))

@@ -172,6 +172,19 @@ def test_a_correlation_is_taken_within_each_set(kind: str) -> None:
     assert regression_loss(scores, opinions, one_set(opinions), config).item() > 0.1
 
 
+@pytest.mark.parametrize("level", ["image", "patch"])
+@pytest.mark.parametrize("kind", ["plcc", "norm_in_norm"])
+def test_a_set_of_equal_opinions_has_no_correlation_to_learn(kind: str, level: str) -> None:
+    config = Loss.model_validate({"regression": kind, "regression_level": level})
+    scores = torch.tensor([[1.0, 2.0], [3.0, 5.0], [2.0, 9.0], [1.0, 4.0], [3.0, 3.0], [8.0, 2.0]], requires_grad=True)
+    opinions, sets = torch.tensor([7.3, 7.3, 7.3, 1.0, 2.0, 4.0]), torch.tensor([0, 0, 0, 1, 1, 1])
+    loss = training_loss(scores, opinions, config, sets)
+    alone = training_loss(scores[3:], opinions[3:], config)
+    assert loss.regression.item() == pytest.approx((0.5 + alone.regression.item()) / 2)
+    loss.total.backward()
+    assert scores.grad is not None and not scores.grad[:3].any() and scores.grad[3:].any()
+
+
 # -- other ranking terms --
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -146,9 +147,53 @@ def test_synchronised_batch_norm_is_refused_where_there_are_no_gpus(shards: Path
     make_plan(config_of(shards, **sync), 2, "cuda")
 
 
+def test_a_batch_norm_that_would_see_one_value_is_refused(shards: Path) -> None:
+    def plan(backbone: str, micro_batch: int, patches: int = 1, batch_norm: str = "train") -> Plan:
+        model = {"backbone": backbone, "batch_norm": batch_norm}
+        data = {"patches_per_image": patches}
+        return make_plan(config_of(shards, model=model, data=data, train={"micro_batch": micro_batch, "global_batch": 2}), 1)
+
+    with pytest.raises(ConfigError, match=r"skresnet18 sees a single value .* raise train\.micro_batch.*model\.batch_norm=frozen"):
+        plan("skresnet18", 1)  # its attention pools to 1 x 1
+    for settings in (("skresnet18", 2), ("skresnet18", 1, 2), ("skresnet18", 1, 1, "frozen"), ("test_resnet", 1), ("test_convnext", 1)):
+        plan(*settings)  # type: ignore[arg-type]
+
+
 def test_raw_scores_of_several_sets_are_refused(shards: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.output=raw .* several data\.sets are standardised"):
         make_plan(config_of(None, data={"sets": {"one": {"shards": shards}, "other": {"shards": shards}}}, model={"output": "raw"}), 1)
+
+
+@pytest.mark.parametrize(
+    ("loss", "batch", "world", "shown", "complaint"),
+    [
+        ({"regression": "plcc", "regression_level": "image"}, 2, 1, 2, r"plcc needs 3 images of a set .* sees 2 of tiny"),
+        ({"regression": "norm_in_norm", "regression_level": "image"}, 3, 1, 2, None),
+        ({"regression": "norm_in_norm"}, 1, 1, 4, "norm_in_norm needs 2 images of a set"),
+        ({"regression": "plcc"}, 2, 1, 2, None),
+        ({"regression": "plcc"}, 2, 1, 1, "plcc needs 3 images of a set"),  # of one patch each
+        ({"regression": "plcc", "scope": "rank"}, 8, 4, 1, r"sees 2 of tiny at a time \(train\.global_batch=8, loss\.scope=rank\)"),
+        ({"regression": "plcc"}, 8, 4, 1, None),
+        ({"rank_weight": 0.5}, 1, 1, 2, r"a ranking needs 2 images of a set, and never sees more than 1 at a time"),
+        ({"rank_weight": 0.5, "scope": "rank"}, 4, 4, 1, "never sees more than 1"),
+        ({"rank_weight": 0.5}, 4, 4, 1, None),
+        ({}, 1, 1, 1, None),
+    ],
+)
+def test_a_loss_that_compares_images_is_refused_where_it_sees_too_few(
+    shards: Path, loss: dict[str, Any], batch: int, world: int, shown: int, complaint: str | None
+) -> None:
+    config = config_of(shards, loss=loss, train={"global_batch": batch}, data={"patches_per_image": shown})
+    with pytest.raises(ConfigError, match=complaint) if complaint else nullcontext():
+        make_plan(config, world)
+
+
+def test_a_set_of_which_a_batch_holds_one_image_is_refused_by_a_correlation_and_told_of_by_a_ranking(shards: Path) -> None:
+    sets = {"one": {"shards": shards}, "other": {"shards": shards, "weight": 1}}
+    with pytest.raises(ConfigError, match=r"sees 1 of other at a time .* or the weight of the set"):
+        make_plan(config_of(None, data={"sets": sets}, loss={"regression": "norm_in_norm"}), 1)
+    told = describe_plan(make_plan(config_of(None, data={"sets": sets}, loss={"rank_weight": 0.5}), 1))
+    assert "other: the loss sees one image of it at a time, so it is never ranked" in told and "one: the loss" not in told
 
 
 def test_a_plan_counts_the_parameters(shards: Path) -> None:

@@ -93,6 +93,20 @@ def test_one_set_is_trained_on_in_its_own_units(shards: Path) -> None:
     assert only.name_of(3) == Shards(shards).ids[3]
 
 
+def test_a_set_named_alone_in_data_sets_is_trained_on_as_with_data_shards(shards: Path, worse_is_more: Path) -> None:
+    for folder in (shards, worse_is_more):
+        alone, named = (
+            make_plan(Config.model_validate({"data": data, "train": {"global_batch": 8}}), 1)
+            for data in ({"shards": folder}, {"sets": {"mine": {"shards": folder, "weight": 3}}})
+        )
+        assert (named.output_scale, named.label_std, named.order) == (alone.output_scale, alone.label_std, alone.order)
+        images = alone.collection.training_images
+        assert np.array_equal(named.collection.targets(images), alone.collection.targets(images))
+        assert named.collection.targets(images).std() == pytest.approx(named.label_std)
+    assert "of each set" not in describe_plan(named)
+    make_plan(Config.model_validate({"data": {"sets": {"mine": {"shards": shards}}}, "model": {"output": "raw"}}), 1)
+
+
 def test_sets_and_shards_together_or_patches_of_two_sizes_are_refused(shards: Path, photographs: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"leave out data\.shards"):
         open_collection(Data.model_validate({"shards": shards, "sets": {"tiny": {"shards": shards}}}))

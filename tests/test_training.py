@@ -19,7 +19,9 @@ from dist_train.errors import TrainingError
 def test_a_rate_that_is_a_trifle_of_its_first_may_move_nothing(shards: Path, tmp_path: Path) -> None:
     train_here(tmp_path, shards, "optim.warmup_steps=1000000000000", "optim.weight_decay=0")  # as the last steps of a long cosine
     first, last = (record for record in runs.records(tmp_path, "step") if record["step"] in (1, 5))
-    assert last["update_backbone"] < 1e-12 and first["weights_backbone"] == pytest.approx(last["weights_backbone"])
+    assert last["update_backbone"] < 1e-12 < last["gradient_backbone"] and first["weights_backbone"] == pytest.approx(
+        last["weights_backbone"]
+    )
     assert runs.status(tmp_path)["status"] == "finished"
 
 
