@@ -3,10 +3,11 @@
 Two curves are usual, and a figure means little without saying which:
 
     4 parameters    b2 + (b1 - b2) / (1 + exp(-(s - b3) / |b4|))
-                    VQEG, "Final report ... on the validation of objective models of video quality assessment", 2000
+                    VQEG, "Final report ... on the validation of objective models of video quality assessment", 2000;
+                    in code, logistic_4params of pyiqa
     5 parameters    b1 (1/2 - 1 / (1 + exp(b2 (s - b3)))) + b4 s + b5
                     Sheikh, Sabir and Bovik, "A statistical evaluation of recent full reference image quality assessment
-                    algorithms", IEEE Transactions on Image Processing 15(11), 2006
+                    algorithms", IEEE Transactions on Image Processing 15(11), 2006; in code, logistic.m of UNIQUE
 
 Both are a step of some centre and width, stretched, shifted, and for the second tilted. Stretch, shift and tilt have a closed
 form, so that only centre and width are searched for (variable projection: Golub and Pereyra, SIAM Journal on Numerical
