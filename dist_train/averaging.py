@@ -12,7 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 def average_of(model: nn.Module, decay: float) -> AveragedModel:
     """average = d * average + (1 - d) * weights after every step, with d = min(decay, (1 + n) / (10 + n)) at the n-th.
 
-    So the first weights, which are far from trained, are soon forgotten. BatchNorm's running statistics are averaged too.
+    The d is that of TensorFlow's tf.train.ExponentialMovingAverage when it is told num_updates. So the first weights, which are
+    far from trained, are soon forgotten. BatchNorm's running statistics are averaged too.
     """
 
     @torch.no_grad()

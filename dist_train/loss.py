@@ -85,15 +85,19 @@ def regression_loss(scores: Tensor, opinions: Tensor, sets: Tensor, config: Loss
 
 
 def plcc_loss(scores: Tensor, opinions: Tensor) -> Tensor:
-    """(1 - PLCC) / 2 of scores [n] and opinions [n]: 0 on a rising line, 1 on a falling one, 1/2 where either is constant."""
+    """(1 - PLCC) / 2 of scores [n] and opinions [n]: 0 on a rising line, 1 on a falling one, 1/2 where either is constant.
+
+    Li, Jiang and Jiang, "Norm-in-Norm Loss", ACM Multimedia 2020, who have it as a quarter of the mean square between z-scores: in
+    their code (LinearityIQA) IQAloss.py, linearity_induced_loss with alpha = [1, 0].
+    """
     return (1 - (_normed(scores) * _normed(opinions)).sum()) / 2
 
 
 def norm_in_norm_loss(scores: Tensor, opinions: Tensor) -> Tensor:
-    """Norm-in-norm with p = 1 and q = 2: Li, Jiang and Jiang, ACM Multimedia 2020. Between 0 and 1.
+    """Norm-in-norm with p = 1 and q = 2: Li, Jiang and Jiang, "Norm-in-Norm Loss", ACM Multimedia 2020. Between 0 and 1.
 
     Scores and opinions [n] are centred and divided by their Euclidean norm; the loss is the sum of absolute differences over
-    its largest value, 2 sqrt(n).
+    its largest value, 2 sqrt(n). In the authors' code IQAloss.py, norm_loss_with_normalization with alpha = [1, 0].
     """
     return (_normed(scores) - _normed(opinions)).abs().sum() / (2 * math.sqrt(len(scores)))
 
@@ -101,8 +105,9 @@ def norm_in_norm_loss(scores: Tensor, opinions: Tensor) -> Tensor:
 def ranking_loss(scores: Tensor, opinions: Tensor, sets: Tensor, margin: float) -> Tensor:
     """Mean of relu(margin - sign(y_i - y_j) (p_i - p_j)) over the pairs of one set with y_i != y_j; 0 when there is none.
 
-    The hinge of Herbrich, Graepel and Obermayer, "Large Margin Rank Boundaries for Ordinal Regression", 2000, as the HyperIQA
-    fork of the seeds uses it. All are [n]. Patches of one image share an opinion and so never form a pair.
+    The hinge of Herbrich, Graepel and Obermayer, "Large Margin Rank Boundaries for Ordinal Regression", chapter 7 of "Advances in
+    Large Margin Classifiers", MIT Press 2000: what a pair there lacks of its margin; here of any width, as the HyperIQA fork of
+    the seeds has it. All are [n]. Patches of one image share an opinion and so never form a pair.
     """
     order = _order(opinions, sets)
     hinges = torch.relu(margin - order * (scores[:, None] - scores[None, :])) * order.abs()

@@ -3,14 +3,16 @@
 Two curves are usual, and a figure means little without saying which:
 
     4 parameters    b2 + (b1 - b2) / (1 + exp(-(s - b3) / |b4|))
-                    VQEG, "Final report ... on the validation of objective models of video quality assessment", 2000
+                    VQEG, "Final report ... on the validation of objective models of video quality assessment", 2000;
+                    in code, logistic_4params of pyiqa
     5 parameters    b1 (1/2 - 1 / (1 + exp(b2 (s - b3)))) + b4 s + b5
                     Sheikh, Sabir and Bovik, "A statistical evaluation of recent full reference image quality assessment
-                    algorithms", IEEE Transactions on Image Processing 15(11), 2006
+                    algorithms", IEEE Transactions on Image Processing 15(11), 2006; in code, logistic.m of UNIQUE
 
 Both are a step of some centre and width, stretched, shifted, and for the second tilted. Stretch, shift and tilt have a closed
 form, so that only centre and width are searched for (variable projection: Golub and Pereyra, SIAM Journal on Numerical
-Analysis 10(2), 1973). A curve may bend scores, never turn them round: where scores run against opinions, nothing is fitted.
+Analysis 10(2), 1973). A curve may bend scores, never turn them round: where scores run against opinions, nothing is fitted,
+and a curve of 5 with a hump, which its formula allows, is told of as that and gives no result its mapped PLCC.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import scipy
 from dist_train.intervals import without_rounding
 
 CURVES = (4, 5)  # numbers of parameters
+FITTED = "fitted"  # the status of a curve that rises all the way
 
 # Of the step, in standard deviations of the scores. A narrower one is a jump between two images, a wider one a line.
 _WIDTHS = (0.1, 100.0)
@@ -83,14 +86,14 @@ def fit_logistic(scores: np.ndarray, opinions: np.ndarray, num_parameters: int) 
     lowest = opinions.mean() - stretch * scipy.special.expit((x - centre) / width).mean()  # so that the means agree; x has mean 0
     if tilted:
         offset = lowest + stretch / 2 - tilt * middle / unit
-        curve = Curve("fitted", (stretch, 1 / (width * unit), middle + centre * unit, tilt / unit, offset))
+        curve = Curve(FITTED, (stretch, 1 / (width * unit), middle + centre * unit, tilt / unit, offset))
     else:
-        curve = Curve("fitted", (lowest + stretch, lowest, middle + centre * unit, width * unit))
+        curve = Curve(FITTED, (lowest + stretch, lowest, middle + centre * unit, width * unit))
     along = curve(np.linspace(scores.min(), scores.max(), 1001))
     if along[-1] <= along[0]:
         return Curve("not fitted: the closest curve ends no higher than it begins")
     falls = np.diff(along).min() < -1e-9 * (along[-1] - along[0])
-    return Curve("fitted, not monotone" if falls else "fitted", tuple(map(float, curve.parameters or ())))
+    return Curve(f"{FITTED}, not monotone" if falls else FITTED, tuple(map(float, curve.parameters or ())))
 
 
 def _best_curve(x: np.ndarray, y: np.ndarray, centre: float, width: float, tilted: bool) -> tuple[np.ndarray, float, float]:

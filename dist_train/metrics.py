@@ -17,7 +17,7 @@ import numpy as np
 import scipy  # which loads scipy.stats when it is first used: of all ranks only the first has figures to compute
 
 from dist_train.intervals import FEWEST_IMAGES, correlation_intervals, without_rounding
-from dist_train.mapping import CURVES, fit_logistic
+from dist_train.mapping import CURVES, FITTED, fit_logistic
 
 
 def agreement(scores: np.ndarray, opinions: np.ndarray) -> dict[str, float]:
@@ -54,7 +54,8 @@ def image_figures(scores: np.ndarray, opinions: np.ndarray, stds: np.ndarray, co
     srcc_interval, plcc_interval: 95 %, by bootstrap over the images: [low, high].
     plcc_mapped4, rmse_mapped4, plcc_mapped5, rmse_mapped5: after the logistic of 4 and of 5 parameters. nan where none could
         be fitted, never the raw figure; mapping4 and mapping5 hold the status, which says why, and the parameters.
-    plcc_mapped, mapped_by: the last of these that was fitted, and its number of parameters; where none was, the raw PLCC and 0.
+    plcc_mapped, mapped_by: the last of these that was fitted and nowhere falls, and its number of parameters; where there is
+        none, the raw PLCC and 0.
     rmse_epsilon, outlier_ratio: see `beyond_tolerance`; nan unless every image has a std.
     """
     scores, opinions = np.asarray(scores, np.float64), np.asarray(opinions, np.float64)
@@ -68,7 +69,8 @@ def image_figures(scores: np.ndarray, opinions: np.ndarray, stds: np.ndarray, co
         if curve.parameters:
             mapped = curve(scores)
             plcc, rmse = pearson(mapped, opinions), root_mean_square(mapped - opinions)
-            figures |= {"plcc_mapped": plcc, "mapped_by": number}
+            if curve.status == FITTED:  # a hump would turn some scores round, and pass for an agreement that they do not have
+                figures |= {"plcc_mapped": plcc, "mapped_by": number}
         parameters = list(curve.parameters) if curve.parameters else None
         figures |= {f"plcc_mapped{number}": plcc, f"rmse_mapped{number}": rmse}
         figures[f"mapping{number}"] = {"status": curve.status, "parameters": parameters}

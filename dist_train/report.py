@@ -12,7 +12,7 @@ import numpy as np
 
 from dist_train.errors import ConfigError
 from dist_train.journal import read_records
-from dist_train.mapping import CURVES, Curve
+from dist_train.mapping import CURVES, FITTED, Curve
 from dist_train.overfitting import train_and_val
 
 COLUMNS = ("srcc", "plcc", "krcc", "rmse", "patch_srcc", "patch_plcc", "spread")
@@ -59,7 +59,8 @@ def cross_table(panels: Mapping[str, Mapping[str, Any]]) -> str:
     """A row per data set that one model was tested on, from the final panel of each: the table of generalisation.
 
     Errors in units of the label are left out, because the sets have scales of their own; what the sets share are correlations,
-    with their intervals, raw and after the logistic of 5 parameters: of 4, or raw, where that could not be fitted, and then it says so.
+    with their intervals, raw and after the logistic of 5 parameters: of 4, or raw, where that was not fitted
+    or falls somewhere, and then it says so.
     """
     width = max(len(name) for name in ("data set", *panels))
     lines = [f"{'data set':<{width}}{'images':>10}{'SRCC':>10}{'95 %':>18}{'PLCC':>10}{'95 %':>18}{'KRCC':>10}{'PLCC mapped':>14}"]
@@ -178,13 +179,13 @@ def _draw_scatter(axes: Any, folder: Path, status: Mapping[str, Any]) -> None:
 
 
 def _draw_curve(axes: Any, scores: Sequence[float], panel: Mapping[str, Any]) -> None:
-    """The logistic from scores to opinions: the one of 5 parameters, else of 4; where there is none, why, in the legend."""
+    """The logistic from scores to opinions that rises: of 5 parameters, else of 4; where there is none, why, in the legend."""
     fits = {number: panel.get(f"mapping{number}") or {} for number in sorted(CURVES, reverse=True)}
-    fitted = {number: fit["parameters"] for number, fit in fits.items() if fit.get("parameters")}
+    fitted = {number: fit["parameters"] for number, fit in fits.items() if fit.get("status") == FITTED}
     if fitted:
         number, parameters = next(iter(fitted.items()))
         heights = np.linspace(min(scores), max(scores), 200)
-        curve = Curve("fitted", tuple(parameters))
+        curve = Curve(FITTED, tuple(parameters))
         axes.plot(curve(heights), heights, color="tab:red", linewidth=1.2, label=f"{number}-parameter logistic")
     elif panel.get("mapping5"):
         axes.plot([], [], " ", label=f"logistic {panel['mapping5']['status']}")

@@ -162,6 +162,15 @@ def test_the_mapped_figure_falls_back_from_the_curve_of_5_to_that_of_4_to_none_a
     assert (turned["plcc_mapped"], turned["mapped_by"]) == (pytest.approx(-1), 0)  # no curve turns a score round
 
 
+def test_a_curve_with_a_hump_is_told_of_but_gives_no_result_its_mapped_figure() -> None:
+    scores = np.linspace(0, 1, 41)
+    opinions = scores * (1.1 - scores)  # the best picture has a score in the middle
+    found = image_figures(scores, opinions, np.full(41, np.nan), 41)
+    assert found["mapping5"]["status"] == "fitted, not monotone"
+    assert found["plcc_mapped5"] > 0.9 > found["plcc_mapped4"]
+    assert (found["plcc_mapped"], found["mapped_by"]) == (found["plcc_mapped4"], 4)
+
+
 def test_float32_scores_are_averaged_in_float64() -> None:
     scores = np.full((1, 3), 0.1, np.float32)
     means, _, _ = per_image(np.array([0]), scores, np.array([0.0]))

@@ -139,8 +139,11 @@ def test_every_line_of_a_run_of_one_step_is_seen_in_the_picture(tmp_path: Path, 
     assert len(alone) == 4 + 4 + 2 and not {"", " ", "None"} & set(alone.values())  # losses; SRCC of images and patches; spread
 
 
-@pytest.mark.parametrize("curve", [4, 5, None])
-def test_the_picture_shows_the_curve_that_there_is(tmp_path: Path, curve: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rising", "curve"), [((4,), 4), ((4, 5), 5), ((), None)], ids=["no five", "five", "none"])
+@pytest.mark.parametrize("other", ["not fitted: all scores are equal", "fitted, not monotone"])
+def test_the_picture_shows_the_curve_that_there_is(
+    tmp_path: Path, rising: tuple[int, ...], curve: int | None, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn: list[str] = []
     show = Axes.legend
 
@@ -149,11 +152,10 @@ def test_the_picture_shows_the_curve_that_there_is(tmp_path: Path, curve: int | 
         return show(axes, *args, **more)
 
     monkeypatch.setattr(Axes, "legend", legend)
-    none = {"status": "not fitted: all scores are equal", "parameters": None}
     fits = {4: [5.0, 0.0, 2.5, 1.0], 5: [4.0, 1.5, 2.5, 0.1, 2.0]}
-    found = {f"mapping{n}": {"status": "fitted", "parameters": fits[n]} if n == curve else none for n in fits}
+    found = {f"mapping{n}": {"status": "fitted" if n in rising else other, "parameters": fits[n]} for n in fits}
     draw_report(run_folder(tmp_path, {**STATUS, "test": FINAL | found}))
-    assert (f"{curve}-parameter logistic" if curve else "logistic not fitted: all scores are equal") in drawn
+    assert (f"{curve}-parameter logistic" if curve else f"logistic {other}") in drawn
 
 
 @pytest.mark.parametrize("status", [STATUS, UNFINISHED, {**STATUS, "selected_on": "test"}], ids=["finished", "unfinished", "on test"])
