@@ -31,7 +31,7 @@ from broken import Fault, main
 EPOCH = 5  # steps of an epoch of the tests' shards
 SETTINGS = ("model.dropout=0.1", "stop.patience=null", "save.every_steps=1")
 PROMPTLY = 30  # seconds within which all processes are gone once one of them is, or has failed; the README promises it
-A_RUN = 150  # seconds for a start of the command that nothing disturbs; it takes 15 on two idle cores
+A_RUN = 150  # seconds for a start of the command, and four epochs, that nothing disturbs; it takes 15 on two idle cores
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "20"))  # the kills in a row of the longest test; every other fault strikes in proportion
 MARK = "FAULTS_ATTEMPT"
 _LOST_THE_CAUSE = re.compile(
@@ -167,10 +167,10 @@ class Trial:
         settings = (*SETTINGS, f"train.epochs={epochs}", *settings)
         self._typed, self._typed_alone = (runs.words(number, folder, shards, *settings) for number in (world, 1))
 
-    def start(self, *faults: Fault) -> Attempt:
+    def start(self, *faults: Fault, settings: Sequence[str] = ()) -> Attempt:
         """Gives the command, with these faults in it, to ranks that nobody has launched: in warm processes."""
         output = self._next_output()
-        words = self._typed_alone[3:]  # without `python -m dist_train`
+        words = [*self._typed_alone[3:], *settings]  # without `python -m dist_train`
         return self._began(warm.start(words, self.world, (output, output), partial(main, faults)), False, "", output)
 
     def launch(self, **environment: str) -> Attempt:
@@ -197,8 +197,8 @@ class Trial:
 
     def finish(self) -> Attempt:
         """The same command once more, which must now run to the end."""
-        attempt = self.start()
-        assert attempt.wait() == 0, attempt.said()
+        attempt = self.start(settings=["run.timeout_minutes=10"])  # however little the attempts before had, to be over soon
+        assert attempt.wait(A_RUN * max(1, self.epochs / 4)) == 0, attempt.said()
         return attempt
 
     def assert_failed(self, attempt: Attempt, *words: str, within: float = PROMPTLY) -> None:
