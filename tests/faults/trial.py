@@ -34,9 +34,8 @@ PROMPTLY = 30  # seconds within which all processes are gone once one of them is
 A_RUN = 150  # seconds for a start of the command, and four epochs, that nothing disturbs; it takes 15 on two idle cores
 ROUNDS = int(os.environ.get("FAULT_ROUNDS", "20"))  # the kills in a row of the longest test; every other fault strikes in proportion
 MARK = "FAULTS_ATTEMPT"
-_LOST_THE_CAUSE = re.compile(
-    r"rank \d+ ends: another|rank \d+ ends: the launcher, or|\[rank\d+\]:\[W.*TCPStore"
-)  # where no launcher ends them
+# what ranks say that no launcher ends, once the one is gone that has told the cause
+_LOST_THE_CAUSE = re.compile(r"rank \d+ ends: (another rank has failed|the launcher, or)|\[rank\d+\]:\[W.*TCPStore")
 
 
 def times(one_in: int) -> int:
