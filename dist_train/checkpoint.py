@@ -122,7 +122,7 @@ def _damage(path: Path) -> list[str]:
     files, steps = progress["files"], {progress["step"], progress["progress"]["step"]}
     if missing := [name for name in FILES if name not in files]:
         return [f"{PROGRESS} does not tell of {name}" for name in missing]
-    sealed = files.keys() != {*FILES}  # else it is from before this file told of itself
+    sealed = not files.keys() <= {*FILES}  # else it is from before this file told of itself
     if sealed and _sha256(content.replace(files[PROGRESS], "")) != files[PROGRESS]:
         return [f"{PROGRESS} has changed"]
     if steps != {_step_of(path)}:
