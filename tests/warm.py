@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import cycle, islice
 from multiprocessing.connection import wait
@@ -41,20 +41,10 @@ def run(*arguments: object, world: int = 1, limit: float = 150) -> subprocess.Co
     Raises TimeoutError when one has to be killed: after `limit` seconds, or when it does not end although another has failed. Whatever
     happens, none of them is left, nor a loader worker of one that was killed.
     """
-    words, environment = [*map(str, arguments)], dict(os.environ)
-    if world > 1:
-        environment |= {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-            "WORLD_SIZE": str(world),
-            "LOCAL_WORLD_SIZE": str(world),
-        }
-    own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {} for rank in range(world)]
+    words = [*map(str, arguments)]
     with tempfile.TemporaryDirectory() as place:
         logs = Path(place) / "stdout", Path(place) / "stderr"
-        ranks = [_SERVER.Process(target=_rank, args=(words, environment | of_rank, Path.cwd(), *logs)) for of_rank in own]
-        for rank in ranks:
-            rank.start()
+        ranks = start(words, world, logs)
         try:
             _wait_for(ranks, time.monotonic() + limit)
         finally:
@@ -70,6 +60,24 @@ def run(*arguments: object, world: int = 1, limit: float = 150) -> subprocess.Co
             f"{words}: of {world} ranks, {hung} had not ended in {limit} s, or {_GRACE} s after another failed:\n{said[0]}{said[1]}"
         )
     return subprocess.CompletedProcess(words, max(abs(rank.exitcode or 0) for rank in ranks), *said)
+
+
+def start(
+    words: Sequence[str], world: int, logs: tuple[Path, Path], work: Callable[[Sequence[str]], int] = main
+) -> list[ForkServerProcess]:
+    """Starts `world` ranks that do work(words), which gives their exit codes; who starts them also ends them."""
+    ranks = [_SERVER.Process(target=_rank, args=(words, os.environ | of_rank, Path.cwd(), *logs, work)) for of_rank in environments(world)]
+    for rank in ranks:
+        rank.start()
+    return ranks
+
+
+def environments(world: int) -> list[dict[str, str]]:
+    """What a launcher tells each rank: where they meet, how many they are, and who it is. One alone needs no telling."""
+    if world == 1:
+        return [{}]
+    to_all = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    return [to_all | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 
 def spawn(work: Callable[..., None], *arguments: object, world: int, limit: float = 150) -> None:
@@ -112,7 +120,9 @@ def free_port() -> int:
     raise OSError(f"{_PORTS_EACH} ports are all taken")
 
 
-def _rank(arguments: list[str], environment: Mapping[str, str], folder: Path, stdout: Path, stderr: Path) -> None:
+def _rank(
+    words: Sequence[str], environment: Mapping[str, str], folder: Path, stdout: Path, stderr: Path, work: Callable[[Sequence[str]], int]
+) -> None:
     """What the server is, but for what it has imported, must not show: it may have been started by another test."""
     os.environ.clear()
     os.environ.update(environment)
@@ -121,6 +131,6 @@ def _rank(arguments: list[str], environment: Mapping[str, str], folder: Path, st
     for number, log in ((1, stdout), (2, stderr)):
         with log.open("ab") as file:
             os.dup2(file.fileno(), number)
-    code = main(arguments)
+    code = work(words)
     atexit._run_exitfuncs()  # as at the end of every other process; those of multiprocessing leave it out
     sys.exit(code)
