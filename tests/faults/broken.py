@@ -1,42 +1,77 @@
-"""`python -m dist_train`, in which something goes wrong; started in its place. FAULT says what, as JSON:
+"""`dist_train` in which something goes wrong, for ranks that are forked from a warm process: `main` first lets the faults in.
 
-    {"rank": 1, "what": "raise", "of": "dist_train.training:accumulate_gradient", "calls": [7, 7]}
-    {"rank": 1, "what": "nan", "of": "dist_train.gradient:training_loss", "calls": [7, 9]}
-    {"rank": 0, "what": "die", "files": 123}
-
-On that rank the calls of that number raise an error, or give a loss that is no number; or the rank is killed just before it opens,
-names or removes the file of that number, counted from the opening of the journal. Without FAULT all is well.
+A fault is a function that is called in its rank before the command begins: it breaks some calls of a function, each in one of the
+ways below, or waits for one of the files that the rank writes.
 """
 
 from __future__ import annotations
 
-import json
+import faulthandler
+import hashlib
 import math
 import os
 import pkgutil
 import signal
 import sys
+from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any
 
+Fault = tuple[int, Callable[[], None]]  # in which rank, and what
 
-def break_calls(of: str, first: int, last: int, what: str) -> None:
-    """Replaces a function by one that does its work, but for the calls `first` to `last`, counted from 1."""
+
+def main(faults: Sequence[Fault], words: Sequence[str]) -> int:
+    """The command, as a rank that has a session of its own, by which its workers are found when it is dead."""
+    os.setsid()
+    faulthandler.enable()
+    from dist_train.__main__ import main as whole_main
+
+    for rank, let_in in faults:
+        if rank == int(os.environ.get("RANK", "0")):
+            let_in()
+    return whole_main(words)
+
+
+def break_calls(of: str, way: Callable[..., Any], first: int, last: int) -> None:
+    """The calls `first` to `last` of a function, counted from 1, go another way."""
     whole, calls = pkgutil.resolve_name(of), count(1)
 
     def broken(*arguments: Any, **named: Any) -> Any:
-        struck = first <= next(calls) <= last
-        if struck and what == "raise":
-            raise RuntimeError(f"injected into {of}")
-        result = whole(*arguments, **named)
-        return result._replace(total=result.total * math.nan) if struck and what == "nan" else result
+        return (way if first <= next(calls) <= last else _as_ever)(whole, *arguments, **named)
 
     owner, _, name = of.replace(":", ".").rpartition(".")
     setattr(pkgutil.resolve_name(owner), name, broken)
 
 
+def _as_ever(whole: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    return whole(*arguments, **named)
+
+
+def fails(*_: Any, **__: Any) -> None:
+    raise RuntimeError("this was injected")
+
+
+def is_left_out(*_: Any, **__: Any) -> None:
+    pass
+
+
+def is_no_number(whole: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """The loss, of which all is as ever but the total, and with it the gradient."""
+    loss = whole(*arguments, **named)
+    return loss._replace(total=loss.total * math.nan)
+
+
+def tells_the_weights(whole: Callable[..., Any], training: Any) -> Any:
+    """Before anything else, a hash of the weights that this rank has."""
+    digest = hashlib.sha256()
+    for tensor in training.model.state_dict().values():
+        digest.update(tensor.contiguous().numpy().tobytes())
+    print(f"a rank's weights: {digest.hexdigest()}", flush=True)
+    return whole(training)
+
+
 def die_at_file(number: int) -> None:
-    """SIGKILL to this process, before it does what the audit event of this number tells of."""
+    """SIGKILL to this process, before it opens, names or removes the file of that number, counted from the opening of the journal."""
     own, journal_is_open, events = os.getpid(), False, count(1)
 
     def hear(event: str, arguments: tuple[Any, ...]) -> None:
@@ -50,19 +85,3 @@ def die_at_file(number: int) -> None:
             os.kill(own, signal.SIGKILL)
 
     sys.addaudithook(hear)
-
-
-def main() -> int:
-    fault = json.loads(os.environ.get("FAULT", '{"rank": null}'))
-    from dist_train.__main__ import main as whole_main
-
-    if fault["rank"] == int(os.environ.get("RANK", "0")):
-        if fault["what"] == "die":
-            die_at_file(fault["files"])
-        else:
-            break_calls(fault["of"], *fault["calls"], fault["what"])
-    return whole_main()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

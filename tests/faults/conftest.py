@@ -28,6 +28,12 @@ def dice(request: pytest.FixtureRequest) -> random.Random:
 
 
 @pytest.fixture
+def world(turn: int) -> int:
+    """How many ranks this turn has: one and two by turns."""
+    return 1 + turn % 2
+
+
+@pytest.fixture
 def trial_of(shards: Path, tmp_path: Path) -> Iterator[Callable[..., Trial]]:
     """Makes a run of so many ranks, on the test's shards or on a copy, that leaves no process behind."""
     made = []

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from trial import PROMPTLY, ROUNDS, Attempt, Trial
+from trial import A_RUN, PROMPTLY, ROUNDS, Attempt, Trial, turns
 
 pytestmark = pytest.mark.timeout(60 * (5 + ROUNDS))
 
@@ -32,7 +32,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bits_of_an_unbroken_
 ) -> None:
     expected, trial = unbroken(2, epochs=12), trial_of(2, epochs=12)  # ranks that lose their launcher train on for six seconds
     for step in sorted(dice.randint(1, trial.last_step) for _ in range(ROUNDS)):
-        done, attempt = trial.steps(), trial.start()
+        done, attempt = trial.steps(), trial.launch()
         if dice.random() < 0.25 or done == trial.last_step:  # while it starts, or makes up what it had begun to finish
             when, delay = "the start", dice.uniform(0, 9)
         else:  # in a step, a save, an evaluation or a finish
@@ -47,10 +47,13 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bits_of_an_unbroken_
     trial.assert_result_of(expected)
 
 
-def test_ranks_whose_launcher_dies_before_they_have_met_wait_for_nobody(trial_of: Callable[..., Trial], dice: random.Random) -> None:
-    attempt = trial_of(2).start()
+@turns(5)
+def test_ranks_whose_launcher_dies_before_they_have_met_wait_for_nobody(
+    trial_of: Callable[..., Trial], dice: random.Random, turn: int
+) -> None:
+    attempt = trial_of(2).launch()
     assert attempt.wait_until(lambda: len(attempt.ranks()) == 2, "two ranks"), attempt.said()
     time.sleep(dice.uniform(0, 3))  # of the five or more that they take to import
     attempt.launcher()[0].kill()
-    attempt.wait(PROMPTLY)
+    attempt.wait(A_RUN)  # most of it for the rest of that, where others share the machine; they would wait ten minutes for each other
     assert "the launcher does not answer at " in attempt.last_words()

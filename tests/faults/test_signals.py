@@ -9,18 +9,26 @@ from collections.abc import Callable
 
 import pytest
 import runs
-from trial import ROUNDS, Trial
+from trial import ROUNDS, Attempt, Trial, times, turns
 
 pytestmark = pytest.mark.timeout(60 * (5 + ROUNDS))
 
 
+def start(trial: Trial, launched: bool, **environment: str) -> Attempt:
+    """Under torchrun, which has a say in what signals do, or without a launcher, as on several hosts."""
+    print("launched" if launched else "without a launcher")
+    return trial.launch(**environment) if launched else trial.start()
+
+
+@turns(10)
 def test_a_run_that_is_told_to_stop_again_and_again_ends_with_the_bits_of_an_unbroken_one(
-    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random
+    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random, world: int
 ) -> None:
-    expected, trial = unbroken(2), trial_of(2, "save.every_steps=null")  # nothing is lost: the signal saves
-    for step in sorted(dice.randint(1, trial.last_step - 1) for _ in range(max(1, ROUNDS // 10))):
-        attempt = trial.start()
-        assert trial.wait_for_step(attempt, step), attempt.said()
+    expected, trial = unbroken(world), trial_of(world, "save.every_steps=null")  # nothing is lost: the signal saves
+    for step in sorted(dice.randint(1, trial.last_step - 1) for _ in range(times(5))):
+        attempt = start(trial, dice.random() < 0.5)
+        assert trial.wait_for_step(attempt, max(step, trial.steps() + 1)), attempt.said()
+        time.sleep(dice.uniform(0, 0.2))
         dice.choice([*attempt.launcher(), *attempt.ranks()]).terminate()
         attempt.wait()
         told = runs.status(trial.folder)
@@ -30,14 +38,15 @@ def test_a_run_that_is_told_to_stop_again_and_again_ends_with_the_bits_of_an_unb
     trial.assert_result_of(expected)
 
 
-def test_a_rank_or_the_launcher_that_stands_still_for_seconds_changes_nothing(
-    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random
+@turns(10)
+def test_a_process_that_stands_still_for_seconds_changes_nothing(
+    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random, world: int
 ) -> None:
-    expected, trial = unbroken(2), trial_of(2)
-    attempt = trial.start()
-    for step in sorted(dice.sample(range(1, trial.last_step), 3)):
+    expected, trial = unbroken(world), trial_of(world)
+    attempt = start(trial, world > 1)
+    for step in sorted(dice.sample(range(1, trial.last_step), 4)):
         assert trial.wait_for_step(attempt, step), attempt.said()
-        one = dice.choice([*attempt.launcher(), *attempt.ranks()])
+        one = dice.choice([*attempt.launcher(), *attempt.ranks(), *attempt.workers()])
         one.send_signal(signal.SIGSTOP)
         time.sleep(dice.uniform(1, 4))
         one.send_signal(signal.SIGCONT)
@@ -45,29 +54,34 @@ def test_a_rank_or_the_launcher_that_stands_still_for_seconds_changes_nothing(
     trial.assert_result_of(expected)
 
 
+@turns(5)
 def test_a_rank_that_stands_still_for_good_is_named_in_bounded_time_and_costs_nothing(
-    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random
+    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random, turn: int
 ) -> None:
-    expected, trial = unbroken(2), trial_of(2, "run.timeout_minutes=0.25")
-    attempt = trial.start(TORCH_ELASTIC_SHUTDOWN_TIMEOUT="3")  # what torchrun gives a stopped rank to end by itself; 30 unless told
+    expected, trial, launched = unbroken(2), trial_of(2, "run.timeout_minutes=0.25"), turn % 2 == 0
+    attempt = start(trial, launched, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="3")  # what torchrun gives a stopped rank to end; 30 unless told
     assert trial.wait_for_step(attempt, dice.randint(1, trial.last_step - 1)), attempt.said()
-    number = dice.randint(0, 1)
+    number = dice.randint(0, 1) if launched else 1  # without a launcher rank 0 keeps the key-value store
     rank = attempt.ranks()[number]
     rank.send_signal(signal.SIGSTOP)
+    if not launched:
+        assert attempt.wait_until(lambda: attempt.ranks() == [rank], "the other rank to end", limit=15 + 60)
+        rank.kill()
     trial.assert_failed(attempt, f"rank {number} (process {rank.pid} on ", "is silent", within=15 + 60)
     trial.finish()
     trial.assert_result_of(expected)
 
 
+@turns(10)
 @pytest.mark.parametrize("minutes", [0.1, 0.6], ids=["gloo gives up first", "the last resort comes first"])
-def test_where_the_launcher_stands_still_too_the_other_rank_ends_by_itself_and_it_costs_nothing(
-    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random, minutes: float
+def test_where_the_key_value_store_stands_still_too_the_other_rank_ends_by_itself_and_it_costs_nothing(
+    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random, minutes: float, turn: int
 ) -> None:
-    """The launcher keeps the key-value store: nobody can say who is missing, and nobody ends the rank that waits."""
-    expected, trial = unbroken(2), trial_of(2, f"run.timeout_minutes={minutes}")
-    attempt = trial.start()
+    """The launcher keeps it, or else rank 0: nobody can say who is missing, and nobody ends the rank that waits."""
+    expected, trial, launched = unbroken(2), trial_of(2, f"run.timeout_minutes={minutes}"), turn % 2 == 0
+    attempt = start(trial, launched)
     assert trial.wait_for_step(attempt, dice.randint(1, trial.last_step - 1)), attempt.said()
-    number, ranks = dice.randint(0, 1), attempt.ranks()
+    number, ranks = dice.randint(0, 1) if launched else 0, attempt.ranks()
     for process in (*attempt.launcher(), ranks[number]):
         process.send_signal(signal.SIGSTOP)
     assert attempt.wait_until(lambda: ranks[1 - number] not in attempt.processes(), "the other rank to end", limit=60 * minutes + 30 + 30)
