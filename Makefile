@@ -19,7 +19,7 @@ apt_install = { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get ins
 
 help:
 	@echo "make demo     photographs -> shards -> a training on two processes -> one test; about 7 minutes on 2 cores"
-	@echo "make test     every test; about 12 minutes on 2 cores"
+	@echo "make test     the tests, but for those of the two lines below; about 12 minutes on 2 cores"
 	@echo "make test-faults  runs that are killed, stopped and starved at random moments; FAULT_ROUNDS=100 for more"
 	@echo "make test-slurm  slurm/*.sh on a real Slurm of three nodes on this machine, and launch/elastic.sh; needs root and Debian; about 8 minutes on 2 cores"
 	@echo "make lint     ruff, mypy and shellcheck"
@@ -42,13 +42,13 @@ demo: $(INSTALLED)
 		data.shards=$(DEMO)/shards run.folder=$(DEMO)/run
 
 test: $(INSTALLED)
-	@echo "== every test: about 12 minutes on 2 cores"
+	@echo "== the tests, but for make test-faults and make test-slurm: about 12 minutes on 2 cores"
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-faults: $(INSTALLED)
-	@echo "== faults at random moments: FAULT_ROUNDS (20) says how many, FAULT_SEED repeats them"
-	ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || [ "$$(id -u)" != 0 ] || \
-		$(call apt_install,libfaketime) || true
+	@echo "== faults at random moments: FAULT_ROUNDS (20) kills in a row, every other fault in proportion; FAULT_SEED repeats them"
+	@ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && $(call apt_install,libfaketime); } || \
+		echo "SKIPPED: clocks that jump; Debian's package libfaketime is not here, and was not installed, which takes root and apt-get"
 	$(BIN)/python -m pytest tests/faults --numprocesses 2 --dist worksteal -rs
 
 test-slurm: $(INSTALLED)
