@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from dist_train.arithmetic import NEED_A_GPU
@@ -17,7 +18,7 @@ from dist_train.config import Config
 from dist_train.errors import ConfigError
 from dist_train.history import historical_rates
 from dist_train.intervals import FEWEST_IMAGES
-from dist_train.loss import CORRELATIONS
+from dist_train.loss import CORRELATIONS, needs_deviations
 from dist_train.mixture import Mixture, seed_of_set, shares_of
 from dist_train.model_folder import build_model
 from dist_train.optim import LAST_RATIO_EPOCH, STEP_EPOCHS
@@ -89,6 +90,8 @@ def make_plan(config: Config, world: int, device: str | None = None) -> Plan:
     shown, batch = config.data.patches_per_image, config.train.global_batch
     for member in collection.members:
         _refuse_small_parts(member, config)
+        if needs_deviations(config.loss):
+            _refuse_unknown_deviations(member)
         stored = member.shards.layout.patches
         if shown > stored:
             raise ConfigError(f"data.patches_per_image={shown}, but {member.shards.folder} stores {stored} patches per image")
@@ -143,6 +146,15 @@ def _refuse_small_parts(member: Member, config: Config) -> None:
     opinions = shards.opinions[member.parts["train"]]
     if opinions.min() == opinions.max():
         raise ConfigError(f"{shards.folder}: all training opinions are {opinions[0]:g}, so there is nothing to learn")
+
+
+def _refuse_unknown_deviations(member: Member) -> None:
+    known = np.isfinite(member.deviations[member.parts["train"]])
+    if not known.all():
+        raise ConfigError(
+            f"loss.fidelity_truth=soft: {member.shards.folder} does not have the standard deviation of the ratings (std) of "
+            f"{np.sum(~known):,} of its {len(known):,} training images; use loss.fidelity_truth=binary, or build it from a table with it"
+        )
 
 
 def _order(collection: Collection, config: Config) -> Order | Mixture:
