@@ -249,11 +249,7 @@ def worth_knowing(plan: Plan) -> list[str]:
         ]
         if not len(member.parts["val"]):
             notes.append(f"{member.name}: the split has no val part: the epoch is chosen on test")
-    if plan.config.loss.rank_weight:
-        seen = _seen_together(plan.order, plan.config, plan.world)
-        alone = [member.name for member, number in zip(plan.collection.members, seen, strict=True) if number < 2]
-        notes += [f"{name}: the loss sees one image of it at a time, so it is never ranked; give it a larger weight" for name in alone]
-    if plan.config.loss.regression in CORRELATIONS:
+    if plan.config.loss.regression in ("plcc", "norm_in_norm"):
         notes.append(f"loss.regression={plan.config.loss.regression} leaves the scale of the scores open: RMSE, raw, says nothing")
     if old := [name for name, on in plan.config.history if on]:
         notes.append(f"old bugs are switched back on: {', '.join(old)}")
@@ -267,6 +263,10 @@ def worth_knowing(plan: Plan) -> list[str]:
         )
     if plan.config.loss.scope == "rank":
         notes.append("loss.scope=rank: each rank's share is its own batch, so another number of processes takes other steps")
+    if plan.config.loss.rank_weight:
+        seen = _seen_together(plan.order, plan.config, plan.world)
+        alone = [member.name for member, number in zip(plan.collection.members, seen, strict=True) if number < 2]
+        notes += [f"{name}: the loss sees one image of it at a time, so it is never ranked; give it a larger weight" for name in alone]
     label = plan.collection.members[0].shards.label
     if len(plan.collection.members) == 1 and label.low is None and plan.config.model.output == "range":
         low, high = plan.output_scale
