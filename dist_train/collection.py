@@ -45,6 +45,11 @@ class Member:
     scale: Scale
     weight: float  # of its images in a batch, relative to the others'
 
+    @cached_property
+    def deviations(self) -> np.ndarray:
+        """The standard deviation of each image's ratings, in units of its opinion, nan where it is not known: float64 [images]."""
+        return np.fromiter((float(row["std"] or "nan") for row in self.shards.image_rows()), np.float64, len(self.shards))
+
     def split_fingerprint(self) -> str:
         """A short name for exactly these images in train, val and test."""
         return hashlib.sha256(b"/".join(self.parts[part].tobytes() for part in PARTS)).hexdigest()[:16]
@@ -82,6 +87,14 @@ class Collection:
             here = sets == number
             targets[here] = member.scale.to_targets(member.shards.opinions[images[here] - self.offsets[number]])
         return targets
+
+    def deviations(self, images: np.ndarray) -> np.ndarray:
+        """How far the ratings of each image lie apart, in units of its target: float64 [n]."""
+        sets, deviations = self.sets_of(images), np.empty(len(images))
+        for number, member in enumerate(self.members):
+            here = sets == number
+            deviations[here] = member.deviations[images[here] - self.offsets[number]] / abs(member.scale.std)
+        return deviations
 
     def name_of(self, image: int) -> str:
         """The image's id, for messages; with its set's name where there are several."""

@@ -24,14 +24,19 @@ from dist_train.loss import LossParts, compares_images, training_loss
 
 @dataclass(frozen=True)
 class Targets:
-    """What the scores of a global batch should be: opinions [images] and the number of each one's data set [images]."""
+    """What the scores of a global batch should be: opinions [images] and the number of each one's data set [images].
+
+    Where the loss asks for them, also the standard deviation of each image's ratings [images], in units of the opinions.
+    """
 
     opinions: Tensor
     sets: Tensor
     label_std: float  # of the training opinions
+    deviations: Tensor | None = None
 
     def of(self, images: slice) -> Targets:
-        return replace(self, opinions=self.opinions[images], sets=self.sets[images])
+        deviations = None if self.deviations is None else self.deviations[images]
+        return replace(self, opinions=self.opinions[images], sets=self.sets[images], deviations=deviations)
 
     def split(self, size: int) -> list[Targets]:
         return [self.of(slice(first, first + size)) for first in range(0, len(self.opinions), size)]
@@ -97,7 +102,7 @@ def rehearse(model: nn.Module, pixels: Tensor, num_chances: int) -> None:
 def _loss_and_gradient(scores: Tensor, targets: Targets, config: Loss, world: int) -> tuple[LossParts, Tensor]:
     """The loss of all scores, and its gradient with respect to each."""
     leaf = scores.detach().requires_grad_()
-    loss = training_loss(leaf, targets.opinions, config, targets.sets, targets.label_std, world)
+    loss = training_loss(leaf, targets.opinions, config, targets.sets, targets.label_std, world, targets.deviations)
     (gradient,) = torch.autograd.grad(loss.total, leaf)
     return LossParts(*(part.detach() for part in loss)), gradient
 

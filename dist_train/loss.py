@@ -8,6 +8,7 @@ one rank with 8 images and four ranks with 2 take the same step. Images of diffe
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -30,24 +31,39 @@ class LossParts(NamedTuple):
 
 
 def training_loss(
-    scores: Tensor, opinions: Tensor, config: Loss, sets: Tensor | None = None, label_std: float = 1.0, world: int = 1
+    scores: Tensor,
+    opinions: Tensor,
+    config: Loss,
+    sets: Tensor | None = None,
+    label_std: float = 1.0,
+    world: int = 1,
+    deviations: Tensor | None = None,
 ) -> LossParts:
     """The loss of scores [images, patches] against opinions [images], both in units of the label.
 
     `sets` [images] numbers the data set of each image (None: all of one), `label_std` is the standard deviation of the
-    training opinions. With config.scope 'rank', visits [r::world] are a rank's own batch, and the loss is the mean of the
-    ranks' losses, as code without communication has it.
+    training opinions, `deviations` [images] those of each image's ratings (only for a soft truth). With config.scope 'rank',
+    visits [r::world] are a rank's own batch, and the loss is the mean of the ranks' losses, as code without communication has it.
     """
     sets = torch.zeros_like(opinions, dtype=torch.long) if sets is None else sets
     if config.scope == "rank" and world > 1:
         own = [slice(rank, None, world) for rank in range(world)]
-        of_ranks = [training_loss(scores[part], opinions[part], config, sets[part], label_std) for part in own]
+        of_ranks = [
+            training_loss(
+                scores[part], opinions[part], config, sets[part], label_std, deviations=None if deviations is None else deviations[part]
+            )
+            for part in own
+        ]
         return LossParts(*(torch.stack(values).mean() for values in zip(*of_ranks, strict=True)))
     regression = regression_loss(*_at(config.regression_level, scores, opinions, sets), config)
     if config.rank_kind == "hinge":
         margin = config.rank_margin * (label_std if config.rank_margin_unit == "std" else 1.0)
         ranking = ranking_loss(*_at(config.rank_level, scores, opinions, sets), margin)
+    elif config.fidelity_truth == "soft" and deviations is not None:
+        _, apart, _ = _at(config.rank_level, scores, deviations, sets)
+        ranking = soft_fidelity_loss(*_at(config.rank_level, scores, opinions, sets), apart)
     else:
+        assert not needs_deviations(config), "a soft truth is made of deviations"
         ranking = fidelity_loss(*_at(config.rank_level, scores, opinions, sets), label_std)
     consistency = scores.var(dim=1, correction=0).mean() / label_std
     total = regression + config.rank_weight * ranking + config.consistency_weight * consistency
@@ -57,6 +73,11 @@ def training_loss(
 def compares_images(config: Loss) -> bool:
     """Whether the gradient of one image's score depends on the scores of others."""
     return config.rank_weight > 0 or config.regression in CORRELATIONS
+
+
+def needs_deviations(config: Loss) -> bool:
+    """Whether the loss asks for the standard deviation of every image's ratings."""
+    return config.rank_weight > 0 and config.rank_kind == "fidelity" and config.fidelity_truth == "soft"
 
 
 def any_slope(opinions: Tensor, sets: Tensor, config: Loss, world: int) -> bool:
@@ -117,16 +138,36 @@ def ranking_loss(scores: Tensor, opinions: Tensor, sets: Tensor, margin: float) 
 def fidelity_loss(scores: Tensor, opinions: Tensor, sets: Tensor, label_std: float) -> Tensor:
     """Mean of 1 - sqrt(q) over the pairs of one set with y_i > y_j, where q = Phi((p_i - p_j) / (sqrt(2) label_std)).
 
-    The fidelity loss of Tsai et al., "FRank", SIGIR 2007, as UNIQUE (Zhang et al., IEEE TIP 2021) and LIQE (Zhang et
-    al., CVPR 2023) use it: Thurstone's case V gives the probability q that the better image wins, and the truth is 1. A
-    score's uncertainty is taken as one standard deviation of the label. All are [n]; 0 when there is no pair.
+    The fidelity loss of Tsai et al., "FRank", SIGIR 2007, as LIQE (Zhang et al., CVPR 2023; loss_m3 in the authors' code) uses it:
+    Thurstone's case V gives the probability q that the better image wins, and the truth is 1. A score's uncertainty is taken as
+    one standard deviation of the label, which is 1 in LIQE, and images of equal opinion form no pair; there they win half the
+    time. All are [n]; 0 when there is no pair.
     """
+    return _infidelity(scores, opinions, sets, torch.full_like(opinions, label_std), torch.ones_like)
+
+
+def soft_fidelity_loss(scores: Tensor, opinions: Tensor, sets: Tensor, deviations: Tensor) -> Tensor:
+    """Mean of 1 - sqrt(g q) - sqrt((1 - g) (1 - q)) over the pairs of one set with y_i > y_j; 0 when there is none.
+
+    How often the better image of a pair wins by its ratings, g = Phi((y_i - y_j) / sqrt(d_i^2 + d_j^2)), is the truth of UNIQUE (Zhang
+    et al., IEEE TIP 2021; GT_Gaussian in the authors' code). By its scores it is q, the same of p_i - p_j, so scores equal to
+    the opinions cost nothing; UNIQUE learns the uncertainty of a score, where this takes the image's own. All are [n], and the
+    deviations d of an image's ratings are in units of the opinions y.
+    """
+    return _infidelity(scores, opinions, sets, deviations, torch.special.ndtr)
+
+
+def _infidelity(scores: Tensor, opinions: Tensor, sets: Tensor, deviations: Tensor, truth: Callable[[Tensor], Tensor]) -> Tensor:
+    """`truth` gives the probability that the better image of a pair wins, from its lead in units of the pair's deviation."""
     better = _order(opinions, sets) > 0
-    lead = (scores[:, None] - scores[None, :])[better] / label_std
-    if not len(lead):
+    if not better.any():
         return scores.sum() * 0
-    winning: Tensor = torch.special.ndtr(lead / math.sqrt(2))
-    return (1 - (winning + _TINY).sqrt()).mean()
+    of_pairs = (deviations[:, None].square() + deviations[None, :].square() + _TINY).sqrt()[better]
+    said, lead = ((values[:, None] - values[None, :])[better] / of_pairs for values in (opinions, scores))
+    winning, losing = (torch.special.ndtr(sign * lead) for sign in (1, -1))
+    right = truth(said)
+    costs: Tensor = 1 - right.sqrt() * (winning + _TINY).sqrt() - (1 - right).sqrt() * (losing + _TINY).sqrt()
+    return costs.mean()
 
 
 def _at(level: str, scores: Tensor, opinions: Tensor, sets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 
 from dist_train.arithmetic import NEED_A_GPU
@@ -17,7 +18,7 @@ from dist_train.config import Config
 from dist_train.errors import ConfigError
 from dist_train.history import historical_rates
 from dist_train.intervals import FEWEST_IMAGES
-from dist_train.loss import CORRELATIONS
+from dist_train.loss import CORRELATIONS, needs_deviations
 from dist_train.mixture import Mixture, seed_of_set, shares_of
 from dist_train.model_folder import build_model
 from dist_train.optim import LAST_RATIO_EPOCH, STEP_EPOCHS
@@ -89,6 +90,8 @@ def make_plan(config: Config, world: int, device: str | None = None) -> Plan:
     shown, batch = config.data.patches_per_image, config.train.global_batch
     for member in collection.members:
         _refuse_small_parts(member, config)
+        if needs_deviations(config.loss):
+            _refuse_unknown_deviations(member)
         stored = member.shards.layout.patches
         if shown > stored:
             raise ConfigError(f"data.patches_per_image={shown}, but {member.shards.folder} stores {stored} patches per image")
@@ -143,6 +146,15 @@ def _refuse_small_parts(member: Member, config: Config) -> None:
     opinions = shards.opinions[member.parts["train"]]
     if opinions.min() == opinions.max():
         raise ConfigError(f"{shards.folder}: all training opinions are {opinions[0]:g}, so there is nothing to learn")
+
+
+def _refuse_unknown_deviations(member: Member) -> None:
+    known = np.isfinite(member.deviations[member.parts["train"]])
+    if not known.all():
+        raise ConfigError(
+            f"loss.fidelity_truth=soft: {member.shards.folder} does not have the standard deviation of the ratings (std) of "
+            f"{np.sum(~known):,} of its {len(known):,} training images; use loss.fidelity_truth=binary, or build it from a table with it"
+        )
 
 
 def _order(collection: Collection, config: Config) -> Order | Mixture:
@@ -270,10 +282,6 @@ def worth_knowing(plan: Plan) -> list[str]:
             notes.append(f"{member.name}: the split has no val part: the epoch is chosen on test")
     if plan.config.stop.select_on == "test":
         notes.append("stop.select_on=test chooses the epoch on the test part: the test figures are then too good, and every report says so")
-    if plan.config.loss.rank_weight:
-        seen = _seen_together(plan.order, plan.config, plan.world)
-        alone = [member.name for member, number in zip(plan.collection.members, seen, strict=True) if number < 2]
-        notes += [f"{name}: the loss sees one image of it at a time, so it is never ranked; give it a larger weight" for name in alone]
     if plan.config.loss.regression in CORRELATIONS:
         notes.append(f"loss.regression={plan.config.loss.regression} leaves the scale of the scores open: RMSE, raw, says nothing")
     if old := [name for name, on in plan.config.history if on]:
@@ -288,6 +296,10 @@ def worth_knowing(plan: Plan) -> list[str]:
         )
     if plan.config.loss.scope == "rank":
         notes.append("loss.scope=rank: each rank's share is its own batch, so another number of processes takes other steps")
+    if plan.config.loss.rank_weight:
+        seen = _seen_together(plan.order, plan.config, plan.world)
+        alone = [member.name for member, number in zip(plan.collection.members, seen, strict=True) if number < 2]
+        notes += [f"{name}: the loss sees one image of it at a time, so it is never ranked; give it a larger weight" for name in alone]
     label = plan.collection.members[0].shards.label
     if len(plan.collection.members) == 1 and label.low is None and plan.config.model.output == "range":
         low, high = plan.output_scale

@@ -44,7 +44,7 @@ def enter_run_folder(plan: Plan) -> bool:
         print(f"{folder}: this run has {status['status']} ({status['reason']}); choose another run.folder to train anew", flush=True)
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in [*folder.glob(".*.part"), *folder.glob("best/.*.part")]:  # of a run that was killed
+    for leftover in [*folder.glob(".*.part"), *folder.glob("best*/.*")]:  # of a run that was killed; safetensors has names of its own
         leftover.unlink()
     save_config(plan.config, folder / "config.yaml")
     write_status(folder, {**(status or {}), **about_data(plan), "status": "unfinished", "reason": "training"})

@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from dist_train.heartbeat import doing, meeting
 from dist_train.history import forget_hyper_gradient, forget_moments
 from dist_train.journal import cost_of_saving, finite_or_none, read_records
 from dist_train.launch import refuse_another_world
-from dist_train.loss import any_slope
+from dist_train.loss import any_slope, needs_deviations
 from dist_train.model import HyperIQA
 from dist_train.model_folder import WEIGHTS, Cutting, save_model
 from dist_train.optim import set_rates, starting_rates
@@ -167,6 +168,8 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
     assert np.array_equal(batch.images, images[own]), "pixels and opinions are of different images"
     wanted = torch.from_numpy(plan.collection.targets(images)).float().to(accelerator.device)
     targets = Targets(wanted, torch.from_numpy(plan.collection.sets_of(images)).to(accelerator.device), plan.label_std)
+    if needs_deviations(config.loss):
+        targets = replace(targets, deviations=torch.from_numpy(plan.collection.deviations(images)).float().to(accelerator.device))
     pixels = batch.pixels.to(accelerator.device, non_blocking=True)
     chances = draw_chances(config.run.seed, step, own, config.data.patches_per_image, training.model.num_chances).to(accelerator.device)
 

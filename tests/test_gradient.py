@@ -45,7 +45,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def targets(opinions: torch.Tensor) -> Targets:
-    return Targets(opinions, torch.arange(IMAGES) % 3 // 2, 0.4)  # of two sets
+    return Targets(opinions, torch.arange(IMAGES) % 3 // 2, 0.4, 0.1 + torch.arange(IMAGES) % 5 / 10)  # of two sets
 
 
 def cases(world: int) -> list[tuple[Loss, int]]:
@@ -54,6 +54,8 @@ def cases(world: int) -> list[tuple[Loss, int]]:
     losses += [
         Loss(regression="norm_in_norm", regression_level="image", rank_weight=0.5, rank_kind="fidelity", consistency_weight=0.3),
         Loss(regression="plcc"),
+        Loss(rank_weight=0.5, rank_kind="fidelity", fidelity_truth="soft", scope="rank"),
+        Loss(rank_weight=0.5, rank_kind="fidelity", fidelity_truth="soft", rank_level="patch"),
         Loss(regression="mse", consistency_weight=0.3),
         Loss(regression="smooth_l1", rank_weight=1.0, rank_margin_unit="std", scope="rank"),
     ]
@@ -88,7 +90,7 @@ def test_ranks_and_micro_batches_give_the_gradient_of_the_whole_batch(world: int
         pixels, opinions = batch()
         scores = model(pixels.flatten(0, 1), chances().flatten(0, 1)).view(IMAGES, PATCHES)
         said = targets(opinions)
-        loss = training_loss(scores, opinions, config, said.sets, said.label_std, world)
+        loss = training_loss(scores, opinions, config, said.sets, said.label_std, world, said.deviations)
         loss.total.backward()
         torch.testing.assert_close(found["gradient"], [p.grad for p in model.parameters()], rtol=1e-10, atol=1e-13)
         torch.testing.assert_close(found["scores"], scores.detach(), rtol=1e-12, atol=1e-13)

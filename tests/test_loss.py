@@ -21,6 +21,7 @@ from dist_train.loss import (
     plcc_loss,
     ranking_loss,
     regression_loss,
+    soft_fidelity_loss,
     training_loss,
 )
 
@@ -201,6 +202,43 @@ def test_the_fidelity_loss_worked_by_hand() -> None:
         scores = torch.tensor([50.0 + lead, 50.0], dtype=torch.float64)
         cost = fidelity_loss(scores, opinions, one_set(opinions), label_std=20 / math.sqrt(2))
         assert cost.item() == pytest.approx(1 - math.sqrt(winning), abs=1e-6)
+
+
+def test_the_soft_fidelity_loss_worked_by_hand() -> None:
+    opinions, deviations = torch.tensor([80.0, 50.0], dtype=torch.float64), torch.tensor([30.0, 40.0], dtype=torch.float64)
+    right = 0.725746882  # the normal distribution at 0.6: a lead of 30, in a deviation of sqrt(30^2 + 40^2) = 50
+    for lead, winning in ((0.0, 0.5), (50.0, 0.841344746), (-50.0, 0.158655254), (30.0, right)):
+        scores = torch.tensor([lead, 0.0], dtype=torch.float64)
+        cost = soft_fidelity_loss(scores, opinions, one_set(opinions), deviations)
+        wanted = 1 - math.sqrt(right * winning) - math.sqrt((1 - right) * (1 - winning))
+        assert cost.item() == pytest.approx(wanted, abs=1e-6) and (wanted < 1e-6) == (lead == 30)
+
+
+@pytest.mark.parametrize("level", ["image", "patch"])
+def test_scores_that_are_the_opinions_cost_nothing_by_a_soft_truth_and_pull_nowhere(level: str) -> None:
+    config = Loss.model_validate({"rank_weight": 1, "rank_kind": "fidelity", "fidelity_truth": "soft", "rank_level": level})
+    opinions = torch.tensor([1.0, 4.0, 2.0, 2.5], dtype=torch.float64)
+    scores = opinions[:, None].repeat(1, 3).requires_grad_()
+    deviations = torch.tensor([0.5, 1.0, 0.7, 0.0], dtype=torch.float64)
+    loss = training_loss(scores, opinions, config, deviations=deviations)
+    loss.ranking.backward()
+    assert loss.ranking.item() == pytest.approx(0, abs=1e-6)
+    assert scores.grad is not None and float(scores.grad.abs().max()) < 1e-6
+    apart = torch.tensor([0, 1, 2, 3])  # each image of a set of its own
+    assert training_loss(scores, opinions.flip(0), config, apart, deviations=deviations).ranking.item() == 0
+
+
+def test_a_soft_truth_without_deviations_is_our_mistake() -> None:
+    config = Loss(rank_weight=1, rank_kind="fidelity", fidelity_truth="soft")
+    with pytest.raises(AssertionError, match="a soft truth is made of deviations"):
+        training_loss(torch.zeros(3, 1), torch.arange(3.0), config)
+
+
+@pytest.mark.parametrize("deviation", [0.0, 0.3])
+def test_the_soft_fidelity_loss_has_a_finite_gradient_also_for_ratings_that_all_agree(deviation: float) -> None:
+    scores = torch.tensor([-1000.0, 1000.0, 5.0, 5.0], requires_grad=True)
+    soft_fidelity_loss(scores, torch.tensor([2.0, 1.0, 3.0, 4.0]), torch.zeros(4), torch.full((4,), deviation)).backward()
+    assert scores.grad is not None and scores.grad.isfinite().all()
 
 
 def test_the_fidelity_loss_has_a_finite_gradient_even_for_a_hopeless_pair() -> None:

@@ -83,10 +83,10 @@ def test_an_unknown_split_is_refused_with_the_known_ones(shards: Path) -> None:
 def noise(tmp_path: Path) -> Path:
     """Shards of thirty small pictures, each its own content, without an official split; 1 patch of 8 pixels each."""
     generator = np.random.default_rng(0)
-    lines = ["image,score"]
+    lines = ["image,score,std"]
     for number in range(30):
         Image.fromarray(generator.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / f"{number:02d}.png")
-        lines.append(f"{number:02d}.png,{number}")
+        lines.append(f"{number:02d}.png,{number},{1 + number / 10}")
     (tmp_path / "scores.csv").write_text("\n".join(lines))
     table = ["--table", str(tmp_path / "scores.csv"), "--images", str(tmp_path)]
     assert build_shards(["build", *table, "--out", str(tmp_path / "shards"), "--patches", "1", "--size", "8", "--workers", "1"]) == 0
@@ -157,6 +157,18 @@ def test_a_batch_norm_that_would_see_one_value_is_refused(shards: Path) -> None:
         plan("skresnet18", 1)  # its attention pools to 1 x 1
     for settings in (("skresnet18", 2), ("skresnet18", 1, 2), ("skresnet18", 1, 1, "frozen"), ("test_resnet", 1), ("test_convnext", 1)):
         plan(*settings)  # type: ignore[arg-type]
+
+
+def test_a_soft_truth_is_made_of_the_deviations_of_the_ratings_in_units_of_the_targets(noise: Path, shards: Path) -> None:
+    soft = {"loss": {"rank_weight": 1, "rank_kind": "fidelity", "fidelity_truth": "soft"}}
+    with pytest.raises(ConfigError, match=r"(?s)fidelity_truth=soft: .* \(std\) of 40 of its 40 training images; use .*=binary"):
+        make_plan(config_of(shards, **soft), 1)
+    alone = make_plan(config_of(noise, **soft), 1).collection
+    assert alone.deviations(np.array([0, 7, 29])) == pytest.approx([1.0, 1.7, 3.9])
+    sets = {"one": {"shards": noise}, "other": {"shards": noise}}
+    both = make_plan(config_of(None, data={"sets": sets}, **soft), 1).collection
+    opinions = alone.members[0].shards.opinions[alone.training_images]
+    assert both.deviations(np.array([7, 37])) == pytest.approx([1.7 / opinions.std()] * 2)
 
 
 def test_raw_scores_of_several_sets_are_refused(shards: Path) -> None:

@@ -14,6 +14,7 @@ from in_process import train_here
 
 from dist_train import training
 from dist_train.errors import TrainingError
+from shards.manifest import Shards
 
 
 def test_a_rate_that_is_a_trifle_of_its_first_may_move_nothing(shards: Path, tmp_path: Path) -> None:
@@ -28,6 +29,15 @@ def test_a_rate_that_is_a_trifle_of_its_first_may_move_nothing(shards: Path, tmp
 def test_a_first_rate_that_moves_nothing_ends_the_run(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"step 1: no weight of the group '\w+' changed, though its rate is 1e-\d+"):
         train_here(tmp_path, shards, "optim.lr=1e-40", "optim.lr_ratio=1")
+
+
+def test_a_soft_truth_is_trained_on(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Shards.image_rows
+    monkeypatch.setattr(Shards, "image_rows", lambda of: (row | {"std": "15"} for row in rows(of)))
+    for truth in ("soft", "binary"):
+        train_here(tmp_path / truth, shards, "loss.rank_kind=fidelity", f"loss.fidelity_truth={truth}")
+    soft, binary = (runs.records(tmp_path / truth, "step")[0]["ranking"] for truth in ("soft", "binary"))
+    assert 0 < soft < binary  # a draw between images that raters do not tell apart is no mistake
 
 
 def test_an_average_that_never_had_an_srcc_leaves_the_run_its_own_test(
