@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -271,3 +273,12 @@ def test_the_words_of_other_trainers_are_answered_with_ours(tmp_path: Path, word
     (tmp_path / "c.yaml").write_text("run: {seed: 1}")
     with pytest.raises(ConfigError, match=rf"^command line: unknown key .*; did you mean '{meant}'"):
         load_config(tmp_path / "c.yaml", [word])
+
+
+def test_a_reader_that_has_gone_gets_no_complaint(empty: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    reader, written = os.pipe()
+    os.close(reader)
+    with os.fdopen(written, "w") as pipe:  # as of `dist_train plan ... | head`, once head has ended
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(["folder", str(empty), "run.folder=somewhere"]) == 1
+    assert capfd.readouterr().err == ""
