@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _nobody_reads() -> bool:
     """Whether the reader of what is printed has gone, as `| head` does; then the rest is dropped, or Python would complain of it."""
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -260,6 +261,18 @@ def whole_help(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_a_reader_that_has_gone_gets_no_complaint(
+    empty: Path, unbuffered: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reader, written = os.pipe()
+    os.close(reader)
+    with io.TextIOWrapper(io.FileIO(written, "w"), write_through=unbuffered) as pipe:  # as of `plan ... | head`, once head has ended
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(["folder", str(empty), "run.folder=somewhere"]) == 1
+    assert capfd.readouterr().err == ""
+
+
 def test_every_setting_that_a_text_of_ours_shows_exists() -> None:
     shown = re.compile(rf"(?<![\w.])((?:{'|'.join(Config.model_fields)})\.\w+)=(?!=)")
     texts = [ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("dist_train/*.py"), *ROOT.glob("slurm/*.sh"), *ROOT.glob("launch/*.yaml")]
@@ -273,12 +286,3 @@ def test_the_words_of_other_trainers_are_answered_with_ours(tmp_path: Path, word
     (tmp_path / "c.yaml").write_text("run: {seed: 1}")
     with pytest.raises(ConfigError, match=rf"^command line: unknown key .*; did you mean '{meant}'"):
         load_config(tmp_path / "c.yaml", [word])
-
-
-def test_a_reader_that_has_gone_gets_no_complaint(empty: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    reader, written = os.pipe()
-    os.close(reader)
-    with os.fdopen(written, "w") as pipe:  # as of `dist_train plan ... | head`, once head has ended
-        monkeypatch.setattr(sys, "stdout", pipe)
-        assert main(["folder", str(empty), "run.folder=somewhere"]) == 1
-    assert capfd.readouterr().err == ""
