@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -28,11 +29,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         status = options.run(options)
+        sys.stdout.flush()
     except (ConfigError, ShardError, TrainingError) as error:
         return _fail(error, f"error: {error}")
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and options.run is not _train and _nobody_reads():
+            return 1
         return _fail(error, traceback.format_exc())
     return int(status or 0)
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of what is printed has gone, as `| head` does; then the rest is dropped, or Python would complain of it."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _fail(error: Exception, text: str) -> int:

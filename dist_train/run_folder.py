@@ -31,6 +31,7 @@ FREE = (
     "save.",
     "log.",
 )
+LEFT_OUT = ("ema.decay",)  # may be null from here on, not set or changed: it is computed beside the training, and never changes it
 
 
 def enter_run_folder(plan: Plan) -> bool:
@@ -130,7 +131,10 @@ def refuse_other_settings(path: Path, config: Config) -> None:
     changed = [
         f"{key} was {before.get(key)}, is {now.get(key)}"
         for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and not key.startswith(FREE) and not key.endswith(".shards")
+        if before.get(key) != now.get(key)
+        and not key.startswith(FREE)
+        and not key.endswith(".shards")
+        and not (key in LEFT_OUT and now.get(key) is None)
     ]
     if changed:
         raise ConfigError(

@@ -161,6 +161,8 @@ def open_training(plan: Plan, accelerator: Accelerator, lock: RunLock) -> Traini
         journal.say(f"going on from {newest}")
         for difference in _differences(checkpoint.progress, accelerator.device):
             journal.say(f"note: {difference}")
+        if average is None and checkpoint.average:
+            journal.say("note: ema.decay is null now, so the average of the weights ends here; what best-ema/ holds stays as it is")
     training = Training(plan, accelerator, model, wrapped, optimizer, journal, progress, lock, average)
     if checkpoint is not None and len(checkpoint.scores["images"]) and ranks.is_first():
         training.epoch_scores = EpochScores([checkpoint.scores["images"].numpy()], [checkpoint.scores["scores"].numpy()])

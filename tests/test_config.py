@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +259,18 @@ def whole_help(capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit):
         main(["--help"])
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_a_reader_that_has_gone_gets_no_complaint(
+    empty: Path, unbuffered: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reader, written = os.pipe()
+    os.close(reader)
+    with io.TextIOWrapper(io.FileIO(written, "w"), write_through=unbuffered) as pipe:  # as of `plan ... | head`, once head has ended
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(["folder", str(empty), "run.folder=somewhere"]) == 1
+    assert capfd.readouterr().err == ""
 
 
 def test_every_setting_that_a_text_of_ours_shows_exists() -> None:

@@ -58,6 +58,8 @@ def cases(world: int) -> list[tuple[Loss, int]]:
         Loss(rank_weight=0.5, rank_kind="fidelity", fidelity_truth="soft", rank_level="patch"),
         Loss(regression="mse", consistency_weight=0.3),
         Loss(regression="smooth_l1", rank_weight=1.0, rank_margin_unit="std", scope="rank"),
+        Loss(regression="norm_in_norm", rank_weight=0.5, rank_kind="fidelity", scope="rank"),
+        Loss(regression="plcc", regression_level="image", scope="rank"),
     ]
     return [(loss, micro_batch) for loss in losses for micro_batch in (IMAGES // world, 2)]
 

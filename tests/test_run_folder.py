@@ -96,6 +96,15 @@ def test_a_setting_that_does_not_change_the_result_may_change(shards: Path, fold
     assert load_config(folder / "config.yaml") == plan.config
 
 
+def test_an_average_may_end_with_a_session_but_not_begin_or_change(shards: Path, folder: Path) -> None:
+    enter_run_folder(plan_of(shards, folder, ema__decay=0.9))
+    with pytest.raises(ConfigError, match=r"ema\.decay was 0\.9, is 0\.99"):
+        enter_run_folder(plan_of(shards, folder, ema__decay=0.99))
+    assert enter_run_folder(plan_of(shards, folder)) is True
+    with pytest.raises(ConfigError, match=r"ema\.decay was None, is 0\.9"):
+        enter_run_folder(plan_of(shards, folder, ema__decay=0.9))
+
+
 def test_a_run_and_its_data_may_move(shards: Path, folder: Path, tmp_path: Path) -> None:
     enter_run_folder(plan_of(shards, folder))
     moved, linked = folder.rename(tmp_path / "elsewhere"), tmp_path / "data"

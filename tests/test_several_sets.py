@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 import runs
 import torch
 from accelerate.state import AcceleratorState
-from in_process import train_here
+from in_process import train_here, train_here_until
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
@@ -223,16 +222,33 @@ def test_the_average_follows_its_formula() -> None:
         assert average.module[1].num_batches_tracked.item() == number  # type: ignore[index]
 
 
-def test_a_compiled_run_takes_the_same_steps_and_leaves_plain_weights(
-    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+REGULARISED = ("model.stochastic_depth=0.3", "model.dropout=0.3")
+ALIKE = "evaluate.batch_images=5"  # of 10 images, or the smaller last batch would be compiled for itself
+
+
+@pytest.fixture(scope="module")
+def plain(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs of five steps, with none of what is optional."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    train_here(folder, shards, *REGULARISED, ALIKE, "train.epochs=2")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("optional", "rounding"), [("ema.decay=0.9", 0.0), ("model.gradient_checkpointing=true", 0.0), ("run.compile=true", 1e-3)]
+)
+def test_a_run_goes_on_without_what_is_optional_and_takes_the_same_steps(
+    optional: str, rounding: float, plain: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    alike = "evaluate.batch_images=5"  # of 10 images, or the smaller last batch would be compiled for itself
-    settings = ("model.stochastic_depth=0.3", "model.dropout=0.3", alike)
-    for name, compiled in (("plain", "false"), ("compiled", "true")):
-        train_here(tmp_path / name, shards, *settings, f"run.compile={compiled}")
-    one, other = (runs.weights(tmp_path / name, 5) for name in ("plain", "compiled"))
-    assert runs.largest_difference(one, other) < 1e-3
-    assert json.dumps(sorted(one)) == json.dumps(sorted(other))
-    open_model(tmp_path / "compiled")
-    train_here(tmp_path / "compiled", shards, *settings)  # it may go on without the compiler
-    assert "this run has finished" in capsys.readouterr().out
+    settings = (*REGULARISED, ALIKE, "train.epochs=2")
+    train_here_until(7, tmp_path, shards, *settings, optional)
+    open_model(tmp_path)
+    capsys.readouterr()
+    train_here(tmp_path, shards, *settings)
+    told = capsys.readouterr().out
+    assert "going on from" in told and "step-00000007" in told
+    assert ("note: ema.decay is null now" in told) == (optional == "ema.decay=0.9")
+    assert runs.status(tmp_path)["status"] == "finished" and "average" not in runs.status(tmp_path)
+    assert runs.largest_difference(runs.weights(plain, 10), runs.weights(tmp_path, 10)) <= rounding
+    one, other = (runs.records(folder, "epoch")[0]["val"]["rmse"] for folder in (plain, tmp_path))
+    assert one == pytest.approx(other, rel=rounding)
