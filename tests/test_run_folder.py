@@ -165,9 +165,16 @@ def test_a_folder_with_somebody_elses_files_is_refused_and_left_as_it_is(shards:
 
 def test_what_a_killed_run_was_writing_is_swept_away(shards: Path, folder: Path) -> None:
     enter_run_folder(plan_of(shards, folder))
-    (folder / ".status.json.node7-4711.part").touch()
+    (folder / "best-ema").mkdir()
+    for name in (
+        ".status.json.node7-4711.part",
+        "best-ema/.tmpJ8bQ2x",
+        "best-ema/.model.safetensors.node7-4711.part",
+        "best-ema/model.safetensors",
+    ):
+        (folder / name).touch()
     enter_run_folder(plan_of(shards, folder))
-    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "status.json"]
+    assert sorted(path.name for path in folder.rglob("*")) == ["best-ema", "config.yaml", "model.safetensors", "status.json"]
 
 
 @pytest.mark.parametrize("ended", ["finished", "stopped early"])
