@@ -31,8 +31,7 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@echo "== installing into $(VENV): pinned versions, one to three minutes and 6 GB, once, in silence"
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed, this is ' + sys.version)"
 	$(PYTHON) -m venv $(VENV)
-	@# Python compiles what is imported, at its first import; pip would compile all 13,000 files, most of which nothing imports
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[demo,tensorboard,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,tensorboard,test]'
 	@touch $@
 
 demo: $(INSTALLED)

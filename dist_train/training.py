@@ -99,7 +99,7 @@ def train(config: Config, request: StopRequest) -> bool:
 
 def _run(plan: Plan, accelerator: Accelerator, lock: RunLock, request: StopRequest) -> bool:
     """The run, once its folder is its own; whether it has ended, rather than being left unfinished."""
-    if ranks.agree(request.heard()):
+    if ranks.agree(request.reason is not None):
         _leave_before_it_began(plan.config.run.folder, _obey(request))
         return False
     if ranks.is_first():

@@ -36,14 +36,14 @@ except ImportError as error:
 KEYS = {"AWS_ACCESS_KEY_ID": "anna", "AWS_SECRET_ACCESS_KEY": "s3cr3t", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard folder of 12 images in 6 shards."""
     folder = tmp_path_factory.mktemp("cups")
     return Path(shards_of(make_folder(folder / "cups"), folder / "shards").folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """The address of an S3 server."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -67,7 +67,7 @@ def settings(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> py
     return monkeypatch
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(server: str) -> Any:
     """Another client of that server, which also writes."""
     made = s3fs.S3FileSystem(key="anna", secret="s3cr3t", endpoint_url=server, skip_instance_cache=True)
@@ -75,7 +75,7 @@ def client(server: str) -> Any:
     return made
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def url(client: Any, built: Path) -> str:
     """The shard folder in a bucket."""
     client.put(f"{built}/", "cups/whole/", recursive=True)

@@ -7,9 +7,11 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -223,9 +225,9 @@ sys.exit(main())
 
 def test_a_training_writes_nowhere_but_in_its_run_folder_and_where_systems_keep_what_is_temporary(shards: Path, tmp_path: Path) -> None:
     run, program = tmp_path / "run", tmp_path / "noting.py"
-    home, temporary, here = (tmp_path / name for name in ("home", "temporary", "here"))
-    for folder in (home, temporary, here):
-        folder.mkdir()
+    home, here, temporary = tmp_path / "home", tmp_path / "here", Path(tempfile.mkdtemp(dir="/tmp"))  # short: sockets are made there
+    home.mkdir()
+    here.mkdir()
     program.write_text(NOTING)
     own = {"HOME": str(home), "TMPDIR": str(temporary), "NOTES": str(tmp_path / "notes"), "OMP_NUM_THREADS": "1"}
     own["PYTHONDONTWRITEBYTECODE"] = "1"  # a first import of anything else writes beside its source
@@ -239,3 +241,4 @@ def test_a_training_writes_nowhere_but_in_its_run_folder_and_where_systems_keep_
     elsewhere = [path for path in noted if not any(path.is_relative_to(place) for place in (run, temporary, "/dev", *fonts))]
     assert not elsewhere and not [*here.iterdir()]
     assert {path.parent.name for path in home.rglob("*") if path.is_file()} <= {"matplotlib"}
+    shutil.rmtree(temporary)
