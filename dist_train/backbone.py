@@ -51,8 +51,9 @@ def _why_not_made(backbone: str, stochastic_depth: float, error: Exception) -> s
             f"model.stochastic_depth={stochastic_depth:g}: timm has no stochastic depth for model.backbone={backbone}; "
             f"set it to 0, or choose another backbone"
         )
+    reason = "it has fewer" if isinstance(error, IndexError) else error  # which says no more than that an index is out of range
     return (
-        f"model.backbone={backbone}: HyperIQA reads four maps, and timm cannot make as many of it ({error}); choose a backbone "
+        f"model.backbone={backbone}: HyperIQA reads four maps, and timm cannot make as many of it ({reason}); choose a backbone "
         f"of four stages or more, such as resnet50, swin_tiny_patch4_window7_224 or convnext_tiny"
     )
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from dist_train.heartbeat import doing
-from dist_train.living import LivingContext
+from dist_train.living import LivingContext, refuse_long_temporary_folder
 from dist_train.order import Batch
 from shards.manifest import ShardError
 
@@ -133,6 +133,8 @@ class PatchReader:
 
 def patch_batches(reader: PatchReader, batch_images: int, workers: int, pin_memory: bool = False) -> Iterator[PatchBatch]:
     """The reader's steps in order, `batch_images` images a step (fewer in the last one where they run out)."""
+    if workers:
+        refuse_long_temporary_folder()
     reading = multiprocessing.get_context("fork").RawArray("q", [NOT_READING] * max(1, workers))  # in memory that workers share
     reader = replace(reader, bookmarks=reading)
     pipeline = wds.DataPipeline(reader, wds.map(_mirrored), wds.batched(batch_images, collation_fn=_collated, partial=True))

@@ -12,12 +12,16 @@ from __future__ import annotations
 import os
 import select
 import sys
+import tempfile
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
 from multiprocessing.process import BaseProcess
 
 import torch
 
+from dist_train.errors import ConfigError
+
+LONGEST_TEMPORARY_FOLDER = 107 - len("/pymp-12345678/listener-12345678")  # bytes; the kernel takes 107 for a socket's name
 PATIENCE = 10.0  # seconds; a living child needs milliseconds, on a machine that is far too busy a second
 TRIES = 5
 
@@ -55,3 +59,17 @@ class LivingContext(ForkContext):
     """What a DataLoader takes as multiprocessing_context."""
 
     Process = LivingProcess
+
+
+def refuse_long_temporary_folder() -> None:
+    """Workers hand over what they read through a socket there. Where its name is too long, a worker says so and its rank waits for ever.
+
+    Raises ConfigError with the folder and its length.
+    """
+    folder = tempfile.gettempdir()
+    length = len(os.fsencode(folder))
+    if length > LONGEST_TEMPORARY_FOLDER:
+        raise ConfigError(
+            f"TMPDIR={folder}: {length} bytes, and loader workers make sockets there, whose names may be too long beyond "
+            f"{LONGEST_TEMPORARY_FOLDER}; name another folder in TMPDIR, or set the number of workers to 0"
+        )

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from dist_train.arithmetic import fix_arithmetic
 from dist_train.collection import Scale
 from dist_train.errors import ConfigError
+from dist_train.living import refuse_long_temporary_folder
 from dist_train.model_folder import Cutting, TrainedModel
 from shards.datasets import image_id
 from shards.manifest import ShardError
@@ -62,6 +63,8 @@ def predict(
     trained: TrainedModel, scale: Scale, pictures: Sequence[Path], device: torch.device, batch_images: int, workers: int
 ) -> Iterator[Prediction | str]:
     """A prediction per picture, in order, on `scale`; for a picture that cannot be scored, the sentence that says why. In float32."""
+    if workers:
+        refuse_long_temporary_folder()
     fix_arithmetic("no")
     named = [picture for place in pictures for picture in _found(place)]
     loader = DataLoader(_Pictures(named, trained.cutting), batch_images, num_workers=workers, collate_fn=list)

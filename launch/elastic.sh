@@ -69,7 +69,7 @@ trap leave TERM INT HUP
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # A training that is asked to make room for one more host has so long, in seconds, for its last save (torch >= 2.13; before, 30).
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
-# When a collective on GPUs times out, every rank leaves its last 2,000 collectives as run.folder/collectives-RANK, for torchfrtrace.
+# On GPUs a rank that is ended while it waits leaves its last 2,000 collectives as run.folder/collectives-RANK, for torchfrtrace.
 export TORCH_FR_BUFFER_SIZE=2000 TORCH_FR_DUMP_ON_TIMEOUT=1 TORCH_FR_DUMP_TEMP_FILE=$folder/collectives-
 
 # How the run stands: status.json's status and the first line of its reason.

@@ -96,7 +96,7 @@ share=$((cores > processes ? cores / processes : 1))
 workers=$((share < 4 ? 1 : share < 8 ? share / 2 : 4))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > workers ? share - workers : 1))}
 
-# When a collective on GPUs times out, every rank leaves its last 2,000 collectives as run.folder/collectives-RANK, for
+# On GPUs a rank that is ended while it waits leaves its last 2,000 collectives as run.folder/collectives-RANK, for
 # torchfrtrace to say which rank was missing.
 export TORCH_FR_BUFFER_SIZE=2000 TORCH_FR_DUMP_ON_TIMEOUT=1 TORCH_FR_DUMP_TEMP_FILE=$folder/collectives-
 # After TERM torchrun kills its processes in 30 s; Slurm's own KillWait or GraceTime decides how long a last save may take.

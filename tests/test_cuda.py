@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ from half_precision import (
 )
 from in_process import config_of, train_here, train_here_until
 from torch import Tensor, nn
+from torch.distributed.flight_recorder.components.loader import read_dump
 
 from dist_train import ranks, training
 from dist_train.__main__ import main
@@ -481,3 +483,22 @@ def test_the_doctor_finds_this_machine_fit_and_names_its_gpu(
     print(told)
     assert torch.cuda.get_device_name() in told and "all-reduce" in told and "verdict: fit" in told
     assert (f"{precision} multiplies on 1 of 1 rank" if precision != "no" else "run.precision=no: float32") in told
+
+
+COLLECTIVES = """
+import torch
+from torch import distributed
+from dist_train.flight_recorder import leave_collectives
+distributed.init_process_group("nccl", store=distributed.HashStore(), rank=0, world_size=1)
+distributed.all_reduce(torch.ones(3, device="cuda"))
+distributed.broadcast(torch.ones(5, device="cuda"), 0)
+leave_collectives(0)
+distributed.destroy_process_group()
+"""
+
+
+def test_what_nccl_remembers_of_its_collectives_is_left_as_torchfrtrace_reads_it(tmp_path: Path) -> None:
+    environment = os.environ | {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_FR_DUMP_TEMP_FILE": f"{tmp_path}/collectives-"}
+    subprocess.run([sys.executable, "-c", COLLECTIVES], env=environment, check=True, timeout=120)
+    entries = read_dump("collectives-", str(tmp_path / "collectives-0"))["entries"]
+    assert [(each["profiling_name"], each["input_sizes"]) for each in entries] == [("nccl:all_reduce", [[3]]), ("nccl:broadcast", [[5]])]

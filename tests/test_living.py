@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from dist_train import living
 from dist_train.data import PatchReader, TrainingVisits, patch_batches
+from dist_train.errors import ConfigError
 from dist_train.order import Order
 from shards.manifest import Shards
 
@@ -65,3 +67,21 @@ def test_workers_that_never_come_to_life_are_an_error_and_not_a_wait(
     monkeypatch.setattr(stillbirths, "stuck", set(range(stillbirths.forks, stillbirths.forks + 99)))
     with pytest.raises(RuntimeError, match=r"5 loader workers in a row did not come to life; data\.workers=0 does without them"):
         next(iter(patch_batches(reader, 8, workers=1)))
+
+
+def test_a_temporary_folder_whose_sockets_would_have_too_long_a_name_is_refused_where_there_are_workers(
+    reader: PatchReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for length in (75, 76):
+        folder = tmp_path / ("x" * (length - len(str(tmp_path)) - 1))
+        folder.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        assert len(str(folder)) == length
+        if length == 75:
+            assert len(list(patch_batches(reader, 8, workers=1))) == 5
+        else:
+            with pytest.raises(
+                ConfigError, match=r"TMPDIR=/.*x: 76 bytes.* beyond 75; name another folder in TMPDIR, or set the number of"
+            ):
+                next(iter(patch_batches(reader, 8, workers=1)))
+        assert len(list(patch_batches(reader, 8, workers=0))) == 5
