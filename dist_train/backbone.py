@@ -33,14 +33,14 @@ def features_only(backbone: str, patch_size: int | None = None, stochastic_depth
         options = creation_options(backbone, patch_size, stochastic_depth)
         made = timm.create_model(backbone, pretrained=False, **options)
     except _NOT_MADE as error:
-        raise ConfigError(_why_not_made(backbone, stochastic_depth, error)) from error
+        raise ConfigError(_why_not_made(backbone, patch_size, stochastic_depth, error)) from error
     for module in made.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
     return made
 
 
-def _why_not_made(backbone: str, stochastic_depth: float, error: Exception) -> str:
+def _why_not_made(backbone: str, patch_size: int | None, stochastic_depth: float, error: Exception) -> str:
     known = [*timm.list_models(), *timm.list_models(pretrained=True)]
     if backbone not in known and ":" not in backbone:  # hf-hub:NAME and the like are not in the list
         close = difflib.get_close_matches(backbone, known)
@@ -51,10 +51,31 @@ def _why_not_made(backbone: str, stochastic_depth: float, error: Exception) -> s
             f"model.stochastic_depth={stochastic_depth:g}: timm has no stochastic depth for model.backbone={backbone}; "
             f"set it to 0, or choose another backbone"
         )
+    if isinstance(error, NotImplementedError):  # RegNet before timm 1.0.30
+        return f"model.backbone={backbone}: timm {timm.__version__} cannot make it without memory, to hear its shapes; install a newer timm"
+    if patch_size is not None and _is_made(backbone):
+        return refusal_of_size(backbone, patch_size, error)
     reason = "it has fewer" if isinstance(error, IndexError) else error  # which says no more than that an index is out of range
     return (
         f"model.backbone={backbone}: HyperIQA reads four maps, and timm cannot make as many of it ({reason}); choose a backbone "
         f"of four stages or more, such as resnet50, swin_tiny_patch4_window7_224 or convnext_tiny"
+    )
+
+
+def _is_made(backbone: str) -> bool:
+    """Whether timm can make it at the size that it was designed for."""
+    try:
+        creation_options(backbone, None)
+    except _NOT_MADE:
+        return False
+    return True
+
+
+def refusal_of_size(backbone: str, patch_size: int, error: Exception) -> str:
+    """What is said of a backbone that does not take patches of so many pixels a side, for timm's reason."""
+    return (
+        f"model.backbone={backbone} does not take patches of {patch_size} pixels ({str(error) or type(error).__name__}); "
+        f"build shards with another --size, or choose another backbone"
     )
 
 

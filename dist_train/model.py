@@ -17,7 +17,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from dist_train.backbone import batch_norms, channels_first, features_only, recompute_in_backward, statistics_of_this_pass
+from dist_train.backbone import batch_norms, channels_first, features_only, recompute_in_backward, refusal_of_size, statistics_of_this_pass
 from dist_train.branches import LocalDistortionBranches
 from dist_train.chances import choose_paths, counted_turns
 from dist_train.errors import ConfigError
@@ -141,10 +141,7 @@ class HyperIQA(nn.Module):
             with torch.no_grad(), counted_turns(self._paths):
                 maps = self.eval()._maps(torch.zeros(1, 3, patch_size, patch_size, dtype=torch.uint8))
         except (AssertionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"model.backbone={backbone} does not take patches of {patch_size} pixels ({str(error) or type(error).__name__}); "
-                f"build shards with another --size, or choose another backbone"
-            ) from error
+            raise ConfigError(refusal_of_size(backbone, patch_size, error)) from error
         finally:
             self.train()
         return [m.shape[1] for m in maps], [m.shape[-1] for m in maps]
