@@ -12,6 +12,9 @@ export OMP_NUM_THREADS ?= 1
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 export MALLOC_MMAP_MAX_ ?= 0
 
+# Many tests wait for what they started, so that three at a time keep two cores busy.
+TESTS_AT_A_TIME ?= 3
+
 # Of Debian's packages, for the tests that need them and are run by root.
 apt_install = { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $(1) >/dev/null; }
 
@@ -43,7 +46,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@echo "== the tests, but for make test-faults and make test-slurm: about 12 minutes on 2 cores"
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 40
+	$(BIN)/python -m pytest --numprocesses $(TESTS_AT_A_TIME) --dist worksteal --durations 40
 
 test-faults: $(INSTALLED)
 	@echo "== faults at random moments: FAULT_ROUNDS (20) kills in a row, every other fault in proportion; FAULT_SEED repeats them"
@@ -55,7 +58,7 @@ test-slurm: $(INSTALLED)
 	@echo "== jobs on a real Slurm, and hosts without one, started and ended on this machine: about 8 minutes on 2 cores"
 	@[ "$$(id -u)" = 0 ] || { echo "make test-slurm needs root, to make machines out of namespaces"; exit 1; }
 	@$(MAKE) --no-print-directory install-slurm
-	$(BIN)/python -m pytest tests/slurm --numprocesses 2 --dist loadfile --durations 15
+	$(BIN)/python -m pytest tests/slurm --numprocesses $(TESTS_AT_A_TIME) --dist loadfile --durations 15
 
 install-slurm:
 	@missing=; for tool in slurmctld munged ip; do command -v $$tool >/dev/null || missing=yes; done; [ -z "$$missing" ] || $(call apt_install,slurm-wlm munge iproute2)

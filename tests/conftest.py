@@ -33,6 +33,13 @@ VERSIONS = [
     "motion_blur-5",
 ]
 
+LONGEST = ("test_readme.py", "test_compare_history.py", "test_heartbeat.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, or one process would be left alone with it at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(autouse=True)
 def no_leftovers() -> Iterator[None]:

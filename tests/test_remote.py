@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fsspec.registry import _registry
 from nginx import Nginx, serving
 from photographs import make_folder, shards_of
 
@@ -616,6 +617,7 @@ def test_a_file_that_vanishes_from_the_cache_while_it_is_counted_is_no_error(nea
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for package, url in (("aiohttp", "https://host/cups"), ("s3fs", "s3://bucket/cups")):
         monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.delitem(_registry, url.partition(":")[0], raising=False)  # what it has imported before
         with pytest.raises(ShardError, match=rf"manifest\.json: a package is missing \(.*{package}.*the extra named remote"):
             Shards(url)
 
