@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-STARTING = 15.0  # seconds for a process that was asked to stop to meet the others; after as many Slurm takes a preempted job away
+STARTING = 15.0  # seconds for a process that was asked to stop to begin, and obey; after as many Slurm takes a preempted job away
 
 
 class Verdict(Enum):
@@ -88,18 +88,24 @@ class StopRequest:
 
     def heard(self) -> bool:
         """Whether a request has come to this process."""
-        if self.reason is None and self._file.exists():
-            said = ""
-            with suppress(OSError):  # another rank has obeyed it already
-                said = self._file.read_text(encoding="utf-8", errors="replace").strip()[:100]
-            self.reason = "the file `stop` in the run folder" + (f" ({said})" if said else "")
+        if self.reason is None:
+            self.reason = self._read_file()
         return self.reason is not None
 
-    def withdraw(self) -> str | None:
-        """Takes the request back, once it has been obeyed, and says what it was."""
+    def withdraw(self) -> list[str]:
+        """Takes the requests back, once they have been obeyed, and says what they were: also a file that came after a signal."""
+        reasons = [reason for reason in dict.fromkeys([self.reason, self._read_file()]) if reason]
         self._file.unlink(missing_ok=True)
-        reason, self.reason = self.reason, None
-        return reason
+        self.reason = None
+        return reasons
+
+    def _read_file(self) -> str | None:
+        if not self._file.exists():
+            return None
+        said = ""
+        with suppress(OSError):  # another rank has obeyed it already
+            said = self._file.read_text(encoding="utf-8", errors="replace").strip()[:100]
+        return "the file `stop` in the run folder" + (f" ({said})" if said else "")
 
     def release(self) -> None:
         """Gives the signals back to whoever had them."""
@@ -114,6 +120,6 @@ class StopRequest:
         os.close(ear)
         if heard and not self._begun.wait(STARTING):
             name = signal.Signals(heard[0]).name
-            print(f"process {os.getpid()} ends: {name} came, and within {STARTING:g} s it has not met the others", file=sys.stderr)
+            print(f"process {os.getpid()} ends: {name} came, and within {STARTING:g} s it could not begin", file=sys.stderr)
             sys.stderr.flush()
             os._exit(128 + heard[0])

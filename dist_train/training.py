@@ -153,7 +153,7 @@ def _train_until_done(training: Training, request: StopRequest) -> str | None:
 
 def _obey(request: StopRequest) -> str:
     """Takes the requests of all ranks back, and says on each what they were."""
-    return ranks.announce(", ".join(sorted({reason for reason in ranks.gather_first(request.withdraw()) if reason})))
+    return ranks.announce(", ".join(sorted({reason for of_rank in ranks.gather_first(request.withdraw()) for reason in of_rank})))
 
 
 def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
