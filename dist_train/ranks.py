@@ -46,6 +46,7 @@ _GRACE = 3.0  # seconds in which a rank may end by itself, or the launcher may e
 ALIKE = 10.0  # the same before the ranks are connected: they fail alike, but a busy machine does not start them alike
 _LAST_RESORT = 30.0  # seconds after which a rank that waits in vain, and cannot say for whom, ends all the same
 _IDLE = 0.1  # of the time: a process that computes for less of it waits for something
+_NOT_MET = "(the processes have not met)"  # by which slurm/train.sh and launch/elastic.sh know what a lost host may be the cause of
 _LAUNCHER_ANSWERS = 5.0  # seconds, of which TCPStore takes two turns; one that lives answers at once: its store is older than this process
 
 
@@ -57,6 +58,7 @@ class _Link:
     roll: TCPStore | None = None  # where all said that they have come; on rank 0 it keeps the others' store where no launcher does
     leaving = threading.Event()
     is_cause: bool | None = None  # once this rank has failed: whether its error was the first
+    is_ending = False
     record: Callable[[Exception], None] | None = None
     stood_still = 0.0  # seconds at one and the same thing; only those in which this process was running
 
@@ -71,7 +73,7 @@ def joining(patience: timedelta) -> Iterator[None]:
     """Around what joins the processes that the launcher's variables name. First all of them come to the key-value store.
 
     Raises TrainingError that names those who have not come within `patience`, and where the others are; or the launcher, which keeps
-    the store where torchrun or accelerate started this process, when it has gone since.
+    the store where torchrun or accelerate started this process, or else rank 0, when it has gone since.
     """
     wanted, kept_by_launcher = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if "MASTER_ADDR" in os.environ and (wanted > 1 or kept_by_launcher):
@@ -81,7 +83,7 @@ def joining(patience: timedelta) -> Iterator[None]:
     except dist.DistError as error:
         raise TrainingError(
             f"the processes have all started, but do not reach each other ({str(error).splitlines()[0]}); see that the nodes reach each "
-            f"other on every port, and which interface they use (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME)"
+            f"other on every port, and which interface they use (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME) {_NOT_MET}"
         ) from error
 
 
@@ -90,41 +92,53 @@ def _call_the_roll(wanted: int, kept_by_launcher: bool, patience: timedelta) -> 
     answers = timedelta(seconds=_LAUNCHER_ANSWERS) if kept_by_launcher else patience / 2  # TCPStore takes two turns
     roll = f"dist_train/roll/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     is_keeper = own == 0 and not kept_by_launcher  # what joins the processes finds this store in its process, and takes it
+    no_launcher = TrainingError(
+        f"the launcher does not answer at {host}:{port}: it was ended while this process was starting, or the network is down; "
+        f"give the command again {_NOT_MET}"
+    )
     try:
         store = TCPStore(host, port, is_master=is_keeper, wait_for_workers=False, multi_tenant=True, timeout=answers)
     except dist.DistError as error:
         if kept_by_launcher:
-            raise TrainingError(
-                f"the launcher does not answer at {host}:{port}: it was ended while this process was starting, or the network is down; "
-                f"give the command again"
-            ) from error
+            raise no_launcher from error
         if is_keeper:
             raise TrainingError(f"{host}:{port} cannot be opened ({str(error).splitlines()[0]}); name another MASTER_PORT") from error
         raise _not_all_have_come(wanted, patience, "rank 0, which opens it, has not") from error
-    _Link.roll = store
+    _Link.roll, began = store, time.monotonic()
     try:
         store.set(f"{roll}/{own}", os.uname().nodename)
         if store.add(f"{roll}/number", 1) >= wanted:
             store.set(f"{roll}/all", "")
         store.wait([f"{roll}/all"], patience)
     except RuntimeError as error:
-        there: dict[str, list[str]] = {}
-        missing = []
-        with suppress(RuntimeError):  # the store went with its owner, who has said it
-            for number in range(wanted):
-                if store.check([f"{roll}/{number}"]):
-                    there.setdefault(store.get(f"{roll}/{number}").decode(), []).append(str(number))
-                else:
-                    missing.append(str(number))
-        here = "; ".join(f"here are {', '.join(numbers)} on {name}" for name, numbers in there.items())
-        raise _not_all_have_come(wanted, patience, f"rank {', '.join(missing)} has not; {here}") from error
+        try:
+            names = [store.get(key).decode() if store.check([key]) else None for key in (f"{roll}/{number}" for number in range(wanted))]
+        except RuntimeError:
+            if kept_by_launcher:
+                raise no_launcher from error
+            raise TrainingError(
+                f"rank 0, which kept the key-value store at {host}:{port}, has gone {time.monotonic() - began:.0f} s after this process "
+                f"came, before all of {wanted} had; see what it has said last {_NOT_MET}"
+            ) from error
+        missing = ", ".join(str(number) for number, name in enumerate(names) if name is None)
+        if missing:  # or the last has come at this very moment
+            raise _not_all_have_come(wanted, patience, f"rank {missing} has not; {_who_is_where(names)}") from error
+
+
+def _who_is_where(names: Sequence[str | None]) -> str:
+    """The ranks that have come, by the hosts that they named."""
+    there: dict[str, list[str]] = {}
+    for number, name in enumerate(names):
+        if name is not None:
+            there.setdefault(name, []).append(str(number))
+    return "; ".join(f"here are {', '.join(numbers)} on {name}" for name, numbers in there.items())
 
 
 def _not_all_have_come(wanted: int, patience: timedelta, who: str) -> TrainingError:
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     return TrainingError(
         f"not all of {wanted} processes have come to {where} within {patience.total_seconds():g} s: {who}; "
-        f"see on which node the log is silent, and whether it reaches that port"
+        f"see on which node the log is silent, and whether it reaches that port {_NOT_MET}"
     )
 
 
@@ -308,6 +322,8 @@ def claim_failure(error: BaseException) -> bool:
     A lost connection is seldom the cause: such a rank waits for the launcher, or for a claim, before it speaks up. Before the
     ranks are connected they mostly fail alike, so all but rank 0 wait for the launcher to end them.
     """
+    if _Link.is_ending:
+        threading.Event().wait()  # for the end: the error is that its loader workers have been killed
     if _Link.is_cause is not None:
         return _Link.is_cause
     if _Link.store is None:
@@ -435,13 +451,14 @@ def _end(why: str) -> None:
 def _exit() -> None:
     """Ends this process from any of its threads, and its loader workers, of which one may be stopped and would stay.
 
-    What it waited for on a GPU, it leaves in the run folder.
+    What it waited for on a GPU, it leaves in the run folder; last, for that may end this process.
     """
     try:
+        _Link.is_ending = True
+        for child in multiprocessing.active_children():
+            child.kill()
         if torch.cuda.is_available():
             with suppress(Exception):
                 leave_collectives(rank())
-        for child in multiprocessing.active_children():
-            child.kill()
     finally:
         os._exit(1)

@@ -81,6 +81,9 @@ about = json.load(open(sys.argv[1]))
 print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$folder/status.json") || about=$'failed\nstatus.json cannot be read, as said above'
     status=${about%%$'\n'*} reason=${about#*$'\n'}
 }
+# Whether a process here has refused to begin. What may be said for a host that was lost, or for this run's own lock, which a host that is
+# gone may still hold, is no refusal.
+refused() { grep -qrh '"error: ' "$errors" && ! grep -qrwE "torchelastic run $id|the processes have not met|run.timeout_minutes is how long" "$errors"; }
 stamp() { stat --printf='%i %y' "$folder/status.json" 2>/dev/null || true; }
 # Which checkpoints there are; the newest step alone would not do, because after a damaged one it is an earlier one.
 checkpoints() { { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' -printf '%f %i %T@\n' 2>/dev/null || true; } | sort; }
@@ -113,12 +116,11 @@ while [ "$asked" = no ]; do
     agent=
 
     # status.json tells how it ended, not the exit code: torchrun turns every code into 1. One that has not been touched meanwhile is of
-    # an earlier session: the hosts have not met, or this one was not needed, or a process here has refused to begin, and has
-    # said why (but for a host that was lost, and for this run's own lock, which a host that is gone may still hold).
+    # an earlier session: the hosts or the processes have not met, or this one was not needed, or a process here has refused to begin.
     status=unfinished reason="the training has not begun"
     if [ "$(stamp)" != "$before" ]; then
         read_status
-    elif grep -qrh '"error: ' "$errors" && ! grep -qrwE "torchelastic run $id|the launcher does not answer|run.timeout_minutes is how long" "$errors"; then
+    elif refused; then
         status=failed reason="before it began; the error above says why"
     fi
     say "run $status ($reason)"

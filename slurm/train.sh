@@ -31,6 +31,9 @@ site=${DIST_TRAIN_SITE:-$HOME/.config/dist_train/site.sh}
 if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site"; fi
 set -u # only now: the functions of many module systems use what they never set
 
+log=/proc/$$/fd/2 # in which the processes say why they fail
+log_before=$(stat --dereference --printf=%s "$log")
+
 [ $# -ge 1 ] || { echo "usage: sbatch slurm/train.sh CONFIG [key=value ...]" >&2; exit 2; }
 config=$1
 shift
@@ -73,20 +76,30 @@ if [ "$time_is_up" = yes ]; then ask_to_stop; fi # it came before the folder had
 # between. A line per loss tells of the job and of the checkpoints that there are, not of the newest step: after a damaged checkpoint it
 # is an earlier one. Fails when that was the last loss, or when another job has the folder.
 note_loss() {
-    local loss
-    if [ ! -e "$status_file" ]; then return 0; fi # it has not begun: in an empty folder, which is not to be one with a stranger's file
+    local loss losses=$folder/slurm-losses
+    # A run that has not begun takes no folder with a stranger's file, and clears this one away.
+    if [ ! -e "$status_file" ]; then mkdir -p "$folder" && losses=$folder/.slurm-losses.part; fi
     if [ -e "$folder/lock" ] && ! grep -qw "Slurm job $SLURM_JOB_ID" "$folder/lock"; then return 1; fi
     loss="$SLURM_JOB_ID $({ find "$folder/checkpoints" -maxdepth 1 -name 'step-*' -printf '%f %i %T@\n' 2>/dev/null || true; } | sort | cksum)"
-    echo "$loss" >>"$folder/slurm-losses"
-    if [ "$(grep -cxF "$loss" "$folder/slurm-losses")" -lt "${MAX_LOSSES:-5}" ]; then return 0; fi
+    echo "$loss" >>"$losses"
+    if [ "$(grep -cxF "$loss" "$losses")" -lt "${MAX_LOSSES:-5}" ]; then return 0; fi
     echo "== job $SLURM_JOB_ID: so many losses without a new checkpoint are enough (MAX_LOSSES); the same sbatch line goes on"
     return 1
 }
-# Fails when the job has started often enough. (A `return` without a number would, in a trap, give what came before the trap.)
+# Fails when the job has started often enough, or Slurm refuses. (A `return` without a number would, in a trap, give what came before it.)
 requeue() {
-    if [ "$restarts" -lt "${MAX_RESTARTS:-100}" ]; then scontrol requeue "$this_job" && return 0; fi
-    echo "== job $SLURM_JOB_ID: $restarts restarts are enough (MAX_RESTARTS); the same sbatch line goes on"
+    local why="$restarts restarts are enough (MAX_RESTARTS)"
+    if [ "$restarts" -lt "${MAX_RESTARTS:-100}" ]; then
+        if scontrol requeue "$this_job"; then return 0; fi
+        why="it could not be put back into the queue, for what scontrol says above"
+    fi
+    echo "== job $SLURM_JOB_ID: $why; the same sbatch line goes on"
     return 1
+}
+# Whether all errors that the log tells of since this turn began are that the processes have not met (srun --label puts numbers before them).
+not_met() {
+    local errors
+    [ -f "$log" ] && errors=$(tail --bytes="+$((log_before + 1))" "$log" | grep -E '^([0-9]+: )?error: ') && ! grep -qv "(the processes have not met)" <<<"$errors"
 }
 
 # Half of a process's cores read patches ahead, four at most; the others compute. A setting of the user comes later and wins.
@@ -148,21 +161,27 @@ elif [ "$code" -eq 0 ]; then
     status=finished reason="in an earlier job"
 elif [[ $(scontrol show job "$this_job") =~ PreemptTime=[0-9] ]]; then # for this turn; otherwise it is None
     status=unfinished reason="asked to stop by SIGTERM, a preemption, before it began"
+elif not_met; then
+    status=unfinished reason="the processes have not met; the log says why"
 fi
 echo "== job $SLURM_JOB_ID, restart $restarts: run $status ($reason)"
 
 # What goes on later, if Slurm has not decided already (TERM came here too): a run that was asked to stop by the time limit or by a
 # preemption (with a grace time, that sends TERM to the training alone); and one that lost a process, or that waited in vain for a silent
-# one. Slurm itself requeues when it finds a node lost, but that may be later (SlurmdTimeout). One that fails otherwise or that a person
-# stopped does not go on.
+# one, or for one that never came. Slurm itself requeues when it finds a node lost, but that may be later (SlurmdTimeout). One that fails
+# otherwise or that a person stopped does not go on, whatever else came with that. One that should, and may not, has not ended well.
 if [ "$ended_by_slurm" = no ]; then
     goes_on=no
-    case "$status: $reason" in
-        unfinished:*"($by)"* | unfinished:*SIGTERM*) goes_on=yes ;;
+    case "$status: ${reason//"the file \`stop\` in the run folder ($by)"/$by}" in
+        unfinished:*"the file \`stop\`"*) ;;
+        unfinished:*"$by"* | unfinished:*SIGTERM*) goes_on=yes ;;
         unfinished:*"asked to stop"*) ;;
         unfinished:* | failed:*"run.timeout_minutes is how long nothing may move"*) if note_loss; then goes_on=yes; fi ;;
     esac
-    if [ "$goes_on" = yes ] && requeue; then exit 0; fi
+    if [ "$goes_on" = yes ]; then
+        if requeue; then exit 0; fi
+        code=$((code > 0 ? code : 1))
+    fi
 fi
 case $status in
     finished | "stopped early") rm -f "$folder/slurm-losses" && exit 0 ;;

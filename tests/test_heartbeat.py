@@ -6,11 +6,14 @@ import json
 import multiprocessing
 import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +29,14 @@ from torch.multiprocessing.spawn import ProcessExitedException
 
 from dist_train import heartbeat, ranks, training
 from dist_train.data import PatchReader, TrainingVisits, patch_batches
+from dist_train.errors import TrainingError
 from dist_train.heartbeat import PULSE, Beat, Pulse, doing, why_nothing_moves
+from dist_train.last_words import say_last
 from dist_train.order import Order
 from dist_train.run_lock import RunLock
 from shards.manifest import Label, ShardError, Shards
 
+ROOT = Path(__file__).parents[1]
 LABEL = Label("pseudo-opinion", 0.0, 100.0, True)
 OWN = Beat(0, "n1", 100, 9, 40, True, "step 8: the gradient")
 
@@ -88,14 +94,93 @@ def test_what_a_run_does_before_its_first_step_is_told_too(shards: Path, tmp_pat
 
 
 def test_a_rank_that_never_comes_is_named_with_where_the_others_are(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(warm.free_port())}.items():
-        monkeypatch.setenv(name, value)
+    set_rank(monkeypatch, tmp_path, 0)
     ended = warm.run("train", runs.TINY, f"run.folder={tmp_path / 'run'}", f"data.shards={shards}", "run.timeout_minutes=0.01")
     assert ended.returncode == 1
     where = f"127.0.0.1:{os.environ['MASTER_PORT']}"
     expected = f"error: not all of 2 processes have come to {where} within 10.6 s: rank 1 has not; here are 0 on {os.uname().nodename}; "
     assert ended.stderr.splitlines()[-1].startswith(expected)
     assert "Traceback" not in ended.stderr
+    assert_the_scripts_go_on(tmp_path, ended.stderr)
+
+
+def come_and_go() -> None:
+    """A process that comes, and dies before it joins the others."""
+    os.environ["RANK"] = "1"
+    ranks._call_the_roll(2, kept_by_launcher=False, patience=timedelta(seconds=60))
+
+
+def test_processes_that_have_started_and_do_not_reach_each_other_say_so(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_rank(monkeypatch, tmp_path, 0)
+    multiprocessing.get_context("fork").Process(target=come_and_go).start()
+    ended = warm.run("train", runs.TINY, f"run.folder={tmp_path / 'run'}", f"data.shards={shards}", "run.timeout_minutes=0.01")
+    assert ended.returncode == 1
+    assert "error: the processes have all started, but do not reach each other (" in ended.stderr.splitlines()[-1]
+    assert_the_scripts_go_on(tmp_path, ended.stderr)
+
+
+def keep_a_store(port: int, is_kept: Event) -> None:
+    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    is_kept.set()
+    time.sleep(60)
+    del store
+
+
+@pytest.mark.parametrize(
+    ("by", "said"),
+    [
+        (
+            "rank 0",
+            r"rank 0, which kept the key-value store at 127\.0\.0\.1:\d+, has gone 1 s after this process came, before all of 2 had",
+        ),
+        ("the launcher", r"the launcher does not answer at 127\.0\.0\.1:\d+: it was ended while this process was starting"),
+    ],
+)
+def test_whoever_kept_the_store_and_has_gone_while_others_wait_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str, said: str
+) -> None:
+    set_rank(monkeypatch, tmp_path, 1)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", str(by == "the launcher"))
+    monkeypatch.setattr(ranks._Link, "roll", None)
+    processes = multiprocessing.get_context("fork")
+    is_kept = processes.Event()
+    keeper = processes.Process(target=keep_a_store, args=(int(os.environ["MASTER_PORT"]), is_kept))
+    keeper.start()
+    assert is_kept.wait(30)
+    threading.Timer(1, keeper.kill).start()
+    with pytest.raises(TrainingError, match=said) as found, ranks.joining(timedelta(seconds=30)):
+        pass
+    keeper.join()
+    say_last(found.value, f"error: {found.value}")
+    assert_the_scripts_go_on(tmp_path, f"error: {found.value}\n")
+
+
+def set_rank(monkeypatch: pytest.MonkeyPatch, place: Path, rank: int) -> None:
+    """What torchrun would tell this process, if it were one of two, its error file being `place`/errors/said."""
+    (place / "errors").mkdir()
+    variables = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": warm.free_port()}
+    for name, value in (variables | {"TORCHELASTIC_ERROR_FILE": place / "errors" / "said"}).items():
+        monkeypatch.setenv(name, str(value))
+
+
+def assert_the_scripts_go_on(place: Path, log: str) -> None:
+    """Both take what stands in a process's error file, and in the log, for a loss; and a refusal for one."""
+    earlier, error_file = "error: of an earlier turn\n", place / "errors" / "said"
+    for said, is_refusal in ((error_file.read_text(), False), (json.dumps({"message": "error: optim.lr is negative"}), True)):
+        error_file.write_text(said)
+        (place / "log").write_text(earlier + log + "error: optim.lr is negative\n" * is_refusal)
+        variables = f"id=1 errors={place}/errors log={place}/log log_before={len(earlier)}"
+        assert answers("launch/elastic.sh", "refused", variables) is is_refusal
+        assert answers("slurm/train.sh", "not_met", variables) is not is_refusal
+
+
+def answers(script: str, question: str, variables: str) -> bool:
+    """What a function of a script says."""
+    function = re.search(rf"^{question}\(\) \{{(.*\}}|(?s:.*?)^\}})$", (ROOT / script).read_text(), re.MULTILINE)
+    assert function
+    return subprocess.run(["bash", "-c", f"set -euo pipefail; {variables}\n{function[0]}\n{question}"]).returncode == 0
 
 
 def test_where_nobody_is_missing_the_network_is_named() -> None:
@@ -304,3 +389,31 @@ def test_a_run_of_one_process_that_waits_in_vain_says_for_what_and_ends_in_the_t
     at = f"judging epoch 0: waiting for a batch (worker 0 reads '{opened.ids[image]}' in {shard})"
     assert ("waiting for a batch" if "worker" in what else at) in told["reason"]
     assert ended.stderr.splitlines()[-1] == f"error: {told['reason'].removeprefix('TrainingError: ')}"
+
+
+ENDED_BY_ITS_WATCH = """
+import multiprocessing, os, signal, sys, threading, time
+from dist_train import flight_recorder, ranks
+flight_recorder.LIMIT = 2
+flight_recorder._distributed_c10d._dump_nccl_trace = lambda **_: time.sleep(600)
+ranks.torch.cuda.is_available = lambda: True
+worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+worker.start()
+os.kill(worker.pid, signal.SIGSTOP)
+print(worker.pid, flush=True)
+threading.Thread(target=ranks._exit).start()
+worker.join()
+ranks.claim_failure(RuntimeError("a loader worker was killed"))
+print("this is told as the cause of the failure", flush=True)
+"""
+
+
+def test_a_rank_that_is_ended_takes_a_stopped_loader_worker_along_and_calls_that_no_failure_also_where_its_gpu_hangs(
+    tmp_path: Path,
+) -> None:
+    environment = os.environ | {"TORCH_FR_DUMP_TEMP_FILE": f"{tmp_path}/collectives-"}
+    line = [sys.executable, "-c", ENDED_BY_ITS_WATCH]
+    ended = subprocess.run(line, env=environment, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert ended.returncode == 1
+    worker = int(ended.stdout)  # and nothing else was said
+    assert not psutil.pid_exists(worker)

@@ -1,31 +1,92 @@
-"""The promises of slurm/train.sh to a job that loses a node or a process: it goes on, but not for ever without coming further."""
+"""The promises of slurm/train.sh to a job that loses a node, a process or its time: it goes on, but not for ever without coming further."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from cluster import Cluster, Job
 from runs import assert_equal_up_to_rounding, largest_difference, status, weights
-from trainings import LAST, LIMIT, RUN, SAVES_OFTEN, TWO, refuse_secrets, signal, steps, submit, taken, wait_for_step, wait_until
+from trainings import (
+    LAST,
+    LIMIT,
+    ONE,
+    RUN,
+    SAVES_OFTEN,
+    TWO,
+    ranks_on,
+    refuse_secrets,
+    signal,
+    steps,
+    submit,
+    taken,
+    wait_for_step,
+    wait_until,
+)
 
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture(scope="module")
-def lost(whole_cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Path]:
-    """A job that loses a process before its first checkpoint, and another, that stands still, in its next turn; and its run folder."""
-    folder = tmp_path_factory.mktemp("lost") / "run"
+def lose_processes(cluster: Cluster, shards: Path, folder: Path) -> Job:
+    """A job that loses a process before its first checkpoint, and another, that stands still, in its next turn."""
     long = ("data.passes=100", "run.timeout_minutes=0.3")
-    job = submit(whole_cluster, folder, shards, *long, options=TWO, MAX_LOSSES="2")
+    job = submit(cluster, folder, shards, *long, options=TWO, MAX_LOSSES="2")
     wait_for_step(job, folder, 1)
-    signal(whole_cluster, "KILL", folder, "n2")
+    signal(cluster, "KILL", folder, "n2")
     wait_until(lambda: bool(taken(job.log().partition("restart 1: ")[2])), job, "it trains again")
-    signal(whole_cluster, "STOP", folder, "n2")
+    signal(cluster, "STOP", folder, "n2")
     job.wait_until_ended(limit=LIMIT)
-    return job, folder
+    return job
+
+
+def lose_time(cluster: Cluster, shards: Path, folder: Path) -> Job:
+    """A job whose training stands still beyond its time limit, of which a process does not come in the next turn, and which may not go on
+    when it is asked to stop in the third."""
+    long = ("data.passes=100", "run.timeout_minutes=0.2")
+    job = submit(cluster, folder, shards, *long, options=(*ONE, "--nodelist=n3"), PROCESSES_PER_NODE="2")  # the other has n1 and n2
+
+    def turn(number: int) -> str:
+        return job.log().partition(f"restart {number}: ")[2]
+
+    wait_for_step(job, folder, 1)
+    signal(cluster, "STOP", folder, "n3")
+    cluster("scancel", "--batch", "--signal=USR1", job.number)
+    cluster("scontrol", "update", f"jobid={job.number}", "endtime=now+1")  # it looks at its clock every 30 s
+    wait_until(lambda: bool(turn(1)), job, "it has begun again")
+    cluster("scontrol", "update", f"jobid={job.number}", "timelimit=60")
+
+    wait_until(lambda: bool(ranks_on(cluster, "n3", folder)), job, "a process has started")
+    cluster.machine("exec", "n3", "kill", "-STOP", ranks_on(cluster, "n3", folder)[-1])
+    wait_until(lambda: "(the processes have not met)" in turn(1), job, "the other has waited for it")
+    signal(cluster, "KILL", folder, "n3")
+
+    wait_until(lambda: bool(taken(turn(2))), job, "it trains once more")
+    cluster("scontrol", "update", f"jobid={job.number}", "requeue=0")
+    cluster("scancel", "--batch", "--signal=USR1", job.number)
+    job.wait_until_ended(limit=LIMIT)
+    return job
+
+
+@pytest.fixture(scope="module")
+def losers(whole_cluster: Cluster, shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Job, Path]]:
+    """Jobs that lose something, at the same time, because they mostly wait; and their run folders."""
+    folders = {lose: tmp_path_factory.mktemp("losses") / "run" for lose in (lose_processes, lose_time)}
+    with ThreadPoolExecutor() as pool:
+        jobs = {lose: pool.submit(lose, whole_cluster, shards, folder) for lose, folder in folders.items()}
+    return {lose.__name__: (jobs[lose].result(), folder) for lose, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def lost(losers: dict[str, tuple[Job, Path]]) -> tuple[Job, Path]:
+    return losers["lose_processes"]
+
+
+@pytest.fixture(scope="module")
+def late(losers: dict[str, tuple[Job, Path]]) -> tuple[Job, Path]:
+    return losers["lose_time"]
 
 
 def test_a_job_that_loses_a_node_goes_on_with_another_and_with_fewer_when_there_is_none(
@@ -57,6 +118,27 @@ def test_a_job_that_loses_processes_is_requeued_without_a_new_checkpoint_but_onl
     assert re.search(r"restart 1: run failed \(.*rank 1 \(process \d+ on n2\) is silent", job.log()), job.log()
     assert "so many losses without a new checkpoint are enough (MAX_LOSSES)" in job.log()
     assert not (folder / "checkpoints").exists()
+
+
+def test_a_job_that_does_not_save_before_its_time_limit_is_requeued_as_after_a_loss(late: tuple[Job, Path]) -> None:
+    job, folder = late
+    assert "restart 1: 2 processes, 2 on each of n3" in job.log()
+    assert (folder / "slurm-losses").read_text().splitlines()[0].startswith(f"{job.number} ")
+
+
+def test_a_job_whose_processes_do_not_meet_is_requeued_as_after_a_loss(late: tuple[Job, Path]) -> None:
+    job, folder = late
+    assert "restart 1: run unfinished (the processes have not met" in job.log() and "restart 2: 2 processes, 2 on each of n3" in job.log()
+    assert len((folder / "slurm-losses").read_text().splitlines()) == 2
+
+
+def test_a_job_that_may_not_go_back_into_the_queue_says_so_and_fails_although_it_has_saved(late: tuple[Job, Path]) -> None:
+    job = late[0]
+    assert (
+        f"restart 2: run unfinished (asked to stop by the file `stop` in the run folder (the time limit of job {job.number}))" in job.log()
+    )
+    assert "it could not be put back into the queue, for what scontrol says above" in job.log()
+    assert job.fields("JobState") == ["FAILED"] and job.restarts() == 2
 
 
 def test_the_environment_is_in_no_log_and_in_no_file_of_a_run_that_fails(lost: tuple[Job, Path]) -> None:

@@ -51,9 +51,17 @@ def taken(log: str) -> list[int]:
 
 def signal(cluster: Cluster, name: str, folder: Path, *nodes: str) -> None:
     """A signal to the ranks of a run, and their loader workers, on these nodes; by the time that they are to go on, they may have ended."""
-    ranks = f"^\\S*python\\S* -u -m dist_train train .*run.folder={folder}"
     for node in nodes:
-        cluster.machine("exec", node, "pkill", "--signal", name, "--full", ranks, codes=(0, 1) if name == "CONT" else (0,))
+        cluster.machine("exec", node, "pkill", "--signal", name, "--full", _ranks(folder), codes=(0, 1) if name == "CONT" else (0,))
+
+
+def ranks_on(cluster: Cluster, node: str, folder: Path) -> list[str]:
+    """The ranks of a run on a node, and their loader workers, by the numbers of their processes there, from the oldest to the newest."""
+    return cluster.machine("exec", node, "pgrep", "--full", _ranks(folder), codes=(0, 1)).split()
+
+
+def _ranks(folder: Path) -> str:
+    return f"^\\S*python\\S* -u -m dist_train train .*run.folder={folder}"
 
 
 def make_room(cluster: Cluster, log: Path) -> None:
