@@ -100,11 +100,13 @@ class StopRequest:
         return reasons
 
     def _read_file(self) -> str | None:
-        if not self._file.exists():
-            return None
+        """What the file asks; None without one, or where another rank takes it away at this moment, which has read it before."""
         said = ""
-        with suppress(OSError):  # another rank has obeyed it already
-            said = self._file.read_text(encoding="utf-8", errors="replace").strip()[:100]
+        try:
+            with suppress(PermissionError):
+                said = self._file.read_text(encoding="utf-8", errors="replace").strip()[:100]
+        except OSError:
+            return None
         return "the file `stop` in the run folder" + (f" ({said})" if said else "")
 
     def release(self) -> None:

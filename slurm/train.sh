@@ -169,19 +169,20 @@ echo "== job $SLURM_JOB_ID, restart $restarts: run $status ($reason)"
 # What goes on later, if Slurm has not decided already (TERM came here too): a run that was asked to stop by the time limit or by a
 # preemption (with a grace time, that sends TERM to the training alone); and one that lost a process, or that waited in vain for a silent
 # one, or for one that never came. Slurm itself requeues when it finds a node lost, but that may be later (SlurmdTimeout). One that fails
-# otherwise or that a person stopped does not go on, whatever else came with that. One that should, and may not, has not ended well.
-if [ "$ended_by_slurm" = no ]; then
-    goes_on=no
-    case "$status: ${reason//"the file \`stop\` in the run folder ($by)"/$by}" in
-        unfinished:*"the file \`stop\`"*) ;;
-        unfinished:*"$by"* | unfinished:*SIGTERM*) goes_on=yes ;;
-        unfinished:*"asked to stop"*) ;;
-        unfinished:* | failed:*"run.timeout_minutes is how long nothing may move"*) if note_loss; then goes_on=yes; fi ;;
-    esac
-    if [ "$goes_on" = yes ]; then
-        if requeue; then exit 0; fi
-        code=$((code > 0 ? code : 1))
-    fi
+# otherwise does not go on, nor one that a person stopped, whatever else asked it to stop. One that should go on and cannot has failed.
+goes_on=no
+case "$status: ${reason//"the file \`stop\` in the run folder ($by)"/$by}" in
+    unfinished:*"the file \`stop\`"*) goes_on=never ;;
+    unfinished:*"$by"* | unfinished:*SIGTERM*) goes_on=yes ;;
+    unfinished:*"asked to stop"*) ;;
+    unfinished:* | failed:*"run.timeout_minutes is how long nothing may move"*) goes_on=perhaps ;;
+esac
+if [ "$ended_by_slurm" = yes ]; then
+    trap : TERM
+    if [ "$goes_on" = never ]; then scancel "$this_job" || true; fi # which Slurm may have put back into the queue
+elif [ "$goes_on" = yes ] || { [ "$goes_on" = perhaps ] && note_loss; }; then
+    if requeue; then exit 0; fi
+    code=$((code > 0 ? code : 1))
 fi
 case $status in
     finished | "stopped early") rm -f "$folder/slurm-losses" && exit 0 ;;

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,14 @@ def test_a_file_that_comes_after_a_signal_is_taken_away_and_named_too(request_in
     assert request_in.heard()
     assert request_in.withdraw() == ["SIGTERM", "the file `stop` in the run folder (the disk is needed)"]
     assert not request_in.heard()
+
+
+def test_ranks_that_withdraw_a_file_at_the_same_time_give_what_stands_in_it_or_nothing(tmp_path: Path) -> None:
+    with StopRequest(tmp_path) as one, StopRequest(tmp_path) as other, ThreadPoolExecutor() as pool:
+        for _ in range(300):
+            (tmp_path / "stop").write_text("the time limit")
+            told = list(pool.map(StopRequest.withdraw, (one, other)))
+            assert {reason for reasons in told for reason in reasons} == {"the file `stop` in the run folder (the time limit)"}
 
 
 def test_release_gives_the_signals_back(tmp_path: Path) -> None:

@@ -10,22 +10,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster, Job
 from runs import assert_equal_up_to_rounding, largest_difference, status, weights
-from trainings import (
-    LAST,
-    LIMIT,
-    ONE,
-    RUN,
-    SAVES_OFTEN,
-    TWO,
-    ranks_on,
-    refuse_secrets,
-    signal,
-    steps,
-    submit,
-    taken,
-    wait_for_step,
-    wait_until,
-)
+from trainings import LAST, LIMIT, RUN, SAVES_OFTEN, TWO, ranks_on, refuse_secrets, signal, steps, submit, taken, wait_for_step, wait_until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -46,7 +31,7 @@ def lose_time(cluster: Cluster, shards: Path, folder: Path) -> Job:
     """A job whose training stands still beyond its time limit, of which a process does not come in the next turn, and which may not go on
     when it is asked to stop in the third."""
     long = ("data.passes=100", "run.timeout_minutes=0.2")
-    job = submit(cluster, folder, shards, *long, options=(*ONE, "--nodelist=n3"), PROCESSES_PER_NODE="2")  # the other has n1 and n2
+    job = submit(cluster, folder, shards, *long, options=("--nodelist=n3",), PROCESSES_PER_NODE="2")  # the other has n1 and n2
 
     def turn(number: int) -> str:
         return job.log().partition(f"restart {number}: ")[2]

@@ -116,6 +116,19 @@ def test_a_run_that_a_person_stops_is_not_requeued(stopped: tuple[Job, Path]) ->
     assert (folder / "checkpoints" / f"step-{steps(folder)[-1]:08d}").is_dir() and not (folder / "stop").exists()
 
 
+def test_a_run_that_a_person_stops_does_not_come_back_where_slurm_requeues_it_at_the_same_moment(
+    cluster: Cluster, shards: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    job = submit(cluster, folder, shards, *RUN, "data.passes=100", options=ONE)
+    wait_for_step(job, folder, 1)
+    signal(cluster, "STOP", folder, "n1")
+    (folder / "stop").touch()
+    cluster("scontrol", "requeue", job.number)
+    assert job.wait_until_ended(limit=LIMIT) == ["CANCELLED"] and "restart 1" not in job.log(), job.log()
+    assert status(folder)["reason"] == "asked to stop by SIGTERM, the file `stop` in the run folder"
+
+
 def test_a_job_that_reaches_its_time_limit_saves_and_goes_back_into_the_queue(interrupted: tuple[Job, Path]) -> None:
     job, folder = interrupted
     reason = f"asked to stop by the file `stop` in the run folder (the time limit of job {job.number})"
