@@ -203,6 +203,15 @@ def test_flive_patches_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
     assert all("patches" not in row.file.parts for row in read("flive", tmp_path).rows)
 
 
+def test_a_short_row_of_bid_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    bid_as_csv("1,3.5\n2\n3,1.2\n")(make("bid", tmp_path))
+    refused: list[ShardError] = []
+    rows = ADAPTERS["bid"].read(tmp_path, "grade", refused.append).rows
+    assert [(row.id, row.opinion) for row in rows] == [("DatabaseImage0001", 3.5), ("DatabaseImage0003", 1.2)]
+    (error,) = refused
+    assert str(error).startswith(f"{tmp_path}/DatabaseGrades.csv, line 2: has 1 fields for 2 columns; ")
+
+
 @pytest.mark.parametrize("header", [None, ["", "Average Subjective Grade"], ["", ""]])
 def test_the_columns_of_bid_are_taken_by_their_place_whatever_the_header_is(tmp_path: Path, header: list[str] | None) -> None:
     book = load_workbook(make("bid", tmp_path) / "DatabaseGrades.xlsx")
@@ -259,6 +268,10 @@ def edit_sheet(name: str, sheet: str, cell: str, value: object) -> Callable[[Pat
 
 def remove(*names: str) -> Callable[[Path], object]:
     return lambda root: [(root / name).unlink() for name in names]
+
+
+def bid_as_csv(text: str) -> Callable[[Path], object]:
+    return lambda root: ((root / "DatabaseGrades.xlsx").unlink(), (root / "DatabaseGrades.csv").write_text(text))
 
 
 def half_unpacked(root: Path) -> None:
@@ -426,7 +439,22 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "one column in BID": (
         "bid",
         lambda root: edit_sheets_to_one_column(root / "DatabaseGrades.xlsx"),
-        r"DatabaseGrades.xlsx: has 1 column\(s\); expected in the first 2 the number of the image and the grade",
+        r"DatabaseGrades.xlsx, row 1: has 1 column\(s\); expected in the first 2 the number of the image and the grade",
+    ),
+    "decimal commas in BID": (
+        "bid",
+        bid_as_csv("Image,Grade\n1,3,5\n2,4,25\n3,1,5\n"),
+        r"DatabaseGrades.csv, line 2: has 3 fields for 2 columns; write numbers with a decimal point",
+    ),
+    "decimal commas in BID, and no header": (
+        "bid",
+        bid_as_csv("1,3,5\n2,4,2\n3,1,5\n"),
+        r"DatabaseGrades.csv, line 1: has '5' in a column without a name; write numbers with a decimal point",
+    ),
+    "a short row of BID": (
+        "bid",
+        bid_as_csv("Image,Grade\n1,3.5\n2\n3,1.2\n"),
+        r"DatabaseGrades.csv, line 3: has 1 fields for 2 columns",
     ),
     "half a picture of BID": (
         "bid",
