@@ -565,9 +565,23 @@ def test_pictures_of_another_size_than_was_published_are_a_warning(name: str, tm
     assert len(finding.where) == number - 1 and finding.where[0].endswith("(64x48)")
 
 
-def test_the_references_among_the_pictures_are_only_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    noted = picture_findings(examine(whole("kadid10k", tmp_path, monkeypatch), headers_only=True), 16, "none")
-    assert [each.severity for each in noted if "without a row in dmos.csv" in each.found] == ["note"]
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("kadid10k", "5 picture(s) beside the 15 images that were read from dmos.csv"),
+        ("livec", "7 picture(s) beside the 11 images that were read from AllImages_release.mat"),
+    ],
+)
+def test_what_a_protocol_leaves_out_is_noted_and_nobody_is_told_to_add_it(
+    name: str, begins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KADID-10k's references; the pictures that the raters of LIVE in the Wild practised on, whose opinions are there too."""
+    examination = examine(whole(name, tmp_path, monkeypatch), headers_only=True)
+    for images, severity, to_do in ((0, "note", "nothing: "), (1, "warning", "take the complete data set")):
+        monkeypatch.setitem(ADAPTERS, name, replace(ADAPTERS[name], images=ADAPTERS[name].images + images))
+        (finding,) = [each for each in picture_findings(examination, 16, "none") if " beside the " in each.found]
+        assert finding.found == begins and finding.severity == severity and finding.to_do.startswith(to_do)
+        assert not any("add their rows" in each.to_do for each in picture_findings(examination, 16, "none"))
 
 
 def test_what_is_known_of_a_set_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -719,13 +733,14 @@ def test_all_bad_rows_are_told_and_the_rest_is_looked_at_whatever_cannot_be_read
 
     folder = spoilt(spoil)
     assert main(arguments(folder, "--quick", "--json", "--against", f"koniq10k={tmp_path}")) == 1
-    errors = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["severity"] == "error"]
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    errors = [each for each in findings if each["severity"] == "error"]
     assert [each["found"].removesuffix(" row(s) that cannot be used") for each in errors[:5]] == ["2", "1", "1", "1", "1"]
     for line, error in ((2, errors[0]), (4, errors[1]), (5, errors[2]), (6, errors[3]), (302, errors[4])):
         assert any(f"scores.csv, line {line}" in place for place in error["where"]) and str(folder) not in str(error["where"][0])
         assert "on the scale" in error["expected"] and error["to_do"]
     assert errors[5]["found"] == "1 of 295 files are not there" and errors[6]["found"].startswith(f"{tmp_path}: expected")
-    assert len(errors) == 7 and "pictures without a row" not in str(errors)
+    assert len(errors) == 7 and not any("without a row" in each["found"] for each in findings)
 
 
 def test_a_table_without_a_row_that_can_be_used_is_a_finding(spoilt: Callable[[Spoil], Path], capsys: pytest.CaptureFixture[str]) -> None:
