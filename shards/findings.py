@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -69,7 +70,8 @@ class BadRows:
         ]
 
     def _named(self, to_do: str, folder: Path) -> Iterator[str]:
-        return (told.replace(f"{folder}{os.sep}", "") for told in self._told[to_do])
+        begun = re.compile(rf"(^|\(|, | and | in ){re.escape(f'{folder}{os.sep}')}")  # not within a path: old_data/a.png is not in data
+        return (begun.sub(r"\1", told) for told in self._told[to_do])
 
 
 def places(where: Iterable[object]) -> tuple[str, ...]:

@@ -743,6 +743,24 @@ def test_all_bad_rows_are_told_and_the_rest_is_looked_at_whatever_cannot_be_read
     assert len(errors) == 7 and not any("without a row" in each["found"] for each in findings)
 
 
+@pytest.mark.parametrize(
+    ("folder", "pictures", "told"),
+    [(".", "../pics", "../pics/a.png"), ("..", "../pics", "pics/a.png"), ("data", "old data/data", "old data/data/a.png")],
+)
+def test_bad_rows_are_told_with_paths_that_begin_below_the_folder_of_the_data_set(
+    folder: str, pictures: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for made in (folder, pictures):
+        Path(made).mkdir(parents=True, exist_ok=True)
+    Path(folder, "scores.csv").write_text("image,score\na.png,3\na.png,4\nb.png,x\n")
+    assert main(["doctor", "--table", f"{folder}/scores.csv", "--images", pictures, "--name", "mine", "--quick", "--json"]) == 1
+    score, twice = [each["where"] for each in json.loads(capsys.readouterr().out)["findings"][:2]]
+    assert score == ["scores.csv, line 4, column score: 'x' is not a number"]
+    assert twice == [f"scores.csv: two rows have the id 'a' ({told}, scores.csv, line 2, and {told}, scores.csv, line 3)"]
+
+
 def test_a_table_without_a_row_that_can_be_used_is_a_finding(spoilt: Callable[[Spoil], Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments(spoilt(lambda _: None), "--json"), "--range", "900", "901"]) == 1
     rows, table = json.loads(capsys.readouterr().out)["findings"]
