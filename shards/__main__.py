@@ -140,7 +140,7 @@ def _doctor(options: argparse.Namespace) -> int:
         with _going_on(findings):
             data_set = _data_set(options, bad.add)
             name = data_set.name
-            one = examine(replace(data_set, left_out=len(bad)), options.workers, options.quick)
+            one = examine(replace(data_set, left_out=bad.images), options.workers, options.quick)
             findings += diagnose(one, options.size, rule)
         for read in readers if one else ():
             with _going_on(findings):

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
+from shards.datasets import OtherTableError
 from shards.manifest import ShardError
 
 SEVERITIES = ("error", "warning", "note")
@@ -51,11 +52,10 @@ class BadRows:
     def __init__(self) -> None:
         self._numbers: Counter[str] = Counter()
         self._told: dict[str, list[str]] = defaultdict(list)
-
-    def __len__(self) -> int:
-        return self._numbers.total()
+        self.images = 0  # that are left out for them
 
     def add(self, error: ShardError) -> None:
+        self.images += not isinstance(error, OtherTableError)
         found, to_do = _parted(error)
         self._numbers[to_do] += 1
         if self._numbers[to_do] <= PLACES:

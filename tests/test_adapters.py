@@ -474,7 +474,7 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a test image that is none": (
         "flive_patches",
         edit("labels640.csv", "motion_0003", "motion_9903"),
-        r"labels640.csv, line 2: 'blur_dataset/motion_9903.jpg' has no row in labels_image.csv; unpack both files again",
+        r"labels640.csv, line 2: 'blur_dataset/motion_9903.jpg' has no row in labels_image.csv that can be read; unpack both again",
     ),
     "a picture of no part": (
         "koniq10k",

@@ -743,6 +743,65 @@ def test_all_bad_rows_are_told_and_the_rest_is_looked_at_whatever_cannot_be_read
     assert len(errors) == 7 and not any("without a row" in each["found"] for each in findings)
 
 
+def add_lines(name: str, *lines: str) -> Spoil:
+    return lambda root: (root / name).write_text((root / name).read_text() + "\n".join([*lines, ""])) and None
+
+
+SETS, TESTED = "koniq10k_distributions_sets.csv", "labels640.csv"
+BESIDE: dict[str, tuple[str, Spoil, list[str]]] = {  # the set, what is done to a table beside that of the images, all errors of it
+    "strangers and half a row in FLIVE's test images": (
+        "flive",
+        add_lines(TESTED, "blur_dataset/no.jpg,50,800,600", "half", "blur_dataset/none.jpg,50,800,600"),
+        [
+            f"{TESTED}, line 4: 'blur_dataset/no.jpg' has no row in labels_image.csv that can be read",
+            f"{TESTED}, line 5: has 1 fields for 4 columns",
+            f"{TESTED}, line 6: 'blur_dataset/none.jpg' has no row in labels_image.csv that can be read",
+        ],
+    ),
+    "half a row in FLIVE's images, for its patches": (
+        "flive_patches",
+        add_lines("labels_image.csv", "half"),
+        ["labels_image.csv, line 12: has 1 fields for 2 columns"],
+    ),
+    "half rows and two of one image in KonIQ's sets": (
+        "koniq10k",
+        add_lines(SETS, "half", "10004473377.jpg,0,0,25,73,7,105,12,0.5,test", "half,a,row"),
+        [
+            f"{SETS}, line 12: has 1 fields for 10 columns",
+            f"{SETS}, line 13: '10004473377.jpg' stands there a second time, first in {SETS}, line 10",
+            f"{SETS}, line 14: has 3 fields for 10 columns",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_all_that_is_wrong_beside_the_table_of_the_images_is_told_and_counts_as_no_image(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, spoil, told = BESIDE[kind]
+    images = len(whole(name, tmp_path, monkeypatch).rows)
+    spoil(tmp_path)
+    assert main(["doctor", "--dataset", name, "--root", str(tmp_path), "--quick", "--json", "--workers", "1"]) == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert sorted(place for each in findings for place in each["where"] if " that cannot be used" in each["found"]) == told
+    assert not any(re.match(r"\d+ images$|an official split of", each["found"]) for each in findings)
+    assert any(each["found"].startswith(f"{images} of {images} pictures are smaller") for each in findings)
+
+
+def test_a_bad_row_of_flive_is_told_and_the_rest_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole("flive", tmp_path, monkeypatch)
+    table = tmp_path / "labels_image.csv"
+    table.write_text(table.read_text().replace("_0001.jpg,43.5", "_0001.jpg,43,5").replace("_0002.jpg,47.0", "_0002.jpg,47,0"))
+    assert main(["doctor", "--dataset", "flive", "--root", str(tmp_path), "--quick", "--json", "--workers", "1"]) == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    (rows,) = [each for each in findings if "that cannot be used" in each["found"]]
+    assert rows["where"] == [f"labels_image.csv, line {line}: has 3 fields for 2 columns" for line in (3, 4)]
+    assert any(each["found"].startswith("8 of 8 pictures are smaller") for each in findings)
+
+
 @pytest.mark.parametrize(
     ("folder", "pictures", "told"),
     [(".", "../pics", "../pics/a.png"), ("..", "../pics", "pics/a.png"), ("data", "old data/data", "old data/data/a.png")],
