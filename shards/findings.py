@@ -122,7 +122,7 @@ def told(findings: Sequence[Finding]) -> list[str]:
 def as_json(name: str, findings: Sequence[Finding]) -> str:
     """The same for a program."""
     said = {"data_set": name, "safe": is_safe(findings), "verdict": verdict(name, findings), "findings": [asdict(f) for f in findings]}
-    return json.dumps(said, indent=2, ensure_ascii=False)
+    return json.dumps(said, indent=2)
 
 
 def _listed(where: Sequence[str]) -> str:

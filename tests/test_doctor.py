@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -891,6 +892,34 @@ def test_the_report_is_grouped_by_severity_and_ends_with_the_verdict(spoilt: Cal
         "",
         f"{folder.name}: not safe to build (1 error, 1 warning, 1 note)",
     ]
+
+
+STREAMS: dict[str, tuple[str, str, bytes, str]] = {  # encoding and errors of stdout, a folder's name, and how it is told
+    "somebody chose": ("ascii", "replace", "图é".encode(), "??"),
+    "a terminal of Latin-1": ("latin-1", "strict", "图é".encode(), "\\u56fe\xe9"),
+    "a locale without an encoding": ("ascii", "surrogateescape", "图é".encode(), "\\u56fe\\xe9"),
+    "a name that is no text": ("utf-8", "strict", b"caf\xe9", "caf\\udce9"),
+}
+
+
+def told_by_a_doctor_on(encoding: str, errors: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> str:
+    """What comes out of such a stream, of a small table in that folder."""
+    folder.mkdir()
+    (folder / "scores.csv").write_text("image,score\na.png,3\nb.png,4\n")
+    stream = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding, errors))
+    assert main(["doctor", "--table", str(folder / "scores.csv"), "--images", str(folder), "--quick", "--workers", "1", *more]) == 1
+    return stream.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_name_that_a_stream_cannot_say_is_told_all_the_same(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoding, errors, name, expected = STREAMS[kind]
+    assert expected in told_by_a_doctor_on(encoding, errors, tmp_path / os.fsdecode(name), monkeypatch).splitlines()[-1]
+
+
+def test_json_is_json_on_every_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert json.loads(told_by_a_doctor_on("ascii", "strict", tmp_path / "图é", monkeypatch, "--json"))["data_set"] == "图é"
 
 
 # who looks like whom
