@@ -181,6 +181,11 @@ def test_an_excel_file_that_was_saved_as_csv_is_read_the_same(tmp_path: Path, na
     assert list(read(name, tmp_path).rows) == before
 
 
+@pytest.mark.parametrize("name", ["spaq", "bid", "csiq"])
+def test_the_list_says_of_which_excel_files_a_csv_is_taken_too(name: str) -> None:
+    assert ".xlsx (or .csv)" in ADAPTERS[name].on_disk
+
+
 def test_csiq_is_also_read_with_all_pictures_in_one_folder(tmp_path: Path) -> None:
     folder = make("csiq", tmp_path) / "dst_imgs"
     for file in list(folder.glob("*/*.png")):
