@@ -192,12 +192,13 @@ def read_shards(collection: Collection) -> Reading:
     """
     images, read, ends = 0, 0, 0
     folders = [member.shards for member in collection.members]
+    end_of_ends = time.monotonic() + LONG / 3
     for opened in folders:
         if opened.remote:
             for record in opened.files[ranks.rank() :: ranks.world()]:
                 opened.remote.refuse_other_length(record)
         else:
-            ends += read_ends([opened.path(record["file"]) for record in opened.files], time.monotonic() + LONG / 3)
+            ends += read_ends([opened.path(record["file"]) for record in opened.files], end_of_ends)
     started = time.perf_counter()
     for opened in folders:
         wanted = (IMAGES_FROM_AFAR if opened.remote else IMAGES) * ranks.world()

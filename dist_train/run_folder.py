@@ -45,8 +45,9 @@ def enter_run_folder(plan: Plan) -> bool:
         print(f"{folder}: this run has {status['status']} ({status['reason']}); choose another run.folder to train anew", flush=True)
         return False
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in [*folder.glob(".*.part"), *folder.glob("best*/.*")]:  # of a run that was killed; safetensors has names of its own
-        leftover.unlink()
+    for half in (".*.part", "best*/.*.part", "best*/.tmp*"):  # of a run that was killed; the last are safetensors' own
+        for leftover in folder.glob(half):
+            leftover.unlink(missing_ok=True)  # somebody who writes just now may have given it its name
     save_config(plan.config, folder / "config.yaml")
     write_status(folder, {**(status or {}), **about_data(plan), "status": "unfinished", "reason": "training"})
     return True

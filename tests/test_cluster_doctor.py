@@ -17,7 +17,9 @@ import pytest
 import runs
 import torch
 
-from dist_train.doctor import Examination, look_at_folder, multiply, read_ends, sources_digest
+from dist_train.collection import open_collection
+from dist_train.config import Data
+from dist_train.doctor import Examination, look_at_folder, multiply, read_ends, read_shards, sources_digest
 from dist_train.errors import TrainingError
 from shards.manifest import ShardError, Shards
 
@@ -93,6 +95,14 @@ def test_shards_that_are_none_at_either_end_are_named_wherever_they_lie(own: Sha
     paths[3].unlink()
     with pytest.raises(ShardError, match=rf"^{paths[3]}: .*No such file"):
         read_ends(paths, math.inf)
+
+
+def test_all_data_sets_together_have_the_time_that_one_has(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = list[float]()
+    monkeypatch.setattr("dist_train.doctor.read_ends", lambda paths, end: ends.append(end) or len(paths))
+    data = Data.model_validate({"sets": {name: {"shards": str(shards)} for name in ("one", "other")}})
+    assert read_shards(open_collection(data)).ends == 4
+    assert len(ends) == 2 and ends[0] == ends[1]
 
 
 def test_a_rank_that_does_not_come_ends_the_doctor_with_a_word(shards: Path, tmp_path: Path) -> None:

@@ -177,6 +177,25 @@ def test_what_a_killed_run_was_writing_is_swept_away(shards: Path, folder: Path)
     assert sorted(path.name for path in folder.rglob("*")) == ["best-ema", "config.yaml", "model.safetensors", "status.json"]
 
 
+def test_what_others_write_there_meanwhile_is_in_nobodys_way(shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enter_run_folder(plan_of(shards, folder))
+    (folder / "best").mkdir()
+    of_the_disk = folder / "best" / ".nfs00000000012"  # what a file is called there that was deleted while somebody has it open
+    of_the_disk.touch()
+    (folder / ".stop.part").write_text("the time limit of job 7")
+    found = Path.glob
+
+    def glob(place: Path, pattern: str) -> list[Path]:
+        paths = [*found(place, pattern)]
+        if (folder / ".stop.part") in paths:
+            (folder / ".stop.part").rename(folder / "stop")
+        return paths
+
+    monkeypatch.setattr(Path, "glob", glob)
+    enter_run_folder(plan_of(shards, folder))
+    assert (folder / "stop").read_text() == "the time limit of job 7" and of_the_disk.exists()
+
+
 @pytest.mark.parametrize("ended", ["finished", "stopped early"])
 def test_a_run_that_has_ended_is_left_alone(shards: Path, folder: Path, ended: str, capsys: pytest.CaptureFixture[str]) -> None:
     enter_run_folder(plan_of(shards, folder))

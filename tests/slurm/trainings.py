@@ -50,9 +50,10 @@ def taken(log: str) -> list[int]:
 
 
 def signal(cluster: Cluster, name: str, folder: Path, *nodes: str) -> None:
-    """A signal to the ranks of a run, and their loader workers, on these nodes."""
+    """A signal to the ranks of a run, and their loader workers, on these nodes; by the time that they are to go on, they may have ended."""
+    ranks = f"^\\S*python\\S* -u -m dist_train train .*run.folder={folder}"
     for node in nodes:
-        cluster.machine("exec", node, "pkill", "--signal", name, "--full", f"^\\S*python\\S* -u -m dist_train train .*run.folder={folder}")
+        cluster.machine("exec", node, "pkill", "--signal", name, "--full", ranks, codes=(0, 1) if name == "CONT" else (0,))
 
 
 def make_room(cluster: Cluster, log: Path) -> None:
