@@ -36,8 +36,8 @@ class UsageError(ShardError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 an error that was explained or a folder not safe to build, 130 interrupted."""
     options = _parser().parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # a folder may have a name that is no text, and is told as the disk has it
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):  # unless somebody chose
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a folder's name may be no text, or none that a terminal can say
     try:
         status = int(options.run(options) or 0)
         sys.stdout.flush()
@@ -140,7 +140,7 @@ def _doctor(options: argparse.Namespace) -> int:
         with _going_on(findings):
             data_set = _data_set(options, bad.add)
             name = data_set.name
-            one = examine(replace(data_set, left_out=len(bad)), options.workers, options.quick)
+            one = examine(replace(data_set, left_out=bad.images), options.workers, options.quick)
             findings += diagnose(one, options.size, rule)
         for read in readers if one else ():
             with _going_on(findings):

@@ -64,7 +64,7 @@ class Cache:
         A missing file is fetched by one process of this node while the others wait: `fetch` writes it to the path it is given
         and answers for its hash. Room is made by evicting what was not used for longest, but never a file that is open
         somewhere, nor one whose hash is in `needed`. A `required` file, whose size nobody knows before it is there, is fetched even
-        beyond the bound, and then others make room for it.
+        beyond the bound, and then others make room for it; on a full disk they do so first.
         Raises ShardError when the folder cannot be written, and whatever `fetch` raises.
         """
         if not re.fullmatch("[0-9a-f]{64}", sha256):
@@ -94,9 +94,9 @@ class Cache:
             ) from error
 
     def _open(self, sha256: str, size: int, fetch: Callable[[Path], None], needed: Collection[str], required: bool) -> int | None:
-        path, part = self.folder / sha256, self.folder / f"{sha256}.{size}.part"
+        path, part, evicted = self.folder / sha256, self.folder / f"{sha256}.{size}.part", False
         while (descriptor := _locked(path)) is None:
-            with _alone_with(part):
+            with _alone_with(part) as own:
                 if path.exists():  # another process fetched it while this one waited
                     part.unlink(missing_ok=True)
                     continue
@@ -108,15 +108,22 @@ class Cache:
                     if required:  # locked still, so that it does not make room for itself
                         self._make_room(part, 0, needed)
                 except OSError as error:
-                    if required or not is_full(error):
+                    if not is_full(error) or evicted:
                         raise
-                    return None  # others have filled the disk in the meantime
+                    if not required:
+                        return None  # others have filled the disk in the meantime
+                    self._make_room(part, 0, needed, at_least=KEEP_FREE)
+                    evicted = True  # and once more
                 finally:
-                    part.unlink(missing_ok=True)
+                    if _is_still(part, own):  # where there was no room, it may be another process's by now
+                        part.unlink()
         return descriptor
 
-    def _make_room(self, part: Path, size: int, needed: Collection[str]) -> bool:
-        """Evicts until `size` bytes fit; False when they cannot, and then `part` no longer stands for them."""
+    def _make_room(self, part: Path, size: int, needed: Collection[str], at_least: int = 0) -> bool:
+        """Evicts until `size` bytes fit, and no fewer than `at_least` bytes: how full a user's share of a disk is, nobody can ask.
+
+        False when that cannot be, and then `part` no longer stands for them.
+        """
         with _alone_with(self.folder / "lock"):
             coming = awaited = 0  # bytes that other processes are fetching now, and how many of them are not written yet
             for other in self.folder.glob("*.part"):
@@ -125,7 +132,7 @@ class Cache:
                     coming, awaited = coming + max(whole, written), awaited + max(0, whole - written)
             files = sorted(self._files(), key=lambda file: file[0].st_mtime_ns)
             free = shutil.disk_usage(self.folder).free - KEEP_FREE - awaited
-            excess = max(sum(stat.st_size for stat, _ in files) + coming + size - self.limit, size - free)
+            excess = max(sum(stat.st_size for stat, _ in files) + coming + size - self.limit, size - free, at_least)
             for stat, path in files:
                 if excess > 0 and path.name not in needed and _evicted(path):
                     excess -= stat.st_size
@@ -156,8 +163,8 @@ def _locked(path: Path) -> int | None:
 
 
 @contextmanager
-def _alone_with(path: Path) -> Iterator[None]:
-    """Waits until no other process is in here with the same `path`, which is made when it is not there.
+def _alone_with(path: Path) -> Iterator[int]:
+    """Waits until no other process is in here with the same `path`, which is made when it is not there; its descriptor.
 
     It looks again and again, since the kernel would let it wait for a file that has long got its final name and whose readers
     hold it for as long as they run.
@@ -172,7 +179,7 @@ def _alone_with(path: Path) -> Iterator[None]:
                     time.sleep(LOOK_AGAIN)
                     continue
                 if _is_still(path, descriptor):
-                    yield
+                    yield descriptor
                     return
         finally:
             os.close(descriptor)

@@ -31,6 +31,10 @@ Entry = TypeVar("Entry")
 Refuse = Callable[[ShardError], None]  # is told what is wrong with a row, which is left out unless that raises
 
 
+class OtherTableError(ShardError):
+    """What is wrong with a row of another table than that of the images, such as one of the split: no image is left out for it."""
+
+
 @dataclass(frozen=True)
 class DataSet:
     """Everything a build needs to know of a data set. `rows` are sorted by id, and ids are unique."""
@@ -96,6 +100,17 @@ def each(entries: Iterable[Entry], row: Callable[[Entry], Row]) -> Iterator[Row 
             yield row(entry)
         except ShardError as error:
             yield error
+
+
+def faults_in(records: Iterable[Record], take: Callable[[Record], object]) -> list[OtherTableError]:
+    """Gives each record of another table to `take`; what is wrong with those that it raises ShardError for."""
+    faults = []
+    for record in records:
+        try:
+            take(record)
+        except ShardError as error:
+            faults.append(OtherTableError(str(error)))
+    return faults
 
 
 def row_of(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
+from shards.datasets import OtherTableError
 from shards.manifest import ShardError
 
 SEVERITIES = ("error", "warning", "note")
@@ -50,11 +52,10 @@ class BadRows:
     def __init__(self) -> None:
         self._numbers: Counter[str] = Counter()
         self._told: dict[str, list[str]] = defaultdict(list)
-
-    def __len__(self) -> int:
-        return self._numbers.total()
+        self.images = 0  # that are left out for them
 
     def add(self, error: ShardError) -> None:
+        self.images += not isinstance(error, OtherTableError)
         found, to_do = _parted(error)
         self._numbers[to_do] += 1
         if self._numbers[to_do] <= PLACES:
@@ -69,7 +70,8 @@ class BadRows:
         ]
 
     def _named(self, to_do: str, folder: Path) -> Iterator[str]:
-        return (told.replace(f"{folder}{os.sep}", "") for told in self._told[to_do])
+        begun = re.compile(rf"(^|\(|, | and | in ){re.escape(f'{folder}{os.sep}')}")  # not within a path: old_data/a.png is not in data
+        return (begun.sub(r"\1", told) for told in self._told[to_do])
 
 
 def places(where: Iterable[object]) -> tuple[str, ...]:
@@ -120,7 +122,7 @@ def told(findings: Sequence[Finding]) -> list[str]:
 def as_json(name: str, findings: Sequence[Finding]) -> str:
     """The same for a program."""
     said = {"data_set": name, "safe": is_safe(findings), "verdict": verdict(name, findings), "findings": [asdict(f) for f in findings]}
-    return json.dumps(said, indent=2, ensure_ascii=False)
+    return json.dumps(said, indent=2)
 
 
 def _listed(where: Sequence[str]) -> str:

@@ -67,15 +67,26 @@ def _files(examination: Examination) -> Iterator[Finding]:
 
 
 def _unlisted(examination: Examination) -> Iterator[Finding]:
-    data_set, known = examination.data_set, known_as(examination.data_set)
-    if len(examination.unlisted) > data_set.left_out:  # else they may be those of rows that are to be mended
-        complete = known is not None and known.images == len(data_set.rows)
+    data_set, known, number = examination.data_set, known_as(examination.data_set), len(examination.unlisted)
+    where = places(map(examination.name, examination.unlisted))
+    if number <= data_set.left_out:
+        return  # they may be those of rows that are to be mended
+    if known is None:
         yield Finding(
-            "note" if complete else "warning",
-            f"{len(examination.unlisted):,} picture(s) without a row in {data_set.table.name}",
+            "warning",
+            f"{number:,} picture(s) without a row in {data_set.table.name}",
             "a row for every picture, but for references and the like",
             "nothing, if they have no opinions; else add their rows",
-            places(map(examination.name, examination.unlisted)),
+            where,
+        )
+    else:  # there may be opinions of what a protocol leaves out, too, and nobody is to add rows for them
+        complete = known.images == len(data_set.rows) + data_set.left_out
+        yield Finding(
+            "note" if complete else "warning",
+            f"{number:,} picture(s) beside the {len(data_set.rows):,} images that were read from {data_set.table.name}",
+            "none but references, what raters practised on, pictures of rows that cannot be used and the like",
+            f"nothing: all rows of {known.title} are there" if complete else "take the complete data set",
+            where,
         )
 
 

@@ -20,6 +20,7 @@ from shards.manifest import PARTS, ShardError
 _PART_NAMES = {"training": "train", "validation": "val", "valid": "val", "testing": "test", **{part: part for part in PARTS}}
 _ZIP, _OLE = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # how an .xlsx begins, and an .xls of before 2007
 _MATLAB_HDF = b"MATLAB 7.3 MAT-file"
+_EXCEL = (".xlsx", ".xls")
 _EXTRA = "run `pip install dist-train[datasets]`"
 _ROWS_AT_ONCE = 1 << 12  # of a csv file that is written
 
@@ -72,7 +73,7 @@ class Table:
 
 def read_records(path: Path) -> Table:
     """The rows of a table of any kind, told by the suffix: .xlsx, .json, and csv for all others."""
-    readers: dict[str, Callable[[Path], Table]] = {".xlsx": read_sheet, ".xls": read_sheet, ".json": read_json}
+    readers: dict[str, Callable[[Path], Table]] = {**dict.fromkeys(_EXCEL, read_sheet), ".json": read_json}
     return readers.get(path.suffix.lower(), read_csv)(path)
 
 
@@ -110,12 +111,17 @@ def read_sheet(path: Path, needed: Sequence[str] = (), sheet: str | None = None)
 
 def read_places(path: Path, columns: Sequence[str]) -> Iterator[Record]:
     """The same of the first sheet, its first columns named by `columns`; a first row without a number in them is the header."""
-    filled = ((where, fields) for where, fields in _sheet_lines(path) if any(fields))
-    for number, (where, fields) in enumerate(filled):
-        if len(fields) < len(columns):
-            raise ShardError(f"{path}: has {len(fields)} column(s); expected in the first {len(columns)} the {' and the '.join(columns)}")
-        if number or any(re.match(r"[-+.,]*\d", field) for field in fields[: len(columns)]):
-            yield Record(f"{path}, {where}", dict(zip(columns, fields, strict=False)))
+    lines = [(where, fields) for where, fields in _sheet_lines(path) if any(fields)]
+    for where, first in lines[:1]:
+        if len(first) < len(columns):
+            expected = f"expected in the first {len(columns)} the {' and the '.join(columns)}"
+            raise ShardError(f"{path}, {where}: has {len(first)} column(s); {expected}")
+        has_header = not any(re.match(r"[-+.,]*\d", field) for field in first[: len(columns)])
+        header = first if has_header else [""] * len(first)
+        beside = [at for at in range(len(columns), len(first))[:1] if not header[at]]  # where a decimal comma would put the decimals
+        for where, fields in lines[has_header:]:
+            problem = _problem(path, fields, len(first), beside)
+            yield Record(f"{path}, {where}", {} if problem else dict(zip(columns, fields, strict=False)), problem)
 
 
 def _sheet_lines(path: Path, sheet: str | None = None) -> list[tuple[str, list[str]]]:
@@ -214,9 +220,8 @@ def _table(path: Path, lines: Iterable[tuple[str, list[str]]], needed: Sequence[
     first = next(filled, None)
     if first is None:
         raise ShardError(f"{path}: has no rows; write a line of column names and a line per image")
-    named = [
-        at for at, column in enumerate(header) if column
-    ]  # spreadsheets leave columns of nothing, other programs number the rows in one
+    named = [at for at, column in enumerate(header) if column]  # before them some programs number the rows
+    nameless = [at for at in range(min(named, default=0), len(header)) if not header[at]]  # spreadsheets leave columns of nothing
     columns = [header[at] for at in named]
     folded = [column.casefold() for column in columns]
     if missing := [column for column in needed if column.casefold() not in folded]:
@@ -226,16 +231,22 @@ def _table(path: Path, lines: Iterable[tuple[str, list[str]]], needed: Sequence[
 
     def records() -> Iterator[Record]:
         for where, fields in chain([first], filled):
-            if len(fields) == len(header):
-                yield Record(f"{path}, {where}", {column: fields[at] for column, at in zip(columns, named, strict=True)})
-            else:
-                problem = (
-                    f"has {len(fields)} fields for {len(header)} columns; write numbers with a decimal point, and put "
-                    f"a name that holds a comma in double quotes"
-                )
-                yield Record(f"{path}, {where}", {}, problem)
+            problem = _problem(path, fields, len(header), nameless)
+            told = {} if problem else {column: fields[at] for column, at in zip(columns, named, strict=True)}
+            yield Record(f"{path}, {where}", told, problem)
 
     return Table(tuple(columns), records())
+
+
+def _problem(path: Path, fields: Sequence[str], width: int, nameless: Iterable[int]) -> str:
+    """What to say of a row with another number of fields than the first one, or with text in a `nameless` column of a csv file."""
+    commas = "write numbers with a decimal point, and put a name that holds a comma in double quotes"
+    if len(fields) != width:
+        return f"has {len(fields)} fields for {width} columns; {commas}"
+    text = next((fields[at] for at in nameless if fields[at]), "")
+    if text and path.suffix.lower() not in _EXCEL:  # where no comma parts a cell, and remarks stand beside a table
+        return f"has '{text}' in a column without a name; {commas}, or name that column"
+    return ""
 
 
 def _cell_text(value: object) -> str:

@@ -181,6 +181,11 @@ def test_an_excel_file_that_was_saved_as_csv_is_read_the_same(tmp_path: Path, na
     assert list(read(name, tmp_path).rows) == before
 
 
+@pytest.mark.parametrize("name", ["spaq", "bid", "csiq"])
+def test_the_list_says_of_which_excel_files_a_csv_is_taken_too(name: str) -> None:
+    assert ".xlsx (or .csv)" in ADAPTERS[name].on_disk
+
+
 def test_csiq_is_also_read_with_all_pictures_in_one_folder(tmp_path: Path) -> None:
     folder = make("csiq", tmp_path) / "dst_imgs"
     for file in list(folder.glob("*/*.png")):
@@ -201,6 +206,15 @@ def test_flive_patches_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
             file.rename(tmp_path / "patches" / folder / file.name)
     assert all("patches" in row.file.parts for row in read("flive_patches", tmp_path).rows)
     assert all("patches" not in row.file.parts for row in read("flive", tmp_path).rows)
+
+
+def test_a_short_row_of_bid_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    bid_as_csv("1,3.5\n2\n3,1.2\n")(make("bid", tmp_path))
+    refused: list[ShardError] = []
+    rows = ADAPTERS["bid"].read(tmp_path, "grade", refused.append).rows
+    assert [(row.id, row.opinion) for row in rows] == [("DatabaseImage0001", 3.5), ("DatabaseImage0003", 1.2)]
+    (error,) = refused
+    assert str(error).startswith(f"{tmp_path}/DatabaseGrades.csv, line 2: has 1 fields for 2 columns; ")
 
 
 @pytest.mark.parametrize("header", [None, ["", "Average Subjective Grade"], ["", ""]])
@@ -259,6 +273,10 @@ def edit_sheet(name: str, sheet: str, cell: str, value: object) -> Callable[[Pat
 
 def remove(*names: str) -> Callable[[Path], object]:
     return lambda root: [(root / name).unlink() for name in names]
+
+
+def bid_as_csv(text: str) -> Callable[[Path], object]:
+    return lambda root: ((root / "DatabaseGrades.xlsx").unlink(), (root / "DatabaseGrades.csv").write_text(text))
 
 
 def half_unpacked(root: Path) -> None:
@@ -426,7 +444,22 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "one column in BID": (
         "bid",
         lambda root: edit_sheets_to_one_column(root / "DatabaseGrades.xlsx"),
-        r"DatabaseGrades.xlsx: has 1 column\(s\); expected in the first 2 the number of the image and the grade",
+        r"DatabaseGrades.xlsx, row 1: has 1 column\(s\); expected in the first 2 the number of the image and the grade",
+    ),
+    "decimal commas in BID": (
+        "bid",
+        bid_as_csv("Image,Grade\n1,3,5\n2,4,25\n3,1,5\n"),
+        r"DatabaseGrades.csv, line 2: has 3 fields for 2 columns; write numbers with a decimal point",
+    ),
+    "decimal commas in BID, and no header": (
+        "bid",
+        bid_as_csv("1,3,5\n2,4,2\n3,1,5\n"),
+        r"DatabaseGrades.csv, line 1: has '5' in a column without a name; write numbers with a decimal point",
+    ),
+    "a short row of BID": (
+        "bid",
+        bid_as_csv("Image,Grade\n1,3.5\n2\n3,1.2\n"),
+        r"DatabaseGrades.csv, line 3: has 1 fields for 2 columns",
     ),
     "half a picture of BID": (
         "bid",
@@ -446,7 +479,7 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a test image that is none": (
         "flive_patches",
         edit("labels640.csv", "motion_0003", "motion_9903"),
-        r"labels640.csv, line 2: 'blur_dataset/motion_9903.jpg' has no row in labels_image.csv; unpack both files again",
+        r"labels640.csv, line 2: 'blur_dataset/motion_9903.jpg' has no row in labels_image.csv that can be read; unpack both again",
     ),
     "a picture of no part": (
         "koniq10k",

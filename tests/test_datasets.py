@@ -112,6 +112,11 @@ def test_an_id_is_the_path_without_its_suffix_fit_for_a_webdataset_key(name: str
         ("image,score\na.png,3\nb, c.png,4\n", "scores.csv, line 3: has 3 fields for 2 columns.*double quotes"),
         ("image,score\na.png,3\nb.png\n", "scores.csv, line 3: has 1 fields for 2 columns"),
         ("image,score\na.png,3\nb.png,3,5\n", "scores.csv, line 3: has 3 fields for 2 columns; write numbers with a decimal point"),
+        (
+            "image,score,\na.png,3,\nb.png,4,5\n",
+            "scores.csv, line 3: has '5' in a column without a name; write .* a decimal point.*name that",
+        ),
+        ("image,score,,std\na.png,3,,1\nb.png,4,5,1\n", "scores.csv, line 3: has '5' in a column without a name"),
         ("image,score\na.png,3\nb.png,\n", "scores.csv, line 3, column score: '' is not a number.*take the row out"),
         ("image,score\na.png,3\nb.png,good\n", "scores.csv, line 3, column score: 'good' is not a number"),
         ('image,score\na.png,3\nb.png,"3,5"\n', "scores.csv, line 3, column score: '3,5' is not a number.*decimal point"),
@@ -199,6 +204,11 @@ def test_an_excel_table_is_read_like_a_csv_with_numbers_as_excel_keeps_them(tmp_
         ("1600", 3.25, f"{table}, row 2"),
         ("b", 4.0, f"{table}, row 3"),
     ]
+
+
+def test_a_remark_beside_an_excel_table_is_no_part_of_it(tmp_path: Path) -> None:
+    table = write_book(tmp_path / "scores.xlsx", ["image", "score", None], ["a.png", 3, "look again"])
+    assert [row.opinion for row in read_table(table, tmp_path).rows] == [3.0]
 
 
 def test_an_excel_file_that_misstates_its_own_size_is_read_whole(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -565,9 +566,23 @@ def test_pictures_of_another_size_than_was_published_are_a_warning(name: str, tm
     assert len(finding.where) == number - 1 and finding.where[0].endswith("(64x48)")
 
 
-def test_the_references_among_the_pictures_are_only_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    noted = picture_findings(examine(whole("kadid10k", tmp_path, monkeypatch), headers_only=True), 16, "none")
-    assert [each.severity for each in noted if "without a row in dmos.csv" in each.found] == ["note"]
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("kadid10k", "5 picture(s) beside the 15 images that were read from dmos.csv"),
+        ("livec", "7 picture(s) beside the 11 images that were read from AllImages_release.mat"),
+    ],
+)
+def test_what_a_protocol_leaves_out_is_noted_and_nobody_is_told_to_add_it(
+    name: str, begins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KADID-10k's references; the pictures that the raters of LIVE in the Wild practised on, whose opinions are there too."""
+    examination = examine(whole(name, tmp_path, monkeypatch), headers_only=True)
+    for images, severity, to_do in ((0, "note", "nothing: "), (1, "warning", "take the complete data set")):
+        monkeypatch.setitem(ADAPTERS, name, replace(ADAPTERS[name], images=ADAPTERS[name].images + images))
+        (finding,) = [each for each in picture_findings(examination, 16, "none") if " beside the " in each.found]
+        assert finding.found == begins and finding.severity == severity and finding.to_do.startswith(to_do)
+        assert not any("add their rows" in each.to_do for each in picture_findings(examination, 16, "none"))
 
 
 def test_what_is_known_of_a_set_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -719,13 +734,91 @@ def test_all_bad_rows_are_told_and_the_rest_is_looked_at_whatever_cannot_be_read
 
     folder = spoilt(spoil)
     assert main(arguments(folder, "--quick", "--json", "--against", f"koniq10k={tmp_path}")) == 1
-    errors = [each for each in json.loads(capsys.readouterr().out)["findings"] if each["severity"] == "error"]
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    errors = [each for each in findings if each["severity"] == "error"]
     assert [each["found"].removesuffix(" row(s) that cannot be used") for each in errors[:5]] == ["2", "1", "1", "1", "1"]
     for line, error in ((2, errors[0]), (4, errors[1]), (5, errors[2]), (6, errors[3]), (302, errors[4])):
         assert any(f"scores.csv, line {line}" in place for place in error["where"]) and str(folder) not in str(error["where"][0])
         assert "on the scale" in error["expected"] and error["to_do"]
     assert errors[5]["found"] == "1 of 295 files are not there" and errors[6]["found"].startswith(f"{tmp_path}: expected")
-    assert len(errors) == 7 and "pictures without a row" not in str(errors)
+    assert len(errors) == 7 and not any("without a row" in each["found"] for each in findings)
+
+
+def add_lines(name: str, *lines: str) -> Spoil:
+    return lambda root: (root / name).write_text((root / name).read_text() + "\n".join([*lines, ""])) and None
+
+
+SETS, TESTED = "koniq10k_distributions_sets.csv", "labels640.csv"
+BESIDE: dict[str, tuple[str, Spoil, list[str]]] = {  # the set, what is done to a table beside that of the images, all errors of it
+    "strangers and half a row in FLIVE's test images": (
+        "flive",
+        add_lines(TESTED, "blur_dataset/no.jpg,50,800,600", "half", "blur_dataset/none.jpg,50,800,600"),
+        [
+            f"{TESTED}, line 4: 'blur_dataset/no.jpg' has no row in labels_image.csv that can be read",
+            f"{TESTED}, line 5: has 1 fields for 4 columns",
+            f"{TESTED}, line 6: 'blur_dataset/none.jpg' has no row in labels_image.csv that can be read",
+        ],
+    ),
+    "half a row in FLIVE's images, for its patches": (
+        "flive_patches",
+        add_lines("labels_image.csv", "half"),
+        ["labels_image.csv, line 12: has 1 fields for 2 columns"],
+    ),
+    "half rows and two of one image in KonIQ's sets": (
+        "koniq10k",
+        add_lines(SETS, "half", "10004473377.jpg,0,0,25,73,7,105,12,0.5,test", "half,a,row"),
+        [
+            f"{SETS}, line 12: has 1 fields for 10 columns",
+            f"{SETS}, line 13: '10004473377.jpg' stands there a second time, first in {SETS}, line 10",
+            f"{SETS}, line 14: has 3 fields for 10 columns",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_all_that_is_wrong_beside_the_table_of_the_images_is_told_and_counts_as_no_image(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, spoil, told = BESIDE[kind]
+    images = len(whole(name, tmp_path, monkeypatch).rows)
+    spoil(tmp_path)
+    assert main(["doctor", "--dataset", name, "--root", str(tmp_path), "--quick", "--json", "--workers", "1"]) == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert sorted(place for each in findings for place in each["where"] if " that cannot be used" in each["found"]) == told
+    assert not any(re.match(r"\d+ images$|an official split of", each["found"]) for each in findings)
+    assert any(each["found"].startswith(f"{images} of {images} pictures are smaller") for each in findings)
+
+
+def test_a_bad_row_of_flive_is_told_and_the_rest_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole("flive", tmp_path, monkeypatch)
+    table = tmp_path / "labels_image.csv"
+    table.write_text(table.read_text().replace("_0001.jpg,43.5", "_0001.jpg,43,5").replace("_0002.jpg,47.0", "_0002.jpg,47,0"))
+    assert main(["doctor", "--dataset", "flive", "--root", str(tmp_path), "--quick", "--json", "--workers", "1"]) == 1
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    (rows,) = [each for each in findings if "that cannot be used" in each["found"]]
+    assert rows["where"] == [f"labels_image.csv, line {line}: has 3 fields for 2 columns" for line in (3, 4)]
+    assert any(each["found"].startswith("8 of 8 pictures are smaller") for each in findings)
+
+
+@pytest.mark.parametrize(
+    ("folder", "pictures", "told"),
+    [(".", "../pics", "../pics/a.png"), ("..", "../pics", "pics/a.png"), ("data", "old data/data", "old data/data/a.png")],
+)
+def test_bad_rows_are_told_with_paths_that_begin_below_the_folder_of_the_data_set(
+    folder: str, pictures: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for made in (folder, pictures):
+        Path(made).mkdir(parents=True, exist_ok=True)
+    Path(folder, "scores.csv").write_text("image,score\na.png,3\na.png,4\nb.png,x\n")
+    assert main(["doctor", "--table", f"{folder}/scores.csv", "--images", pictures, "--name", "mine", "--quick", "--json"]) == 1
+    score, twice = [each["where"] for each in json.loads(capsys.readouterr().out)["findings"][:2]]
+    assert score == ["scores.csv, line 4, column score: 'x' is not a number"]
+    assert twice == [f"scores.csv: two rows have the id 'a' ({told}, scores.csv, line 2, and {told}, scores.csv, line 3)"]
 
 
 def test_a_table_without_a_row_that_can_be_used_is_a_finding(spoilt: Callable[[Spoil], Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -799,6 +892,34 @@ def test_the_report_is_grouped_by_severity_and_ends_with_the_verdict(spoilt: Cal
         "",
         f"{folder.name}: not safe to build (1 error, 1 warning, 1 note)",
     ]
+
+
+STREAMS: dict[str, tuple[str, str, bytes, str]] = {  # encoding and errors of stdout, a folder's name, and how it is told
+    "somebody chose": ("ascii", "replace", "图é".encode(), "??"),
+    "a terminal of Latin-1": ("latin-1", "strict", "图é".encode(), "\\u56fe\xe9"),
+    "a locale without an encoding": ("ascii", "surrogateescape", "图é".encode(), "\\u56fe\\xe9"),
+    "a name that is no text": ("utf-8", "strict", b"caf\xe9", "caf\\udce9"),
+}
+
+
+def told_by_a_doctor_on(encoding: str, errors: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> str:
+    """What comes out of such a stream, of a small table in that folder."""
+    folder.mkdir()
+    (folder / "scores.csv").write_text("image,score\na.png,3\nb.png,4\n")
+    stream = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding, errors))
+    assert main(["doctor", "--table", str(folder / "scores.csv"), "--images", str(folder), "--quick", "--workers", "1", *more]) == 1
+    return stream.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_a_name_that_a_stream_cannot_say_is_told_all_the_same(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoding, errors, name, expected = STREAMS[kind]
+    assert expected in told_by_a_doctor_on(encoding, errors, tmp_path / os.fsdecode(name), monkeypatch).splitlines()[-1]
+
+
+def test_json_is_json_on_every_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert json.loads(told_by_a_doctor_on("ascii", "strict", tmp_path / "图é", monkeypatch, "--json"))["data_set"] == "图é"
 
 
 # who looks like whom

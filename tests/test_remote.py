@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -18,7 +19,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -348,6 +349,46 @@ def test_a_disk_without_room_for_the_index_is_named(
         file.write(bytes(1 << 20))
     with pytest.raises(ShardError, match=f"{small_disk}: this node's cache cannot be used .*No space left.*DIST_TRAIN_CACHE"):
         Shards(upload().url)
+
+
+def test_on_a_full_disk_what_was_not_used_for_longest_makes_room_for_the_index(
+    upload: Callable[..., Uploaded], small_disk: Path, built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIST_TRAIN_CACHE", str(small_disk))
+    with (small_disk / ("a" * 64)).open("wb") as file, pytest.raises(OSError, match="No space left"):
+        file.write(bytes(1 << 20))  # of another data set
+    assert Shards(upload().url).fingerprint == Shards(built).fingerprint
+    assert set(held(small_disk)) == {file_sha256(built / "index.npy")} and not list(small_disk.glob("*.part"))
+
+
+def test_where_a_quota_is_full_a_file_that_is_needed_whole_gets_the_room_of_others(near: Path) -> None:
+    others, sha256 = near / ("a" * 64), hashlib.sha256(b"the index").hexdigest()
+    near.mkdir()
+    others.write_bytes(bytes(99))
+
+    def fetch(path: Path) -> None:
+        path.write_bytes(b"the i")
+        if others.exists():
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))  # though the disk itself has room
+        path.write_bytes(b"the index")
+
+    descriptor = cache.Cache(near, 1 << 20).open(sha256, 0, fetch, required=True)
+    assert descriptor is not None and os.pread(descriptor, 99, 0) == b"the index"
+    os.close(descriptor)
+    assert held(near) == {sha256: 9} and not list(near.glob("*.part"))
+
+
+def test_who_has_no_room_for_a_file_leaves_another_process_alone_that_fetches_it(near: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_room = cache.Cache._make_room
+
+    def make_none(self: cache.Cache, part: Path, size: int, needed: Collection[str]) -> bool:
+        assert not make_room(self, part, size, needed) and not part.exists()
+        part.touch()  # the other one has found room
+        return False
+
+    monkeypatch.setattr(cache.Cache, "_make_room", make_none)
+    assert cache.Cache(near, 10).open("a" * 64, 11, lambda _: pytest.fail("it was fetched")) is None
+    assert [path.name for path in near.glob("*.part")] == [f"{'a' * 64}.11.part"]
 
 
 def test_a_copy_that_its_disk_has_changed_is_found_out_and_fetched_anew(upload: Callable[..., Uploaded], near: Path, built: Path) -> None:

@@ -80,7 +80,9 @@ def test_a_run_from_afar_is_the_run_on_the_folder_fetches_each_shard_once_and_wr
         assert load_config(settings_file).data.shards == f"{server.url}/signed/tiny?***"
 
 
-def test_a_run_on_a_slow_server_tells_where_it_is_and_ends_well(server: Nginx, shards: Path, tmp_path: Path) -> None:
+def test_a_run_on_a_slow_server_ends_well_and_nothing_goes_wrong_in_telling_where_it_is(
+    server: Nginx, shards: Path, tmp_path: Path
+) -> None:
     assert min(record["bytes"] for record in Shards(shards).files) > 4 * RATE  # seconds: some beats are told meanwhile
     run = tmp_path / "run"
     run.mkdir()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
 from shards.adapters.adapter import Adapter, Found
-from shards.datasets import each, image_id, row_of
+from shards.datasets import OtherTableError, each, faults_in, image_id, row_of
 from shards.folders import Pictures, Root
 from shards.manifest import Label, ShardError
 from shards.rows import Row
@@ -20,21 +19,24 @@ def _koniq10k(root: Root, label: str) -> Found:
     scores, sets = root.part("koniq10k_scores_and_distributions.csv"), root.part("koniq10k_distributions_sets.csv")
     pictures = Pictures(root.part("1024x768", "512x384"))
     sets_of: dict[str, Record] = {}
-    for record in read_csv(sets, ("image_name", "set")):
+
+    def keep(record: Record) -> None:
         if (first := sets_of.setdefault(name := record["image_name"], record)) is not record:
             raise ShardError(f"{record.where}: '{name}' stands there a second time, first in {first.where}; unpack the file again")
 
     def row(record: Record) -> Row:
-        official = sets_of.get(record["image_name"])
+        official = sets_of.get(name := record["image_name"])
         if official is None:
-            name = record["image_name"]
-            raise ShardError(f"{record.where}: '{name}' has no row in {sets.name}, which holds the official split; unpack both files again")
+            raise ShardError(
+                f"{record.where}: '{name}' has no row in {sets.name} that can be read, and so no part; unpack both files again"
+            )
         if (part := official.part("set")) is None:
             raise ShardError(f"{official.where}, column set: is empty; unpack the file again")
         std = record.number("SD") if label == "MOS" else None
         return row_of(record, "image_name", label, pictures, std=std, part=part)
 
-    return scores, each(read_csv(scores, ("image_name", "SD", label)), row)
+    faults = faults_in(read_csv(sets, ("image_name", "set")), keep)
+    return scores, chain(faults, each(read_csv(scores, ("image_name", "SD", label)), row))
 
 
 def _livec(root: Root, _: str) -> Found:
@@ -91,8 +93,12 @@ def _flive_patches(root: Root, _: str) -> Found:
 
 
 def _flive_rows(root: Root, labels: str) -> Found:
-    table, test_table = root.part(labels), root.part("labels640.csv")
-    tested = {_flive_content(record["name_image"]): record for record in read_csv(test_table, ("name_image",))}
+    table, test_table, image_table = root.part(labels), root.part("labels640.csv"), root.part("labels_image.csv")
+    tested, known = dict[str, Record](), set[str]()
+    faults = faults_in(read_csv(test_table, ("name_image",)), lambda record: tested.update({_flive_content(record["name_image"]): record}))
+    others = faults_in(read_csv(image_table, ("name",)), lambda record: known.add(_flive_content(record["name"])))
+    if table != image_table:  # else they are told with the rows
+        faults += others
     pictures, patches = Pictures(table.parent), Pictures(table.parent / "patches")
 
     def row(record: Record) -> Row:
@@ -101,15 +107,12 @@ def _flive_rows(root: Root, labels: str) -> Found:
         part = "test" if content in tested else "train"
         return row_of(record, "name", "mos", folder, group=content, part=part)
 
-    return table, chain(_strangers(tested, root.part("labels_image.csv")), each(read_csv(table, ("name", "mos")), row))
-
-
-def _strangers(tested: Mapping[str, Record], table: Path) -> Iterator[ShardError]:
-    """What is wrong with test images that the table of all images does not have: the one that is meant would be trained on."""
-    known = {_flive_content(record["name"]) for record in read_csv(table, ("name",))}
-    for content, record in tested.items():
-        if content not in known:
-            yield ShardError(f"{record.where}: '{record['name_image']}' has no row in {table.name}; unpack both files again")
+    strangers = (  # the images that are meant would be trained on
+        OtherTableError(f"{record.where}: '{record['name_image']}' has no row in {image_table.name} that can be read; unpack both again")
+        for content, record in tested.items()
+        if content not in known
+    )
+    return table, chain(faults, each(read_csv(table, ("name", "mos")), row), strangers)
 
 
 def _flive_content(name: str) -> str:
@@ -165,7 +168,7 @@ AUTHENTIC = (
         (Label("MOS", 0.0, 100.0, True),),
         images=11_125,
         contents=None,
-        on_disk="Annotations/MOS and Image attribute scores.xlsx, TestImage/",
+        on_disk="Annotations/MOS and Image attribute scores.xlsx (or .csv), TestImage/",
         protocol="80/20 x 10",
         ask="https://github.com/h4nwei/SPAQ",
         resize="short:512",
@@ -177,7 +180,7 @@ AUTHENTIC = (
         (Label("grade", 0.0, 5.0, True),),
         images=586,
         contents=None,
-        on_disk="DatabaseGrades.xlsx, DatabaseImage0001.JPG ... (or those in ImageDatabase/)",
+        on_disk="DatabaseGrades.xlsx (or .csv), DatabaseImage0001.JPG ... (or those in ImageDatabase/)",
         protocol="80/20 x 10",
         ask="http://www02.smt.ufrj.br/~eduardo/ImageDatabase.htm",
         resize="short:512",

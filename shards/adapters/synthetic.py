@@ -140,7 +140,7 @@ SYNTHETIC = (
         (Label("DMOS", 0.0, 1.0, False),),
         images=866,
         contents=30,
-        on_disk="csiq.DMOS.xlsx or csiq_label.txt, dst_imgs/",
+        on_disk="csiq.DMOS.xlsx (or .csv) or csiq_label.txt, dst_imgs/",
         protocol="80/20 x 10 by reference",
         ask="https://s2.smu.edu/~eclarson/csiq.html",
         paper_resize="none",
