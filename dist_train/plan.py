@@ -141,7 +141,7 @@ def _refuse_small_parts(member: Member, config: Config) -> None:
             raise ConfigError(
                 f"{shards.folder}: split '{member.split}' has {found or 'no'} images in '{part}', at least {needed} are needed; "
                 f"choose another with data.split ({', '.join(shards.split_names())}), or make one: "
-                f"python -m shards split {shards.folder} --ratio 60/20/20 --name NAME"
+                f"python -m shards split {shards.folder} --rounds 10 --ratio 60/20/20 --name NAME"
             )
     opinions = shards.opinions[member.parts["train"]]
     if opinions.min() == opinions.max():
