@@ -10,11 +10,10 @@ and of the four. All run in turn, round by round, on the same files, and the rat
 wall times; on a busy machine the time of the core itself, in which nothing counts that others do, tells more about the
 builder and its parts.
 
-Measured on 2026-11-26, 2 cores (Intel Xeon), little else running, 3,000 rows, 4 rounds: 13.9 ms/image for one worker, 0.91 of the
-sum of its parts (rounds: 0.88, 0.88, 1.11, 0.93; 0.93 in the time of the core); two workers 7.1 ms/image, 1.94 times as fast (1.75 to
-1.99). What the builder adds to its parts is mostly in the rows, which it keeps on the disk: with them in memory, the day before, it
-was 11.6 ms/image and 0.99. With 1,200 rows two workers were 1.73 times as fast: the 0.4 s in which workers start weigh more in 8 s
-than in 20.
+Measured on 2026-11-26, 2 cores (Intel Xeon), 3,000 rows, 4 rounds: 13.8 ms/image for one worker, 0.91 of decode, resize and write
+(rounds: 0.87, 0.94, 0.80, 0.99; 0.91 in the time of the core) and 0.97 of these and the checksums (0.93, 1.01, 0.87, 1.06). Two workers
+were 1.77 times as fast as one (1.56, 1.74, 1.80, 1.82; linters ran beside the first two rounds), and 1.87 times had both had a core of
+their own. With 1,200 rows the 0.4 s in which workers start weigh more: 1.73, measured the day before.
 """
 
 from __future__ import annotations

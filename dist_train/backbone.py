@@ -51,11 +51,11 @@ def _why_not_made(backbone: str, patch_size: int | None, stochastic_depth: float
             f"model.stochastic_depth={stochastic_depth:g}: timm has no stochastic depth for model.backbone={backbone}; "
             f"set it to 0, or choose another backbone"
         )
-    if isinstance(error, NotImplementedError):  # RegNet before timm 1.0.30
+    if isinstance(error, NotImplementedError):  # an operation that needs numbers, as timm 1.0.29 has one in RegNet
         return f"model.backbone={backbone}: timm {timm.__version__} cannot make it without memory, to hear its shapes; install a newer timm"
     if patch_size is not None and _is_made(backbone):
         return refusal_of_size(backbone, patch_size, error)
-    reason = "it has fewer" if isinstance(error, IndexError) else error  # which says no more than that an index is out of range
+    reason = "it has fewer" if isinstance(error, IndexError) else error  # an IndexError's own words help nobody
     return (
         f"model.backbone={backbone}: HyperIQA reads four maps, and timm cannot make as many of it ({reason}); choose a backbone "
         f"of four stages or more, such as resnet50, swin_tiny_patch4_window7_224 or convnext_tiny"

@@ -4,7 +4,7 @@ A worker is forked from a rank that has threads: gloo's, autograd's, the one tha
 is at that moment, and one that another thread holds will never be opened there. In CPython before 3.11.8 any foreign thread that
 is just entering the interpreter holds such a lock (cpython issue 112275): once in some thousand forks on a busy machine a worker
 is stillborn, its rank waits for its first batch, and all others for that rank. So a worker says that it lives before anybody
-counts on it, and one that says nothing is ended, and forked anew.
+counts on it, and one that says nothing is ended, and forked anew. Nor is there a worker that could read, and hand over nothing.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class _Link:
     roll: TCPStore | None = None  # where all said that they have come; on rank 0 it keeps the others' store where no launcher does
     leaving = threading.Event()
     is_cause: bool | None = None  # once this rank has failed: whether its error was the first
-    is_ending = False
+    is_ending = False  # its loader workers have been killed, and it follows them
     record: Callable[[Exception], None] | None = None
     stood_still = 0.0  # seconds at one and the same thing; only those in which this process was running
 

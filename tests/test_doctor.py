@@ -1,4 +1,4 @@
-"""The promises of `python -m shards doctor`: a clean folder is clean, and every trap is found, named and explained."""
+"""`python -m shards doctor`: a clean folder is clean, every trap in its pictures is found and named, and all that is found is told."""
 
 from __future__ import annotations
 
@@ -12,31 +12,24 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import public_sets
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from photographs import make_folder
 from PIL import Image
 
 from shards import demo
 from shards.__main__ import main
-from shards.adapters import ADAPTERS
-from shards.datasets import DataSet, Row, read_table
+from shards.datasets import DataSet, read_table
 from shards.doctor import compare
-from shards.duplicates import THUMBNAIL, Look, look_of, near_pairs, same_files
 from shards.examination import examine, picture_at
-from shards.manifest import PARTS, Label
+from shards.manifest import Label
 from shards.photographs import decoder_versions
 from shards.picture_checks import picture_findings
 from shards.splits import all_splits, briefly
-from shards.table_checks import table_findings
 
 SIZE = 48  # of a patch
 OUR_CODE = {**os.environ, "PYTHONPATH": str(Path(demo.__file__).parents[1])}
@@ -387,294 +380,6 @@ def test_versions_without_a_group_are_an_error(photographs: Path) -> None:
     assert (finding.severity, finding.found) == ("error", "60 of 60 pictures look like one of another group")
 
 
-# what is wrong with tables
-
-
-MOS = Label("MOS", 1.0, 5.0, True)
-
-
-def synthetic(change: Callable[[Row], Row] = lambda row: row, label: Label = MOS) -> DataSet:
-    """30 contents x 4 distortions x 5 levels, named and rated as in KADID-10k; no pictures."""
-    rows = []
-    for content in range(1, 31):
-        for distortion in range(1, 5):
-            for level in range(1, 6):
-                file = f"I{content:02}_{distortion:02}_{level:02}.png"
-                opinion = round(5.3 - 0.8 * level - 0.004 * content - 0.03 * distortion, 3)
-                rows.append(change(Row(file[:-4], Path(file), opinion, 0.6, f"I{content:02}", None)))
-    return DataSet("mine", label, "none", tuple(rows), Path("scores.csv"))
-
-
-def authentic(change: Callable[[int, Row], Row]) -> DataSet:
-    """300 photographs with an official split, 100 a part."""
-    rows = (Row(f"{n:03}", Path(f"{n:03}.jpg"), 1 + n * 7 % 300 / 75, 0.6, f"{n}", ("train", "val", "test")[n % 3]) for n in range(300))
-    return DataSet("mine", Label("MOS", 1.0, 5.0, True), "none", tuple(change(n, row) for n, row in enumerate(rows)), Path("scores.csv"))
-
-
-def test_clean_tables_are_clean() -> None:
-    assert not [*table_findings(synthetic())]
-    assert not [*table_findings(authentic(lambda _, row: row))]
-    whole_numbers = synthetic(lambda row: replace(row, opinion=float(round(row.opinion)), std=None))
-    assert not [*table_findings(whole_numbers)]
-
-
-TABLES: dict[str, tuple[DataSet, str, str]] = {
-    "a MOS taken as a DMOS": (
-        synthetic(label=Label("DMOS", 1.0, 5.0, False)),
-        "error",
-        "in 100% of 120 distortion series the strongest level has the better opinion",
-    ),
-    "a DMOS taken as a MOS": (
-        synthetic(lambda row: replace(row, opinion=6 - row.opinion)),
-        "error",
-        "in 100% of 120 distortion series the strongest level has the better opinion",
-    ),
-    "named dmos, higher better, as the levels show": (
-        synthetic(label=Label("dmos", 1.0, 5.0, True)),
-        "note",
-        "the label dmos (1 to 5, higher",
-    ),
-    "named dmos, higher better, and nobody knows": (
-        replace(authentic(lambda _, row: row), label=Label("dmos", 1.0, 5.0, True)),
-        "warning",
-        "the label dmos (1 to 5, higher",
-    ),
-    "a scale not stated": (synthetic(label=Label("MOS", None, None, True)), "note", "the scale is not stated"),
-    "the scale of another label": (
-        synthetic(lambda row: replace(row, std=None), label=Label("MOS", 0.0, 100.0, True)),
-        "warning",
-        "opinions from 1.06 to 4.466",
-    ),
-    "reference rows": (
-        authentic(lambda n, row: replace(row, opinion=5.0, std=None) if n % 5 == 0 else row),
-        "warning",
-        "60 images share the opinion 5, an end of the scale",
-    ),
-    "two labels mixed": (
-        replace(
-            authentic(lambda n, row: replace(row, std=None, opinion=row.opinion * (20 if row.part == "test" else 1))),
-            label=Label("MOS", 0, 100, True),
-        ),
-        "error",
-        "nine of ten opinions lie between",
-    ),
-    "a variance": (synthetic(lambda row: replace(row, std=9 * (row.std or 0))), "warning", "600 of 600 values of std are larger than"),
-    "a std of another scale": (
-        replace(authentic(lambda _, row: replace(row, opinion=20 * row.opinion - 5)), label=Label("MOS_zscore", 0.0, 100.0, True)),
-        "warning",
-        "the median of std is 0.6 on a scale of 0 to 100",
-    ),
-    "split by image": (
-        synthetic(lambda row: replace(row, part=("train", "val", "test")[int(row.id[-1]) % 3])),
-        "error",
-        "30 content(s) are on two sides of the official split",
-    ),
-    "no groups": (
-        synthetic(lambda row: replace(row, group=row.id)),
-        "error",
-        "30 content(s), by the file names, have distorted versions in sev",
-    ),
-    "copied opinions": (
-        synthetic(lambda row: replace(row, opinion=round(row.opinion - 0.03, 3)) if "_01_" in row.id else row),
-        "error",
-        "for 30 of 30 contents the opinions of 02 are exactly those of 01",
-    ),
-    "a small part": (
-        authentic(lambda n, row: replace(row, part="train") if row.part == "test" and n > 120 else row),
-        "warning",
-        "test has 40 image(s) in the split official",
-    ),
-    "a tiny part": (
-        authentic(lambda n, row: replace(row, part="train") if row.part == "test" and n > 3 else row),
-        "error",
-        "test has 1 image(s) in the split official",
-    ),
-    "a split half stated": (
-        authentic(lambda n, row: replace(row, part=None) if n == 7 else row),
-        "error",
-        "image '007' has no part in the split",
-    ),
-}
-
-
-@pytest.mark.parametrize("trap", TABLES)
-def test_a_trap_in_the_table_is_found_and_nothing_else(trap: str) -> None:
-    data_set, severity, begins = TABLES[trap]
-    (finding,) = table_findings(data_set)
-    assert finding.severity == severity
-    assert finding.found.startswith(begins)
-    assert finding.expected and finding.to_do
-
-
-# the public data sets, and the lists of them that are known to be wrong
-
-
-def whole(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> DataSet:
-    """The small folder of that set, as if it were all that was published."""
-    data_set = ADAPTERS[name].read(public_sets.make(name, root), ADAPTERS[name].labels[0].name)
-    contents, stated = len({row.group for row in data_set.rows}), Counter(row.part for row in data_set.rows)
-    parts = tuple(stated[part] for part in PARTS) if ADAPTERS[name].parts else ()
-    monkeypatch.setitem(ADAPTERS, name, replace(ADAPTERS[name], images=len(data_set.rows), contents=contents, parts=parts))
-    return data_set
-
-
-def graver(data_set: DataSet) -> list[str]:
-    """Errors and warnings, but for the size of the parts: the folders of the tests are small."""
-    return [each.found for each in table_findings(data_set) if each.severity != "note" and " in the split " not in each.found]
-
-
-@pytest.mark.parametrize("name", sorted(ADAPTERS))
-def test_a_public_data_set_as_it_is_distributed_is_clean_when_complete(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not graver(whole(name, tmp_path, monkeypatch))
-
-
-@pytest.mark.parametrize("name", sorted(ADAPTERS))
-def test_a_public_data_set_that_is_incomplete_is_an_error(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data_set = whole(name, tmp_path, monkeypatch)
-    some = replace(data_set, rows=data_set.rows[1:])
-    assert f"{len(some.rows):,} images" in graver(some)
-
-
-def test_contents_that_are_not_those_published_are_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data_set = whole("kadid10k", tmp_path, monkeypatch)
-    monkeypatch.setitem(ADAPTERS, "kadid10k", replace(ADAPTERS["kadid10k"], contents=81))
-    assert graver(data_set) == [f"{len({row.group for row in data_set.rows})} contents"]
-
-
-@pytest.mark.parametrize("name", [adapter.name for adapter in ADAPTERS.values() if adapter.parts])
-def test_an_official_split_that_is_not_the_published_one_is_a_warning(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    published = ADAPTERS[name].parts
-    data_set = whole(name, tmp_path, monkeypatch)
-    monkeypatch.setitem(ADAPTERS, name, replace(ADAPTERS[name], parts=published))
-    (finding,) = [each for each in table_findings(data_set) if each.found.startswith("an official split of train ")]
-    assert finding.severity == "warning" and all(f"{number:,}" in finding.expected for number in published)
-    assert not published or sum(published) == {"koniq10k": 10_073, "flive": 39_810, "uhd_iqa": 6_073}[name]
-
-
-@pytest.mark.parametrize("name", [adapter.name for adapter in ADAPTERS.values() if adapter.sizes])
-def test_pictures_of_another_size_than_was_published_are_a_warning(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The small sets of the tests are such; a picture of the right size is not spoken of."""
-    examination = examine(whole(name, tmp_path, monkeypatch), headers_only=True)
-    right = replace(examination.pictures[0], size=ADAPTERS[name].sizes[-1])
-    (finding,) = [
-        each
-        for each in picture_findings(replace(examination, pictures=(right, *examination.pictures[1:])), 16, "none")
-        if "another size than was published" in each.found
-    ]
-    number = len(examination.pictures)
-    assert finding.severity == "warning" and finding.found.startswith(f"{number - 1} of {number} pictures")
-    assert len(finding.where) == number - 1 and finding.where[0].endswith("(64x48)")
-
-
-@pytest.mark.parametrize(
-    ("name", "begins"),
-    [
-        ("kadid10k", "5 picture(s) beside the 15 images that were read from dmos.csv"),
-        ("livec", "7 picture(s) beside the 11 images that were read from AllImages_release.mat"),
-    ],
-)
-def test_what_a_protocol_leaves_out_is_noted_and_nobody_is_told_to_add_it(
-    name: str, begins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """KADID-10k's references; the pictures that the raters of LIVE in the Wild practised on, whose opinions are there too."""
-    examination = examine(whole(name, tmp_path, monkeypatch), headers_only=True)
-    for images, severity, to_do in ((0, "note", "nothing: "), (1, "warning", "take the complete data set")):
-        monkeypatch.setitem(ADAPTERS, name, replace(ADAPTERS[name], images=ADAPTERS[name].images + images))
-        (finding,) = [each for each in picture_findings(examination, 16, "none") if " beside the " in each.found]
-        assert finding.found == begins and finding.severity == severity and finding.to_do.startswith(to_do)
-        assert not any("add their rows" in each.to_do for each in picture_findings(examination, 16, "none"))
-
-
-def test_what_is_known_of_a_set_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    koniq, flive = (whole(name, tmp_path / name, monkeypatch) for name in ("koniq10k", "flive"))
-    assert any(each.found == "the label MOS_zscore" and "MOS_zscore, MOS" in each.expected for each in table_findings(koniq))
-    assert any("AVA, VOC and EMOTIC" in each.found for each in table_findings(flive))
-    kadid = whole("kadid10k", tmp_path / "kadid", monkeypatch)
-    assert any(each.found.startswith("the label DMOS") and each.severity == "note" for each in table_findings(kadid))
-    assert any("KADID-10k's column var" in each.found and each.severity == "note" for each in table_findings(kadid))
-
-
-PYIQA = {  # the table, its header, and what the doctor must say of it
-    "meta_info_KADID10kDataset.csv": ("ref_name,dist_name,dmos,std", "warning", "deviations of KADID-10k in meta_info_KADID10kDataset.csv"),
-    "meta_info_LIVEIQADataset.csv": ("ref_name,dist_name,mos,std", "error", "the label is MOS (scale not stated, higher is better)"),
-    "meta_info_CSIQDataset.csv": ("ref_name,dist_name,dmos,std", "error", "the label is MOS (scale not stated, higher is better)"),
-}
-
-
-@pytest.mark.parametrize("name", PYIQA)
-def test_the_traps_of_a_set_are_known_by_pyiqas_name_for_its_table(name: str, tmp_path: Path) -> None:
-    header, severity, begins = PYIQA[name]
-    (tmp_path / "images").mkdir()
-    rows = [f"I{n // 20:02}.png,I{n // 20:02}_{n:03}.png,{n / 100},0.5" for n in range(100)]
-    (tmp_path / name).write_text("\n".join([header, *rows]))
-    data_set = read_table(tmp_path / name, tmp_path / "images", direction_is_stated=True)
-    (finding,) = [each for each in table_findings(data_set) if each.found.startswith(begins)]
-    assert finding.severity == severity
-
-
-def q_align(folder: Path, name: str, opinions: dict[str, float]) -> DataSet:
-    """A list as Q-Align distributes it, read as a table of that name."""
-    (folder / "images").mkdir()
-    table = folder / f"{name}.json"
-    table.write_text(json.dumps([{"image": image, "gt_score": opinion} for image, opinion in opinions.items()]))
-    return read_table(table, folder / "images", label=Label("DMOS", None, None, False))
-
-
-def test_the_reference_rows_of_q_aligns_live_list_are_an_error(tmp_path: Path) -> None:
-    opinions = {f"live/wn/img{n}.bmp": 0.0 if n < 203 else 20 + n / 20 for n in range(982)}
-    findings = [*table_findings(q_align(tmp_path, "live", opinions))]
-    (count,) = [each for each in findings if each.found == "982 images"]
-    assert count.severity == "error" and "orgs = 1" in count.to_do
-    assert any(each.found.startswith("203 images share the opinion 0") for each in findings)
-
-
-def test_the_copied_rows_of_q_aligns_csiq_list_are_an_error(tmp_path: Path) -> None:
-    """Its 750 rows: five distortions of five levels, contrast with the opinions of awgn."""
-    kinds = {"AWGN": 0, "contrast": 0, "JPEG": 1, "jpeg2000": 2, "fnoise": 3}
-    opinions = {
-        f"csiq/dst_imgs/{kind.lower()}/{content}.{kind}.{level}.png": round(0.15 * level + 0.001 * content + 0.01 * number, 3)
-        for content in range(1600, 1630)
-        for kind, number in kinds.items()
-        for level in range(1, 6)
-    }
-    opinions = {name: opinion - 1.6 for name, opinion in opinions.items()}
-    findings = [*table_findings(q_align(tmp_path, "csiq", opinions))]
-    (count,) = [each for each in findings if each.found == "750 images"]
-    assert count.severity == "error" and "contrast" in count.to_do
-    assert any(each.found == "for 30 of 30 contents the opinions of contrast are exactly those of awgn" for each in findings)
-
-
-def test_a_list_of_a_part_of_kadid_is_to_be_compared_with_the_other_part(tmp_path: Path) -> None:
-    findings = table_findings(q_align(tmp_path, "train_kadid", {f"kadid10k/I01_01_{n:04}.png": 1 + n / 300 for n in range(1000)}))
-    (found,) = [each for each in findings if each.found.startswith("train_kadid.json, a list of a part of KADID-10k")]
-    assert found.severity == "warning" and "1,844" in found.expected and "--against" in found.to_do
-
-
-def test_a_list_of_all_of_kadid_is_not_called_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ADAPTERS, "kadid10k", replace(ADAPTERS["kadid10k"], images=300))
-    findings = table_findings(q_align(tmp_path, "my_kadid", {f"kadid10k/I01_01_{n:04}.png": 1 + n / 90 for n in range(300)}))
-    assert not [each for each in findings if "a list of a part" in each.found]
-
-
-def test_the_training_images_of_q_aligns_livec_list_are_an_error(tmp_path: Path) -> None:
-    findings = table_findings(q_align(tmp_path, "livec", {f"livec/{n}.bmp": 4 + n / 15 for n in range(1169)}))
-    (count,) = [each for each in findings if each.found == "1,169 images"]
-    assert count.severity == "error" and "training images" in count.to_do
-
-
-def test_a_list_of_a_known_set_with_the_wrong_direction_is_an_error(tmp_path: Path) -> None:
-    data_set = q_align(tmp_path, "csiq", {f"{n}.png": n / 900 for n in range(866)})
-    wrong = replace(data_set, label=Label("MOS", None, None, True))
-    (finding,) = [each for each in table_findings(wrong) if each.severity == "error"]
-    assert finding.found.startswith("the label is MOS") and "lower is better" in finding.expected
-
-
-def test_a_list_of_a_known_set_on_another_scale_is_an_error(tmp_path: Path) -> None:
-    data_set = q_align(tmp_path, "csiq", {f"{n}.png": n / 9 for n in range(866)})
-    (finding,) = [each for each in table_findings(data_set) if each.severity == "error"]
-    assert finding.found.startswith("opinions from 0 to 96.1") and "0 to 1" in finding.expected
-
-
 # two data sets
 
 
@@ -742,65 +447,6 @@ def test_all_bad_rows_are_told_and_the_rest_is_looked_at_whatever_cannot_be_read
         assert "on the scale" in error["expected"] and error["to_do"]
     assert errors[5]["found"] == "1 of 295 files are not there" and errors[6]["found"].startswith(f"{tmp_path}: expected")
     assert len(errors) == 7 and not any("without a row" in each["found"] for each in findings)
-
-
-def add_lines(name: str, *lines: str) -> Spoil:
-    return lambda root: (root / name).write_text((root / name).read_text() + "\n".join([*lines, ""])) and None
-
-
-SETS, TESTED = "koniq10k_distributions_sets.csv", "labels640.csv"
-BESIDE: dict[str, tuple[str, Spoil, list[str]]] = {  # the set, what is done to a table beside that of the images, all errors of it
-    "strangers and half a row in FLIVE's test images": (
-        "flive",
-        add_lines(TESTED, "blur_dataset/no.jpg,50,800,600", "half", "blur_dataset/none.jpg,50,800,600"),
-        [
-            f"{TESTED}, line 4: 'blur_dataset/no.jpg' has no row in labels_image.csv that can be read",
-            f"{TESTED}, line 5: has 1 fields for 4 columns",
-            f"{TESTED}, line 6: 'blur_dataset/none.jpg' has no row in labels_image.csv that can be read",
-        ],
-    ),
-    "half a row in FLIVE's images, for its patches": (
-        "flive_patches",
-        add_lines("labels_image.csv", "half"),
-        ["labels_image.csv, line 12: has 1 fields for 2 columns"],
-    ),
-    "half rows and two of one image in KonIQ's sets": (
-        "koniq10k",
-        add_lines(SETS, "half", "10004473377.jpg,0,0,25,73,7,105,12,0.5,test", "half,a,row"),
-        [
-            f"{SETS}, line 12: has 1 fields for 10 columns",
-            f"{SETS}, line 13: '10004473377.jpg' stands there a second time, first in {SETS}, line 10",
-            f"{SETS}, line 14: has 3 fields for 10 columns",
-        ],
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", BESIDE)
-def test_all_that_is_wrong_beside_the_table_of_the_images_is_told_and_counts_as_no_image(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    name, spoil, told = BESIDE[kind]
-    images = len(whole(name, tmp_path, monkeypatch).rows)
-    spoil(tmp_path)
-    assert main(["doctor", "--dataset", name, "--root", str(tmp_path), "--quick", "--json", "--workers", "1"]) == 1
-    findings = json.loads(capsys.readouterr().out)["findings"]
-    assert sorted(place for each in findings for place in each["where"] if " that cannot be used" in each["found"]) == told
-    assert not any(re.match(r"\d+ images$|an official split of", each["found"]) for each in findings)
-    assert any(each["found"].startswith(f"{images} of {images} pictures are smaller") for each in findings)
-
-
-def test_a_bad_row_of_flive_is_told_and_the_rest_is_looked_at(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole("flive", tmp_path, monkeypatch)
-    table = tmp_path / "labels_image.csv"
-    table.write_text(table.read_text().replace("_0001.jpg,43.5", "_0001.jpg,43,5").replace("_0002.jpg,47.0", "_0002.jpg,47,0"))
-    assert main(["doctor", "--dataset", "flive", "--root", str(tmp_path), "--quick", "--json", "--workers", "1"]) == 1
-    findings = json.loads(capsys.readouterr().out)["findings"]
-    (rows,) = [each for each in findings if "that cannot be used" in each["found"]]
-    assert rows["where"] == [f"labels_image.csv, line {line}: has 3 fields for 2 columns" for line in (3, 4)]
-    assert any(each["found"].startswith("8 of 8 pictures are smaller") for each in findings)
 
 
 @pytest.mark.parametrize(
@@ -920,53 +566,3 @@ def test_a_name_that_a_stream_cannot_say_is_told_all_the_same(kind: str, tmp_pat
 
 def test_json_is_json_on_every_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(told_by_a_doctor_on("ascii", "strict", tmp_path / "图é", monkeypatch, "--json"))["data_set"] == "图é"
-
-
-# who looks like whom
-
-
-def look(pixels: np.ndarray) -> Look | None:
-    return look_of(Image.fromarray(pixels))
-
-
-def test_every_distortion_looks_like_its_original_and_no_content_like_another() -> None:
-    originals = [look(demo.cut_content(content)) for content in demo.CONTENTS]
-    assert not [*near_pairs(originals, range(len(originals)))]
-    for content, original in list(zip(demo.CONTENTS, originals, strict=True))[:5]:
-        for distortion in demo.DISTORTIONS:
-            changed = look(demo.distort(demo.cut_content(content), distortion, 5))
-            assert [pairs.tolist() for pairs in near_pairs([original, changed], [0, 1])] == [[[0, 1]]], (content, distortion)
-
-
-def test_a_flat_picture_looks_like_nothing() -> None:
-    assert look(np.full((80, 80, 3), 255, np.uint8)) is None
-    assert not [*near_pairs([None, None], [0, 1])]
-
-
-def test_pictures_of_one_side_are_not_compared() -> None:
-    coffee = look(demo.cut_content("coffee"))
-    assert not [*near_pairs([coffee, coffee, coffee], [4, 4, 4])]
-    assert np.concatenate([*near_pairs([coffee, None, coffee, coffee], [4, 4, 5, 4])]).tolist() == [[0, 2], [2, 3]]
-
-
-@given(
-    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2**10 - 1), st.integers(0, 2)), max_size=150),
-)
-def test_near_pairs_are_those_that_comparing_one_by_one_finds(pictures: list[tuple[int, int, int]]) -> None:
-    thumbnails = [np.random.default_rng(number).integers(0, 256, THUMBNAIL**2, np.uint8).tobytes() for number in range(4)]
-    looks = [Look(bits << 54 | bits, thumbnails[which]) for which, bits, _ in pictures]
-    sides = [side for *_, side in pictures]
-    found = [tuple(pair) for block in near_pairs(looks, sides) for pair in block.tolist()]
-    expected = {
-        (one, other)
-        for one in range(len(looks))
-        for other in range(one + 1, len(looks))
-        if (looks[one].hash ^ looks[other].hash).bit_count() <= 8
-        and looks[one].thumbnail == looks[other].thumbnail
-        and sides[one] != sides[other]
-    }
-    assert len(found) == len(set(found)) and set(found) == expected
-
-
-def test_same_files_are_sets_of_numbers() -> None:
-    assert same_files(["a", "b", "a", "", "", "c", "b", "a"]) == [[0, 2, 7], [1, 6]]
