@@ -6,12 +6,15 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
+import runs
 from trial import A_RUN, PROMPTLY, ROUNDS, Attempt, Trial, turns
 
 pytestmark = pytest.mark.timeout(60 * (5 + ROUNDS))
+EPOCHS = 24  # ranks that lose their launcher train on for six seconds, some twenty steps of these 120
 
 
 def kill_somebody(attempt: Attempt, dice: random.Random) -> str:
@@ -27,11 +30,9 @@ def kill_somebody(attempt: Attempt, dice: random.Random) -> str:
     return name
 
 
-def test_a_run_that_is_killed_again_and_again_ends_with_the_bits_of_an_unbroken_one(
-    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random
-) -> None:
-    expected, trial = unbroken(2, epochs=12), trial_of(2, epochs=12)  # ranks that lose their launcher train on for six seconds
-    for step in sorted(dice.randint(1, trial.last_step) for _ in range(ROUNDS)):
+def kill_until_finished(trial: Trial, kills: int, dice: random.Random) -> int:
+    """So many kills one after the other, and how many of them there were when the run had finished all the same."""
+    for number, step in enumerate(sorted(dice.randint(1, trial.last_step) for _ in range(kills))):
         done, attempt = trial.steps(), trial.launch()
         if dice.random() < 0.25 or done == trial.last_step:  # while it starts, or makes up what it had begun to finish
             when, delay = "the start", dice.uniform(0, 9)
@@ -42,9 +43,21 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bits_of_an_unbroken_
         victim, began = kill_somebody(attempt, dice), time.monotonic()
         attempt.wait(PROMPTLY)
         print(f"{delay:.2f} s after {when}: {victim}; all gone after {time.monotonic() - began:.1f} s")
-        assert victim != "nobody", attempt.said()
-    trial.finish()
-    trial.assert_result_of(expected)
+        if victim == "nobody":
+            assert runs.status(trial.folder)["status"] == "finished", attempt.said()
+            return number
+    return kills
+
+
+def test_a_run_that_is_killed_again_and_again_ends_with_the_bits_of_an_unbroken_one(
+    trial_of: Callable[..., Trial], unbroken: Callable[..., Trial], dice: random.Random, tmp_path: Path
+) -> None:
+    expected, left = unbroken(2, EPOCHS), ROUNDS
+    while left:  # a run may be through, all the same, before all kills have struck
+        trial = trial_of(2, epochs=EPOCHS, folder=tmp_path / f"before-{left}")
+        left -= kill_until_finished(trial, left, dice)
+        trial.finish()
+        trial.assert_result_of(expected)
 
 
 @turns(5)
