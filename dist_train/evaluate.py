@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from dist_train import ranks
-from dist_train.collection import Member, Scale
+from dist_train.collection import Scale
 from dist_train.config import Data, load_config
 from dist_train.errors import ConfigError
 from dist_train.evaluation import score_images
@@ -30,6 +30,7 @@ from dist_train.journal import finite_or_none
 from dist_train.launch import refuse_another_world
 from dist_train.model_folder import SETTINGS, TrainedModel, find_weights, open_model
 from dist_train.report import cross_table
+from dist_train.seen import file_numbers
 from dist_train.training import open_accelerator
 from dist_train.whole_files import write_json
 from shards.manifest import ShardError, Shards, file_sha256
@@ -153,30 +154,27 @@ def _choose(trained: TrainedModel, shards: Shards, split: str | None, part: str 
 
 
 def _what_was_seen(trained: TrainedModel, own: str | None, shards: Shards, images: np.ndarray) -> Seen:
-    """What `trained`, which calls these shards `own`, has seen of `images`, by the fingerprint of the split that it was trained with."""
-    name = shards.manifest["data_set"]
-    if "trained_on" not in trained.about:
+    """What `trained`, which calls these shards `own`, has seen of `images`, by the pictures' files."""
+    if trained.seen is None:
         return Seen(None, None, None, "what the model was trained on is not known")
-    if own is None and name in (said["data_set"] for said in trained.about["trained_on"].values()):
-        return Seen(None, None, None, f"WARNING: the model was trained on another build of {name}, on which of these images is not known")
-    if own is None:
-        return Seen(False, 0, 0, "the model was not trained on this data set")
-    said, chooser = trained.about["trained_on"][own], trained.config.stop.select_on
-    try:
-        split, parts = shards.split(said["split"])
-        same = Member(own, shards, split, parts, trained.scales[own], 1.0).split_fingerprint() == said["split_fingerprint"]
-    except ShardError:
-        same = False
-    if not same:
-        gone = f"split '{said['split']}', which is gone or was changed"
-        return Seen(True, None, None, f"WARNING: the model was trained on this data set by {gone}: on which of these images is not known")
-    trained_on, chosen_on = (int(np.isin(images, parts[part]).sum()) for part in ("train", chooser))
-    told = "the model was trained on other images of this data set"
+    files = file_numbers(shards)
+    known = [np.isin(files, seen) for seen in (trained.seen.trained_on, trained.seen.chosen_on)]
+    trained_on, chosen_on = (int(one[images].sum()) for one in known)
+    name = shards.manifest["data_set"]
+    same_name = name in (said["data_set"] for said in trained.about.get("trained_on", {}).values())
+    of_this_set = own is not None or bool(np.any(known))
+    if same_name and not of_this_set:  # as KonIQ-10k is distributed at two sizes
+        return Seen(
+            None, None, None, f"WARNING: the model was trained on other files called {name}: copies of these images may be among them"
+        )
+    told = "the model was not trained on this data set: it has seen none of these files"
+    if of_this_set:
+        told = "the model was trained on other images of this data set"
     if trained_on:
         told = f"WARNING: the model was trained on {trained_on:,} of these images: its figures are too good"
     if chosen_on:
         told += f"; {'WARNING: ' * (not trained_on)}its best epoch was chosen on {chosen_on:,} of these images"
-    return Seen(True, trained_on, chosen_on, told)
+    return Seen(of_this_set, trained_on, chosen_on, told)
 
 
 def _own_name(trained: TrainedModel, shards: Shards) -> str | None:

@@ -3,6 +3,7 @@
 best/
   model.safetensors    the weights; their metadata say on what scale they speak and how patches are cut
   config.yaml          every setting of the run
+  seen.safetensors     which pictures it was trained and chosen on (see seen); nobody knows where it is missing
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dist_train.collection import Scale
 from dist_train.config import Config, load_config, save_config
 from dist_train.errors import ConfigError
 from dist_train.model import HyperIQA
+from dist_train.seen import SEEN, SeenFiles
 from dist_train.tensor_files import read_about, save_tensors
 from shards.manifest import Label, Shards, is_plain_name
 
@@ -50,6 +52,7 @@ class TrainedModel:
     scales: Mapping[str, Scale]  # by the name of the data set; a model of several speaks on none of theirs
     cutting: Cutting
     about: Mapping[str, Any]
+    seen: SeenFiles | None  # None where nobody knows
 
 
 def build_model(config: Config, patch_size: int, output_scale: tuple[float, float]) -> HyperIQA:
@@ -96,7 +99,8 @@ def open_model(place: Path) -> TrainedModel:
         model.load_state_dict(weights)  # the scale of the scores is among the buffers
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise ConfigError(f"{path}: holds no model of this version ({error}); train it again, or take another") from error
-    return TrainedModel(model.eval(), config, scales, cutting, about)
+    known = path.with_name(SEEN)
+    return TrainedModel(model.eval(), config, scales, cutting, about, SeenFiles.read(known) if known.is_file() else None)
 
 
 def find_weights(place: Path) -> Path:

@@ -85,7 +85,6 @@ def about_data(plan: Plan) -> dict[str, Any]:
                 "data_set": member.shards.manifest["data_set"],
                 "data_fingerprint": member.shards.fingerprint,
                 "split": member.split,
-                "split_fingerprint": member.split_fingerprint(),
             }
             for member in members
         },

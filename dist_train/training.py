@@ -6,7 +6,7 @@ run.folder/
   metrics.jsonl            a line per step, per epoch and per checkpoint
   scores-val.csv           image, opinion, score, spread of the best epoch
   scores-test.csv          the same for the test part, from the best epoch
-  best/model.safetensors   the best epoch's weights, with config.yaml beside it (best-ema/: of the averaged weights)
+  best/model.safetensors   the best epoch's weights, with config.yaml and seen.safetensors beside it (best-ema/: of the averaged weights)
   checkpoints/step-*/      where an interrupted run goes on
   report.png               curves, and score against opinion
   lock                     while the run goes on: whose it is
@@ -53,6 +53,7 @@ from dist_train.plan import Plan, describe_plan, make_plan
 from dist_train.report import draw_report, final_table
 from dist_train.run_folder import about_data, enter_run_folder, read_status, record_failure, write_status
 from dist_train.run_lock import RunLock
+from dist_train.seen import SEEN, SeenFiles
 from dist_train.state import Best, EpochScores, Training, open_training, save_training, status_of
 from dist_train.stopping import StopRequest, Verdict
 from dist_train.tensor_files import read_about
@@ -385,6 +386,10 @@ def _save_best(training: Training, model: HyperIQA, best: Best, scores: dict[str
             write_scores(config.run.folder, f"scores-{part}{suffix}", found, collection)
         scales = {member.name: member.scale for member in collection.members}
         cutting = Cutting.of(collection.members[0].shards)
-        save_model(config.run.folder / f"best{suffix}", model.state_dict(), config, scales, cutting, about)
+        folder = config.run.folder / f"best{suffix}"
+        folder.mkdir(exist_ok=True)
+        if not (folder / SEEN).is_file():  # the same for every epoch
+            SeenFiles.of(collection, config.stop.select_on).save(folder / SEEN)
+        save_model(folder, model.state_dict(), config, scales, cutting, about)
 
     ranks.first_does(save)

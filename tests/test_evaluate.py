@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import runs
 import warm
+from PIL import Image
 from scipy import stats
 
 from dist_train.collection import Scale
@@ -48,6 +49,19 @@ def build_worse(photographs: Path, out: Path, patch_size: int = 64, name: str = 
         writer.writerows([row["image"], 10 - float(row["score"]) / 10, row["group"]] for row in list(csv.DictReader(file))[::2])
     build(plan_build(read_table(table, photographs / "images", name, DMOS), Settings(patch_size=patch_size, patches=2)), out)
     return out
+
+
+def build_new(folder: Path, name: str) -> Path:
+    """Six pictures of noise."""
+    (folder / "images").mkdir()
+    rows = ["image,score"]
+    for number in range(6):
+        noise = np.random.default_rng(number).integers(0, 256, (80, 80, 3), np.uint8)
+        Image.fromarray(noise).save(folder / "images" / f"{number}.png")
+        rows.append(f"{number}.png,{number}")
+    (folder / "scores.csv").write_text("\n".join(rows))
+    build(plan_build(read_table(folder / "scores.csv", folder / "images", name), Settings(patch_size=64, patches=2)), folder / "shards")
+    return folder / "shards"
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +143,8 @@ def test_a_set_of_dmos_is_scored_as_it_is_spoken_and_correlated_by_quality(on_tw
     assert panel["plcc"] == pytest.approx(-stats.pearsonr(scores, opinions).statistic)
     assert panel["rmse"] is None  # 0 to 100 is not 0 to 10
     assert "worse: all images; made-up DMOS (0 to 10, lower is better); the model's scores are turned" in printed
-    assert panel["trained_on_set"] is False and "the model was not trained on this data set" in printed
+    assert panel["trained_on_images"] == 20 and panel["chosen_on_images"] == 5  # its photographs are those of the training
+    assert "WARNING: the model was trained on 20 of these images" in printed
 
 
 def test_the_table_has_a_row_per_set(on_two_sets: dict[int, tuple[Path, str]]) -> None:
@@ -172,17 +187,48 @@ def test_another_split_of_the_training_data_is_known_to_hold_training_images(tra
     assert one.seen.trained_on_images == len(np.intersect1d(known, one.images)) > 0
 
 
-def test_data_of_which_nothing_certain_is_known_are_not_called_new(
-    trained: TrainedModel, shards: Path, worse: Path, photographs: Path, tmp_path: Path
+def test_copies_of_training_images_are_known_whatever_they_are_called(
+    trained: TrainedModel, shards: Path, photographs: Path, tmp_path: Path
 ) -> None:
-    changed = {name: said | {"split_fingerprint": "0"} for name, said in trained.about["trained_on"].items()}
-    (one,) = choose_sets(replace(trained, about={"trained_on": changed}), [str(shards)], None, None)
-    assert one.seen.trained_on_set and one.seen.trained_on_images is None and "gone or was changed" in one.seen.told
-    (one,) = choose_sets(replace(trained, about={}), [str(worse)], None, None)
+    with (photographs / "scores.csv").open() as file, (tmp_path / "scores.csv").open("w", newline="") as renamed:
+        writer = csv.writer(renamed)
+        writer.writerow(["image", "score"])
+        (tmp_path / "images").mkdir()
+        for number, row in enumerate(csv.DictReader(file)):
+            copy = tmp_path / "images" / f"{number}{Path(row['image']).suffix}"
+            shutil.copyfile(photographs / "images" / row["image"], copy)
+            writer.writerow([copy.name, row["score"]])
+    table = read_table(tmp_path / "scores.csv", tmp_path / "images", "renamed", Label("MOS", 0.0, 100.0, True))
+    build(plan_build(table, Settings(patch_size=64, patches=3)), tmp_path / "shards")
+    (one,) = choose_sets(trained, [str(tmp_path / "shards")], None, None)
+    assert one.part == "all" and one.seen[:3] == (True, 40, 10)
+    assert one.seen.told.startswith("WARNING: the model was trained on 40 of these images")
+
+
+def test_a_set_that_shares_no_file_with_the_training_is_called_new(trained: TrainedModel, tmp_path: Path) -> None:
+    (one,) = choose_sets(trained, [str(build_new(tmp_path, "new"))], None, None)
+    assert one.seen[:3] == (False, 0, 0) and "it has seen none of these files" in one.seen.told
+
+
+def test_data_of_which_nothing_certain_is_known_are_not_called_new(trained: TrainedModel, worse: Path, tmp_path: Path) -> None:
+    (one,) = choose_sets(replace(trained, seen=None), [str(worse)], None, None)
     assert one.seen.trained_on_set is None and "not known" in one.seen.told
-    again = build_worse(photographs, tmp_path / "again", name="tiny")
-    (one,) = choose_sets(trained, [str(again)], None, None)
-    assert one.seen.trained_on_set is None and "another build of tiny" in one.seen.told
+    (one,) = choose_sets(trained, [str(build_new(tmp_path, "tiny"))], None, None)  # as one set that is distributed at two sizes
+    assert one.seen.trained_on_set is None and "other files called tiny" in one.seen.told
+
+
+def test_a_model_folder_without_the_list_of_its_files_still_works(run: Path, shards: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copytree(run / "best", tmp_path / "best"))
+    (alone / "seen.safetensors").unlink()
+    (one,) = choose_sets(open_model(alone), [str(shards)], None, None)
+    assert one.part == "test" and one.seen.trained_on_set is None
+
+
+def test_a_damaged_list_of_files_is_told(run: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copytree(run / "best", tmp_path / "best"))
+    (alone / "seen.safetensors").write_bytes((alone / "seen.safetensors").read_bytes()[:-9])
+    with pytest.raises(ConfigError, match=r"seen\.safetensors"):
+        open_model(alone)
 
 
 def test_a_model_of_several_sets_speaks_on_the_scale_of_the_set_where_it_knows_it(trained: TrainedModel, shards: Path, worse: Path) -> None:
