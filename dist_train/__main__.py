@@ -73,12 +73,15 @@ def _train(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> None:
     from dist_train.plan import describe_plan, make_plan
+    from dist_train.pretrained import weights_file
 
     config = load_config(options.config, options.settings)
     world = config.run.processes or 1 if options.processes is None else options.processes
     if world < 1:
         raise ConfigError(f"--processes {world}: a run has at least one process")
     plan = make_plan(config, world)
+    if isinstance(source := config.model.pretrained, str):
+        weights_file(config.model.backbone, source)  # a run would find out when it begins
     print(as_yaml(config))
     print(describe_plan(plan))
 

@@ -87,11 +87,15 @@ def final_panel_of(scores: dict[str, Scores], collection: Collection) -> dict[st
 
 
 def mean_panel(panels: dict[str, dict[str, float]], collection: Collection) -> dict[str, Any]:
-    """One panel for several sets: means over those that have one of the figures that have no unit, and all panels under 'sets'."""
+    """One panel for several sets: means over those that have one of the figures that have no unit, and all panels under 'sets'.
+
+    Its `images` are those of all sets together.
+    """
     if len(collection.members) == 1:
         return next(iter(panels.values()))
     names = [name for name in next(iter(panels.values())) if name.endswith(("srcc", "plcc", "krcc"))]
-    return {name: float(np.mean([panel[name] for panel in panels.values()])) for name in names} | {"sets": panels}
+    means: dict[str, Any] = {name: float(np.mean([panel[name] for panel in panels.values()])) for name in names}
+    return means | {"images": sum(panel["images"] for panel in panels.values()), "sets": panels}
 
 
 def write_scores(folder: Path, stem: str, scores: dict[str, Scores], collection: Collection) -> None:

@@ -98,12 +98,13 @@ def two_level_panel(images: np.ndarray, scores: np.ndarray, opinions: np.ndarray
 
     `images` [visits] names the image of each visit, `scores` is [visits, patches], `opinions` [visits]. An image's score is
     the mean over all its patches; its spread is their standard deviation; `spread` is the mean over the images. Patch-level
-    values carry the prefix patch_; the rank correlation of so many pairs is left to SRCC.
+    values carry the prefix patch_; the rank correlation of so many pairs is left to SRCC. `images` counts the different ones.
     """
     image_scores, spreads, image_opinions = per_image(images, scores, opinions)
     panel = agreement(image_scores, image_opinions)
     flat = agreement_of_patches(scores, opinions)
-    return panel | {f"patch_{name}": value for name, value in flat.items()} | {"spread": float(spreads.mean()) if len(spreads) else np.nan}
+    panel |= {f"patch_{name}": value for name, value in flat.items()}
+    return panel | {"spread": float(spreads.mean()) if len(spreads) else np.nan, "images": len(image_scores)}
 
 
 def agreement_of_patches(scores: np.ndarray, opinions: np.ndarray) -> dict[str, float]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dist_train.intervals import FEW_IMAGES
+
 TELLING = 0.002  # of SRCC: less than redrawing the patches of the same images would move it
 
 
@@ -12,10 +14,11 @@ def train_and_val(records: Sequence[Mapping[str, Any]]) -> str:
     """What became of the image SRCC of train and val, from the records of metrics.jsonl; of train and test where no val is.
 
     What counts is what came after the epoch that was best on val: where train rose and val fell, both by at least TELLING,
-    the run was overfitting from there on. Epochs without a SRCC are left out.
+    the run was overfitting from there on. Epochs without a SRCC are left out. Of fewer than FEW_IMAGES, no SRCC can tell.
     """
     judged = [record for record in records if record["kind"] == "epoch"]
     part = "val" if any(record.get("val") for record in judged) else "test"
+    images = min((record[part]["images"] for record in judged if "images" in (record.get(part) or {})), default=FEW_IMAGES)
     epochs = [
         (record["epoch"], record["train"]["srcc"], record[part]["srcc"])
         for record in judged
@@ -23,16 +26,22 @@ def train_and_val(records: Sequence[Mapping[str, Any]]) -> str:
     ]
     if len(epochs) < 2:
         return f"too few epochs to say whether train and {part} SRCC part ways"
-    best = max(epochs, key=lambda epoch: float(epoch[2]))
+    moved, verdict = _moved_apart(epochs, part)
+    return f"{moved}: {verdict if images >= FEW_IMAGES else f'{images} images in {part} are too few to tell overfitting from chance'}"
+
+
+def _moved_apart(epochs: Sequence[tuple[int, float, float]], part: str) -> tuple[str, str]:
+    """What became of the SRCC of train and of `part`, each an epoch's second and third number, and what that is called."""
+    best = max(epochs, key=lambda epoch: epoch[2])
     first, last = epochs[0], epochs[-1]
     if last[2] - best[2] <= -TELLING:
         said = f"from epoch {best[0]} on, train SRCC {_moved(last[1] - best[1])} while {part} SRCC {_moved(last[2] - best[2])}"
-        return f"{said}: overfitting" if last[1] - best[1] >= TELLING else f"{said}: it got worse, but not by overfitting"
+        return said, "overfitting" if last[1] - best[1] >= TELLING else "it got worse, but not by overfitting"
     train, other = last[1] - first[1], last[2] - first[2]
     span = f"from epoch {first[0]} to {last[0]}"
     if train >= TELLING and other >= TELLING:
-        return f"{span}, train and {part} SRCC rose together, by {train:.3f} and {other:.3f}: no sign of overfitting"
-    return f"{span}, train SRCC {_moved(train)} and {part} SRCC {_moved(other)}: no sign of overfitting"
+        return f"{span}, train and {part} SRCC rose together, by {train:.3f} and {other:.3f}", "no sign of overfitting"
+    return f"{span}, train SRCC {_moved(train)} and {part} SRCC {_moved(other)}", "no sign of overfitting"
 
 
 def _moved(by: float) -> str:

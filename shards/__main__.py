@@ -85,6 +85,8 @@ def _build(options: argparse.Namespace) -> None:
         f"layout {plan.layout.name}, {share}{_counted(options.workers, 'worker')}"
     )
     print("\n".join(what_to_know(plan.data_set.rows, plan.splits)))
+    if doubt := plan.data_set.label.doubt(*plan.data_set.rows.opinion_range()):
+        print(f"WARNING: {doubt}")
     if options.ratio != RATIO and "official" in plan.splits and not options.rounds:
         print(f"--ratio {options.ratio} changes nothing: beside an official split there are rounds only with --rounds N")
     shards = build_share(plan, options.out, options.share, options.workers)

@@ -49,6 +49,7 @@ LAYOUTS = ("patches", "canvas")
 IMAGE_COLUMNS = ("id", "opinion", "std", "group", "width", "height", "enlarged", "source", "sha256")
 BUILD_AGAIN = "run the same `python -m shards build` again, which writes only what is missing"
 ROWS_AT_ONCE = 1 << 16  # of somebody's split table
+USED = 0.1  # of a stated scale, that the opinions of a set span at least
 OPEN_FILES = 256  # shards held open at once; a process may usually open 1,024 files
 
 
@@ -67,6 +68,14 @@ class Label:
     low: float | None
     high: float | None
     higher_is_better: bool
+
+    def doubt(self, lowest: float, highest: float) -> str | None:
+        """What to say where opinions from `lowest` to `highest` make the scale look like another label's; None where they do not."""
+        if self.low is None or self.high is None or highest - lowest >= USED * (self.high - self.low):
+            return None
+        return (
+            f"opinions from {lowest:g} to {highest:g} hardly use the scale of {self.low:g} to {self.high:g}: is it that of another label?"
+        )
 
     def __str__(self) -> str:
         span = "scale not stated" if self.low is None or self.high is None else f"{self.low:g} to {self.high:g}"

@@ -94,13 +94,8 @@ def _label(data_set: DataSet) -> Iterator[Finding]:
         )
     if label.low is None or label.high is None:
         yield Finding("note", "the scale is not stated", "the ends of the scale that people rated on", "give --range LOW HIGH")
-    elif np.ptp(opinions) < 0.1 * (label.high - label.low):
-        yield Finding(
-            "warning",
-            f"opinions from {opinions.min():g} to {opinions.max():g}",
-            f"opinions that use the scale of {label.low:g} to {label.high:g}",
-            "see whether --range is the scale of another label",
-        )
+    elif doubt := label.doubt(opinions.min(), opinions.max()):
+        yield Finding("warning", doubt, "opinions that use the scale that people rated on", "give --range the ends of that scale")
 
 
 def _opinions(data_set: DataSet) -> Iterator[Finding]:

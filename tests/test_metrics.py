@@ -212,11 +212,12 @@ def test_the_panel_compares_images_and_patches_each_on_their_own_level() -> None
     assert panel["patch_srcc"] == pytest.approx(stats.spearmanr([11, 15, 19, 21, 8, 28], [10, 10, 20, 20, 30, 30]).statistic)
     assert panel["patch_plcc"] == pytest.approx(np.corrcoef([11, 15, 19, 21, 8, 28], [10, 10, 20, 20, 30, 30])[0, 1])
     assert panel["spread"] == pytest.approx((2 + 1 + 10) / 3)  # half the distance between two patches, averaged over the images
-    assert set(panel) == {"srcc", "plcc", "krcc", "rmse", "patch_srcc", "patch_plcc", "spread"}
+    assert set(panel) == {"srcc", "plcc", "krcc", "rmse", "patch_srcc", "patch_plcc", "spread", "images"} and panel["images"] == 3
 
 
 def test_a_panel_of_nothing_is_nan() -> None:
     nothing = two_level_panel(np.empty(0, np.int64), np.empty((0, 2)), np.empty(0))
+    assert nothing.pop("images") == 0
     assert all(math.isnan(value) for value in nothing.values())
 
 

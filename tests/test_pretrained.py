@@ -136,7 +136,7 @@ def test_a_file_of_something_else_is_an_error_that_names_it(tmp_path: Path, name
 
 
 def test_a_missing_file_is_an_error_that_names_the_choices(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is no such file \(true, false, a file, or package:NAME\)"):
+    with pytest.raises(ConfigError, match=r"there is no file \S*weights\.pth \(write true, false, a file, or package:NAME\)"):
         load_pretrained(features(SMALL), SMALL, str(tmp_path / "weights.pth"))
 
 
@@ -180,7 +180,7 @@ def test_an_unknown_package_is_an_error_that_names_the_known_ones() -> None:
 
 
 def test_a_package_for_another_backbone_is_an_error_that_names_the_right_one() -> None:
-    with pytest.raises(ConfigError, match=r"set model\.backbone=tf_efficientnet_lite0"):
+    with pytest.raises(ConfigError, match=r"set model\.pretrained=true, .* or model\.backbone=tf_efficientnet_lite0"):
         backbone_weights("resnet50", PACKAGE)
 
 

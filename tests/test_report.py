@@ -94,12 +94,20 @@ def test_a_figure_that_does_not_exist_is_a_dash_in_the_table(nothing: float | No
 def test_below_the_figures_stand_intervals_curves_and_what_people_themselves_differ_by() -> None:
     table = final_table({**STATUS, "test": FINAL, "train_and_val": "train and val SRCC rose together"})
     assert table.splitlines()[-5:] == [
-        "test: 40 images of 8 contents; 95 % intervals: SRCC 0.7500 to 0.8750, PLCC 0.7000 to 0.8000",
+        "test: 40 images of 8 contents; 95 % intervals, for other images of these contents; for other contents expect wider ones: "
+        "SRCC 0.7500 to 0.8750, PLCC 0.7000 to 0.8000",
         "test: after the 4-parameter logistic: PLCC 0.7600, RMSE 7.2500 (fitted)",
         "test: after the 5-parameter logistic: not fitted: 4 different scores for 5 parameters",
         "test: beyond two standard deviations of the ratings: 12.5% of the images, RMSE of what is beyond 1.2500",
         "train and val SRCC rose together",
     ]
+
+
+@pytest.mark.parametrize(("images", "few"), [(39, ["4", "5"]), (40, ["5"]), (49, ["5"]), (50, [])])
+def test_a_curve_of_many_parameters_for_few_images_is_told_as_that(images: int, few: list[str]) -> None:
+    fitted = {"images": images, "contents": images, "mapping5": {"status": "fitted", "parameters": [1.0] * 5}}
+    lines = final_table({**STATUS, "test": {**FINAL, **fitted}}).splitlines()
+    assert [line.split("-parameter")[0][-1] for line in lines if f"(fitted, to only {images} images" in line] == few
 
 
 @pytest.mark.parametrize("nothing", [None, math.nan], ids=["as read from the file", "as it was computed"])
