@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
 import math
 import os
@@ -107,8 +108,14 @@ def _data_set(options: argparse.Namespace, refuse: Refuse = stop_at) -> DataSet:
             raise UsageError(f"--dataset {options.dataset} needs --root, the folder it was unpacked to")
         adapter = ADAPTERS[options.dataset]
         return adapter.read(options.root, options.label or adapter.labels[0].name, refuse)
-    if not options.table or not options.images or options.root:
+    if options.root:
+        raise UsageError(f"--root {options.root} goes with --dataset NAME, one of `python -m shards list`; a table takes --images DIR")
+    if not options.table and not options.images:
         raise UsageError("name the data: --table scores.csv --images DIR, or --dataset NAME --root DIR")
+    if not options.table:
+        raise UsageError(f"--images {options.images} needs --table FILE, which says what people thought of the pictures")
+    if not options.images:
+        raise UsageError(f"--table {options.table} needs --images DIR, the folder that its image column is relative to")
     if options.range and not -math.inf < options.range[0] < options.range[1] < math.inf:
         raise UsageError(f"--range {options.range[0]:g} {options.range[1]:g}: write the two ends of the scale, the lower one first")
     low, high = options.range or (None, None)
@@ -379,7 +386,7 @@ def _add_source(command: argparse.ArgumentParser) -> None:
     direction.add_argument("--lower-is-better", action="store_true", help="the score is a DMOS or the like")
     direction.add_argument("--higher-is-better", action="store_true", help="as it is anyhow; say so of a column dmos, as KADID-10k's")
     known = command.add_argument_group("... or a data set as it is distributed")
-    known.add_argument("--dataset", choices=sorted(ADAPTERS), metavar="NAME", help="its name; `python -m shards list` shows them all")
+    known.add_argument("--dataset", type=_known, metavar="NAME", help="its name; `python -m shards list` shows them all")
     known.add_argument("--root", type=_path, metavar="DIR", help="the folder it was unpacked to")
 
 
@@ -409,6 +416,14 @@ def _add_ratio(command: argparse.ArgumentParser) -> None:
         help="of the rounds, in percent: train/val/test, or train/test; then val is cut out of train, except in round-01-no-val and so on "
         "(default: %(default)s)",
     )
+
+
+def _known(text: str) -> str:
+    if text in ADAPTERS:
+        return text
+    near = difflib.get_close_matches(text.casefold(), ADAPTERS, 3, 0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise argparse.ArgumentTypeError(f"'{text}' is no data set that is known; {hint}`python -m shards list` shows them all")
 
 
 def _ratio(text: str) -> str:

@@ -70,11 +70,7 @@ def read_table(
     Raises ShardError naming the file and row of the first bad row, unless `refuse` takes it.
     """
     records = read_records(table)
-    image, score = _column(records, CALLED_IMAGE), _column(records, CALLED_SCORE)
-    if not image:
-        raise ShardError(f"{table}: lacks the column(s) image; it has: {', '.join(records.columns)}")
-    if not score:
-        raise ShardError(f"{table}: lacks a column score (or mos); it has: {', '.join(records.columns)}")
+    image, score = _needed(table, records, CALLED_IMAGE), _needed(table, records, CALLED_SCORE)
     if len(both := [name for name in CALLED_SCORE if name in records]) > 1:
         raise ShardError(f"{table}: has the columns {' and '.join(both)}; keep the one that is the opinion, and rename or delete the other")
     if score == "dmos" and not direction_is_stated and (label is None or label.higher_is_better):
@@ -218,6 +214,16 @@ def image_id(name: str, where: str) -> str:
     if not key:
         raise ShardError(f"{where}: there is no image name; write one, or take the row out")
     return key
+
+
+def _needed(path: Path, table: Table, names: Sequence[str]) -> str:
+    """The first of `names` that the table has. Raises ShardError when it has none."""
+    if found := _column(table, names):
+        return found
+    raise ShardError(
+        f"{path}: lacks a column {names[0]} (or {', '.join(names[1:])}, in any case); it has: {', '.join(table.columns)}; "
+        f"rename the one that is meant"
+    )
 
 
 def _column(table: Table, names: Sequence[str]) -> str | None:

@@ -106,8 +106,11 @@ def test_an_id_is_the_path_without_its_suffix_fit_for_a_webdataset_key(name: str
     [
         ("", "scores.csv: has no rows"),
         ("image,score\n", "scores.csv: has no rows"),
-        ("picture,score\na.png,3\n", r"scores.csv: lacks the column\(s\) image; it has: picture, score"),
-        ("image,rating\na.png,3\n", r"scores.csv: lacks a column score \(or mos\); it has: image, rating"),
+        ("picture,score\na.png,3\n", r"scores.csv: lacks a column image \(or name, .*\); it has: picture, score; rename the one"),
+        (
+            "image,rating\na.png,3\n",
+            r"scores.csv: lacks a column score \(or mos, .*\); it has: image, rating; rename the one that is meant",
+        ),
         ("image,score,score\na.png,3,4\n", "scores.csv: has two columns called 'score'"),
         ("image,score\na.png,3\nb, c.png,4\n", "scores.csv, line 3: has 3 fields for 2 columns.*double quotes"),
         ("image,score\na.png,3\nb.png\n", "scores.csv, line 3: has 1 fields for 2 columns"),
@@ -260,7 +263,7 @@ def test_a_list_of_q_align_is_read_as_it_is(tmp_path: Path, image: str) -> None:
         ('[{"image": "a", "gt_score": 3}, {"image": "b", "gt_score": 4, "group": "cup"}]', r"list.json, entry 1: lacks 'group'"),
         ('[{"image": "a", "gt_score": 3, "group": "\\ud800"}]', r"list.json: is not a JSON list in UTF-8 \(.*surrogates"),
         ('[{"image": "a", "gt_score": null}]', r"list.json, entry 1, column gt_score: '' is not a number"),
-        ('[{"image": "a", "conversations": []}]', r"list.json: lacks a column score \(or mos\); it has: image, conversations"),
+        ('[{"image": "a", "conversations": []}]', r"list.json: lacks a column score \(or mos, .*\); it has: image, conversations"),
     ],
 )
 def test_a_bad_json_list_is_named_by_file_and_entry(tmp_path: Path, text: str, complaint: str) -> None:

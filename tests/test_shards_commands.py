@@ -146,7 +146,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "no opinion column": (
         spoil("scores.csv", b"image,rating\na,1\n"),
         [],
-        r"scores.csv: lacks a column score \(or mos\); it has",
+        r"scores.csv: lacks a column score \(or mos, .*\); it has",
     ),
     "missing opinion": (columns(score=["", *SCORES[1:]]), [], r"scores.csv, line 2, column score: '' is not a number.*take the row out"),
     "NaN opinion": (columns(score=[*SCORES[:11], "nan"]), [], r"scores.csv, line 13, column score: 'nan' is not finite.*take the row out"),
@@ -183,7 +183,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "more patches than memory": (nothing, ["--patches", "99999999999"], r"--patches 99999999999: .*at most 10,000"),
     "no patches": (nothing, ["--patches", "0"], r"--patches 0: .*an image has at least one"),
     "two sources": (nothing, ["--dataset", "demo", "--root", "."], r"--dataset brings its own table and scale: leave out --table"),
-    "unused option": (nothing, ["--root", "."], r"name the data: --table scores.csv --images DIR, or --dataset NAME --root DIR"),
+    "unused option": (nothing, ["--root", "."], r"--root \. goes with --dataset NAME, one of .*; a table takes --images DIR"),
     "out is a file": (spoil("out", b"precious"), [], r"out: cannot be made \(.*\); choose another --out"),
     "out is not empty": (
         lambda folder: make_folder(folder / "out") and None,
@@ -202,6 +202,30 @@ def test_bad_input_is_one_clear_line_and_exit_status_1(tmp_path: Path, capsys: p
     (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert re.search(complaint, error), error
     assert not (out / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--table", "t.csv"], "--table t.csv needs --images DIR"),
+        (["--images", "p"], "--images p needs --table FILE"),
+        (["--root", "r"], "--root r goes with --dataset NAME"),
+        ([], "name the data: --table scores.csv --images DIR, or --dataset NAME --root DIR"),
+    ],
+)
+def test_half_a_source_is_told_its_other_half(options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", *options, "--out", "out"]) == 1
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("koniq", "; did you mean koniq10k? `"), ("TID", "; did you mean bid or tid2013? `"), ("no such", "; `python -m shards list` shows")],
+)
+def test_a_misspelt_data_set_is_told_what_it_resembles(name: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["build", "--dataset", name, "--root", "r", "--out", "out"])
+    assert f"'{name}' is no data set that is known{hint}" in capsys.readouterr().err
 
 
 def test_an_error_of_the_real_command_shows_no_traceback(tmp_path: Path) -> None:
