@@ -9,10 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from shards.codecs import CODECS
 from shards.manifest import BUILD_AGAIN, PARTS, ShardError, Shards, file_sha256
+from shards.progress import progress_bar
 
 _REWRITE = f"delete this shard and {BUILD_AGAIN}"
 
@@ -27,7 +27,7 @@ def check(folder: str | Path) -> Shards:
     rows = shards.image_rows()
     shards._unchanged("index.npy", shards.manifest["index_sha256"])  # opening verifies no more of it than what is used
     number = 0
-    with tqdm(total=len(shards), unit=" images", desc="check", dynamic_ncols=True) as bar:
+    with progress_bar("check", len(shards)) as bar:
         for shard, record in enumerate(shards.files):
             path = shards.where(record["file"])
             try:

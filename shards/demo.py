@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from scipy import ndimage
-from tqdm import tqdm
 
 from shards.manifest import ShardError
 from shards.photographs import decode_photograph, decoder_versions
+from shards.progress import progress_bar
 from shards.tables import csv_bytes
 from shards.whole_files import write_bytes
 from shards.workers import WorkerPool
@@ -109,7 +109,7 @@ def make_demo(out: Path, workers: int = 1) -> Path:
         if workers > 1:
             pool = stack.enter_context(WorkerPool(workers))
             run = partial(pool.in_order, at_once=len(names) // len(CONTENTS))  # a content at once: each is decoded once
-        scores = list(tqdm(run(partial(write_image, images), names), total=len(names), desc="demo", unit="image"))
+        scores = list(progress_bar("demo", len(names), run(partial(write_image, images), names)))
     (out / "ABOUT.txt").write_text(about, encoding="utf-8", newline="\n")
     _write_table(table, names, scores)
     return table

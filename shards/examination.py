@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from shards.datasets import DataSet
 from shards.duplicates import Look, look_of
 from shards.manifest import ShardError
 from shards.photographs import DEEP, ORIENTATION, SUFFIXES, photograph_size, upright_photograph
+from shards.progress import progress_bar
 from shards.rows import Row
 from shards.workers import WorkerPool
 
@@ -64,7 +64,7 @@ class Examination:
 def examine(data_set: DataSet, workers: int = 1, headers_only: bool = False) -> Examination:
     """Looks at every picture, in `workers` processes. With `headers_only` nothing is decoded, and duplicates cannot be found."""
     files = [row.file for row in data_set.rows]
-    pictures = tqdm(_seen(files, workers, headers_only), "pictures", len(files), unit=" images", dynamic_ncols=True)
+    pictures = progress_bar("pictures", len(files), _seen(files, workers, headers_only))
     return Examination(data_set, tuple(pictures), tuple(_unlisted(files)), headers_only)
 
 

@@ -7,9 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tqdm import tqdm
-
 from shards.manifest import ShardError, Shards
+from shards.progress import progress_bar
 
 STREAMS = 4  # shards on their way at once: one connection seldom fills a line
 
@@ -39,7 +38,7 @@ def fetch(url: str) -> str:
         return 0 if near else record["bytes"], 0
 
     total = sum(record["bytes"] for record in shards.files)
-    bar = tqdm(total=total, desc="fetch", unit="B", unit_scale=True, dynamic_ncols=True)
+    bar = progress_bar("fetch", total, unit="B", unit_scale=True)
     with bar, ThreadPoolExecutor(STREAMS) as pool:
         for record, (new, left_out) in zip(shards.files, pool.map(bring, shards.files), strict=True):
             fetched, refused = fetched + new, refused + left_out

@@ -15,12 +15,12 @@ from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
-from tqdm import tqdm
 
 from shards.datasets import DataSet, naming, refuse_missing_pictures
 from shards.manifest import FORMAT, Layout, ShardError, pieces_sha256
 from shards.patches import resized_size
 from shards.photographs import photograph_size
+from shards.progress import progress_bar
 from shards.rows import Row, Rows
 from shards.scratch import Scratch
 from shards.splits import RATIO, all_splits, split_table
@@ -203,7 +203,7 @@ def plan_build(data_set: DataSet, settings: Settings) -> Plan:
 
 
 def _headers(rows: Rows, rule: str, patch_size: int) -> Iterator[Header]:
-    for row in tqdm(rows, "picture headers", leave=False, delay=2, unit=" images", dynamic_ncols=True):
+    for row in progress_bar("picture headers", len(rows), rows, leave=False, delay=2):
         with naming(row):
             size = photograph_size(row.file)
             stored = resized_size(*size, rule, patch_size)

@@ -1,4 +1,4 @@
-"""How far a build is, shown while it works: images, images/s, MB/s, the time left, and which shard.
+"""How far a command is, shown while it works; of a build images, images/s, MB/s, the time left, and which shard.
 
 Workers count in shared memory, each in a place of its own, so that a worker costs nothing by it and one that is killed
 holds no lock.
@@ -7,10 +7,22 @@ holds no lock.
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from time import monotonic
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
+
+LOG_SECONDS = 60.0  # between two lines in a file or a pipe: that of a job of days is read by people, too
+
+
+def progress_bar(title: str, total: int, over: Any = None, **more: Any) -> tqdm[Any]:
+    """A bar on stderr, over the items of `over` where there is something to go through; ten times a second on a terminal."""
+    between = 0.1 if sys.stderr.isatty() else LOG_SECONDS
+    options: dict[str, Any] = {"unit": " images", "dynamic_ncols": True, "mininterval": between, "maxinterval": max(10, between)}
+    bar: tqdm[Any] = tqdm(over, desc=title, total=total, **options | more)
+    return bar
 
 
 class Progress:
@@ -18,7 +30,7 @@ class Progress:
 
     def __init__(self, images: int, done: int) -> None:
         # smoothing 0: the rates and the time left are means of this run; single images differ too much for less
-        self._bar = tqdm(total=images, initial=done, unit=" images", desc="shards", dynamic_ncols=True, smoothing=0)
+        self._bar = progress_bar("shards", images, initial=done, smoothing=0)
         self._done, self._images, self._bytes, self._shard, self._start = done, 0, 0, "", monotonic()
 
     def __enter__(self) -> Progress:

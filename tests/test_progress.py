@@ -65,7 +65,7 @@ def test_what_several_processes_count_adds_up() -> None:
 def test_the_bar_tells_images_per_second_megabytes_per_second_the_time_left_and_the_shard(monkeypatch: pytest.MonkeyPatch) -> None:
     stream, now = io.StringIO(), [100.0]
     monkeypatch.setattr(progress, "monotonic", lambda: now[0])
-    monkeypatch.setattr(progress, "tqdm", lambda **options: tqdm_with_clock(stream, now, **options))
+    monkeypatch.setattr(progress, "tqdm", lambda over, **options: tqdm_with_clock(stream, now, **options))
     with Progress(images=100, done=20) as bar:
         bar.begin("shard-000007.tar")
         now[0] += 4.0
@@ -74,8 +74,24 @@ def test_the_bar_tells_images_per_second_megabytes_per_second_the_time_left_and_
     assert re.search(r"shards:  40%\|.*\| 40/100 \[00:04<00:12, +5.00 images/s, 2.0 MB/s, shard-000007.tar\]", stream.getvalue())
 
 
+@pytest.mark.parametrize(("terminal", "least", "most"), [(True, 50, 1010), (False, 1, 4)], ids=["terminal", "log"])
+def test_a_log_is_not_filled_with_bars(monkeypatch: pytest.MonkeyPatch, terminal: bool, least: int, most: int) -> None:
+    stream, now = io.StringIO(), [0.0]
+    monkeypatch.setattr(progress, "tqdm", lambda over, **options: TQDM(over, file=stream, **options))
+    monkeypatch.setattr(progress.sys, "stderr", stream)
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    with progress.progress_bar("shards", 1000) as bar:
+        bar._time = lambda: now[0]
+        bar.start_t = bar.last_print_t = 0.0
+        for _ in range(1000):
+            now[0] += 0.12  # two minutes in all
+            bar.update()
+    assert least <= stream.getvalue().count("\r") <= most
+    assert "1000/1000" in stream.getvalue()
+
+
 def tqdm_with_clock(stream: io.StringIO, now: list[float], **options: object) -> progress.tqdm:
-    bar = TQDM(file=stream, mininterval=0, **options)
+    bar = TQDM(file=stream, **options | {"mininterval": 0})
     bar._time = lambda: now[0]
     bar.start_t = bar.last_print_t = now[0]
     return bar
