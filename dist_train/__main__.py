@@ -257,9 +257,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--device", choices=("auto", "cpu"), help="auto: a GPU where there is one (default: as the run)")
     command.add_argument("--precision", choices=("no", "tf32", "bf16", "fp16"), help="no: float32 (default: as the run)")
 
-    command = _add(commands, "compare", _compare, "say whether runs are better than the first, on the same test images")
+    command = _add(
+        commands,
+        "compare",
+        _compare,
+        "say whether runs are better than the first, on the same test images; of one side, each run and their median",
+    )
     command.add_argument("first", metavar="SIDE", help="a run folder, or a pattern in quotes such as 'runs/a-*': the median over its runs")
-    command.add_argument("others", metavar="SIDE", nargs="+", help="what is compared with the first")
+    command.add_argument("others", metavar="SIDE", nargs="*", help="what is compared with the first")
 
     command = _add(
         commands, "compare-history", _compare_history, "train with each of the three old bugs, with all and without, and compare"

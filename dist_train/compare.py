@@ -1,5 +1,7 @@
 """Is one way of training better than another, on the very same test images? `python -m dist_train compare A B ...`
 
+Of one side alone, the figure of the field is told: the median over ten rounds, with each of them.
+
 Each side is a run, or a pattern that matches several, such as the seeds or the splits of one config; a side's figure is then
 the median over its runs, as the field reports it. The images are resampled for all sides alike (a paired bootstrap, see
 `intervals`): how hard the images happen to be is common to both sides and cancels. An image that is in the test part of
@@ -103,13 +105,14 @@ Estimates = list[dict[str, Estimate]]  # of every side: its srcc and its plcc
 
 
 def compare(names: Sequence[str]) -> str:
-    """Each side's SRCC and PLCC on the test images, and every later side against the first, as text.
+    """Each side's SRCC and PLCC on the test images, and every later side against the first, as text; of an only side, each run's.
 
     Raises ConfigError where the runs were not tested on the same images with the same opinions.
     """
     sides = [read_side(name) for name in names]
     refuse_unlike(sides)
-    return describe(sides, estimate(sides))
+    told = describe(sides, estimate(sides))
+    return told if len(sides) > 1 else f"{told}\n\n{_each_run(sides[0])}"
 
 
 def read_side(name: str) -> Side:
@@ -186,6 +189,30 @@ def describe(sides: Sequence[Side], estimates: dict[str, Estimates]) -> str:
     for name, found in estimates.items():
         lines += [_heading(sides, name), "", *_table(sides, found), *_gains(sides, found), ""]
     return "\n".join(lines[:-1] + _warnings(sides))
+
+
+def _each_run(side: Side) -> str:
+    """A row per run and data set, and below them how far the runs lie apart."""
+    rows = [
+        (f"{run.folder} {name}" if len(run.sets) > 1 else str(run.folder), tested, agreement(tested.scores, tested.opinions))
+        for run in side.runs
+        for name, tested in run.sets.items()
+    ]
+    width, columns = max(len(title) for title, _, _ in rows), ("srcc", "plcc", "krcc", "rmse")
+    splits = max(len("split"), *(len(tested.split) for _, tested, _ in rows))
+    lines = [f"{'run':<{width}}  {'split':<{splits}}{'images':>8}" + "".join(f"{name.upper():>10}" for name in columns)]
+    for title, tested, figures in rows:
+        cells = "".join(f"{_figure(figures[name]):>10}" for name in columns)
+        lines.append(f"{title:<{width}}  {tested.split:<{splits}}{len(tested.ids):>8,}{cells}")
+    if len(side.runs) > 1 and len(side.runs[0].sets) == 1:
+        for title, over in (("median", np.median), ("standard deviation", _deviation)):
+            cells = "".join(f"{_figure(over([figures[name] for _, _, figures in rows])):>10}" for name in columns)
+            lines.append(f"{title:<{width + 2 + splits + 8}}{cells}")
+    return "\n".join(lines)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return float(np.std(values, ddof=1))
 
 
 def _heading(sides: Sequence[Side], name: str) -> str:

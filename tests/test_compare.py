@@ -313,3 +313,33 @@ def test_real_runs_are_compared_by_the_command_with_the_figures_that_they_report
         assert status[part]["outlier_ratio"] is None  # these opinions have no deviations
         assert re.match("fitted|not fitted: ", status[part]["mapping5"]["status"])
     assert status["train_and_val"] == "too few epochs to say whether train and val SRCC part ways"
+
+
+def test_of_one_side_each_round_is_told_and_their_median_as_papers_report_it(tmp_path: Path) -> None:
+    rounds = [run(tmp_path / f"livec-{n:02d}", 10.0 + n, n, range(20 * n, IMAGES + 20 * n), split=f"round-{n:02d}") for n in range(1, 11)]
+    told = compare([str(tmp_path / "livec-*")])
+    figures = []
+    for number, folder in enumerate(rounds, 1):
+        scores, opinions = table_of(folder)
+        figures.append(
+            [
+                stats.spearmanr(scores, opinions).statistic,
+                stats.pearsonr(scores, opinions).statistic,
+                stats.kendalltau(scores, opinions).statistic,
+                np.sqrt(np.mean((scores - opinions) ** 2)),
+            ]
+        )
+        assert re.search(rf"^{folder} +round-{number:02d} +200 +" + " +".join(f"{value:.4f}" for value in figures[-1]) + "$", told, re.M)
+    for title, values in (("median", np.median(figures, axis=0)), ("standard deviation", np.std(figures, axis=0, ddof=1))):
+        assert re.search(rf"^{title} +" + " +".join(f"{value:.4f}" for value in values) + "$", told, re.MULTILINE)
+    assert f"{tmp_path / 'livec-*'}    10    {np.median(figures, axis=0)[0]:.4f}" in told
+    assert " over " not in told.replace("the median over them", "")
+
+
+def test_a_run_alone_is_told_without_a_median(tmp_path: Path) -> None:
+    told = main(["compare", str(run(tmp_path / "one", 15.0))]), compare([str(tmp_path / "one")])
+    assert told[0] == 0 and "median" not in told[1] and "KRCC" in told[1]
+    both = compare([str(run_on_sets(tmp_path / "both", {"a": 5.0, "b": 25.0}))])
+    assert re.search(rf"^{tmp_path / 'both'} a +official +200 ", both, re.M) and re.search(
+        rf"^{tmp_path / 'both'} b +official +150 ", both, re.M
+    )
