@@ -27,6 +27,9 @@ from shards.patches import cut, patch_boxes, resize, resized_size
 from shards.photographs import SUFFIXES, decode_photograph
 
 
+_TABLES = (".csv", ".json", ".txt", ".xlsx")
+
+
 class Prediction(NamedTuple):
     """A picture's name, its score on the scale of the model's label, the spread of its patch scores, and its id in shards."""
 
@@ -106,6 +109,8 @@ def write_predictions(predictions: Iterator[Prediction | str], file: TextIO) -> 
 def _found(place: Path) -> list[_Picture]:
     """The picture, or every picture below the folder, in the order of their names."""
     if place.is_file():
+        if place.suffix.lower() in _TABLES:
+            raise ConfigError(f"{place}: is no picture; name pictures, or the folder of the pictures that it is about")
         return [_Picture(place, str(place), image_id(place.name, str(place)))]
     if not place.is_dir():
         raise ConfigError(f"{place}: there is no such picture or folder")

@@ -30,8 +30,7 @@ def final_table(status: Mapping[str, Any]) -> str:
         "",
         f"{status['status']}: {status['reason']}",
         f"label: {status['label']}; data {status['data_set']} ({status['data_fingerprint']}), split {status['split']}",
-        f"best epoch {status['best_epoch']}, chosen on {status['selected_on']}"
-        + ("  <- ON TEST: the test figures are too good" if status["selected_on"] == "test" else ""),
+        _choice(status),
         head,
         *rows,
         *(line for name, panel in panels.items() for line in _further(name, panel)),
@@ -39,6 +38,13 @@ def final_table(status: Mapping[str, Any]) -> str:
         *([_saving(status["saving"])] if status.get("saving") else []),
     ]
     return "\n".join(told)
+
+
+def _choice(status: Mapping[str, Any]) -> str:
+    if status.get("best_epoch") is None:  # as before the first checkpoint, too
+        return "no epoch is the best yet"
+    on_test = "  <- ON TEST: the test figures are too good" if status["selected_on"] == "test" else ""
+    return f"best epoch {status['best_epoch']}, chosen on {status['selected_on']}{on_test}"
 
 
 def _saving(cost: Mapping[str, Any]) -> str:
@@ -104,7 +110,7 @@ def _further(part: str, panel: Mapping[str, Any]) -> list[str]:
 def draw_report(folder: Path) -> Path:
     """Draws report.png into the run folder: loss, SRCC at both levels, spread, and score against opinion.
 
-    Raises ConfigError when the folder holds no epoch yet.
+    Before the first epoch has been judged that is the loss alone. Raises ConfigError when the folder holds no step either.
     """
     import matplotlib
 
@@ -116,19 +122,19 @@ def draw_report(folder: Path) -> Path:
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such run folder")
     records = read_records(folder / "metrics.jsonl")
-    epochs = [record for record in records if record["kind"] == "epoch"]
+    steps, epochs = ([record for record in records if record["kind"] == kind] for kind in ("step", "epoch"))
     status = read_status(folder)
-    if not epochs or status is None:
-        raise ConfigError(f"{folder}: holds no epoch to draw yet (metrics.jsonl has none)")
+    if not steps or status is None:
+        raise ConfigError(f"{folder}: holds no step to draw yet (metrics.jsonl has none); wait for the first")
     figure, ((losses, order), (spread, scatter)) = plt.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
     about = f"{status['data_set']}, split {status['split']}, label {status['label']}"
     best = status.get("best_epoch")  # neither stands there before the first checkpoint
     figure.suptitle(about if best is None else f"{about}\nbest epoch {best}, chosen on {status['selected_on']}")
-    _draw_losses(losses, [record for record in records if record["kind"] == "step"])
+    _draw_losses(losses, steps)
     numbers = [record["epoch"] for record in epochs]
     for part, colour in (("train", "tab:orange"), ("val", "tab:blue"), ("test", "tab:red")):
         panels = [record[part] for record in epochs if record.get(part)]
-        if len(panels) == len(numbers):
+        if panels and len(panels) == len(numbers):
             order.plot(numbers, [panel["srcc"] for panel in panels], color=colour, marker="o", label=f"{part}, images")
             order.plot(
                 numbers, [panel["patch_srcc"] for panel in panels], color=colour, linestyle="--", marker=".", label=f"{part}, patches"
@@ -155,7 +161,9 @@ def draw_report(folder: Path) -> Path:
 def _draw_losses(axes: Any, steps: list[dict[str, Any]]) -> None:
     marker = "o" if len(steps) <= FEW_POINTS else ""
     for name in ("loss", "regression", "ranking", "consistency"):
-        axes.plot([record["step"] for record in steps], [record[name] for record in steps], label=name, linewidth=0.8, marker=marker)
+        heights = [record[name] for record in steps]
+        if name == "loss" or any(heights):  # a term of weight 0 is no line
+            axes.plot([record["step"] for record in steps], heights, label=name, linewidth=0.8, marker=marker)
     axes.set(title="training loss", xlabel="step", ylabel="label units")
     axes.legend()
 

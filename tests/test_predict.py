@@ -68,6 +68,11 @@ def test_where_there_are_no_pictures_an_error_says_so(run: Path, tmp_path: Path,
     assert {"nowhere": "no such picture or folder", "empty": "holds no pictures"}[place] in done.stderr.splitlines()[-1]
 
 
+def test_a_table_is_not_taken_for_a_picture(run: Path, photographs: Path) -> None:
+    done = predict("--checkpoint", run, photographs / "scores.csv")
+    assert done.returncode == 1 and "scores.csv: is no picture; name pictures, or the folder" in done.stderr.splitlines()[-1]
+
+
 def test_a_model_is_found_by_its_run_its_folder_or_its_file(run: Path) -> None:
     for place in (run, run / "best", run / "best" / "model.safetensors"):
         assert find_weights(place) == run / "best" / "model.safetensors"

@@ -192,14 +192,32 @@ def test_a_test_without_a_srcc_is_drawn_all_the_same(tmp_path: Path) -> None:
     assert draw_report(run_folder(tmp_path, status)).is_file()
 
 
-@pytest.mark.parametrize("content", ["no run", "no epoch", "no status"])
-def test_a_folder_without_an_epoch_is_refused_by_name(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", ["no run", "no step", "no status"])
+def test_a_folder_without_a_step_is_refused_by_name(tmp_path: Path, content: str) -> None:
     if content != "no run":
-        run_folder(tmp_path, epochs=0 if content == "no epoch" else 1)
+        run_folder(tmp_path, epochs=0 if content == "no step" else 1)
     if content == "no status":
         (tmp_path / "status.json").unlink()
-    with pytest.raises(ConfigError, match=f"{tmp_path.name}.*holds no epoch to draw yet"):
+    with pytest.raises(ConfigError, match=f"{tmp_path.name}.*holds no step to draw yet"):
         draw_report(tmp_path)
+
+
+def test_before_the_first_epoch_is_judged_the_report_tells_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begun = {key: value for key, value in NO_BEST.items() if key not in ("best_epoch", "selected_on", "val", "test", "steps", "epochs")}
+    path = run_folder(tmp_path, begun, epochs=1, parts=()) / "metrics.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if '"kind": "step"' in line))
+    assert main(["report", str(tmp_path)]) == 0
+    assert "no epoch is the best yet" in capsys.readouterr().out and (tmp_path / "report.png").is_file()
+
+
+def test_a_term_of_the_loss_that_is_switched_off_is_no_line_in_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    plot = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda axes, *points, **how: (drawn.append(str(how.get("label"))), plot(axes, *points, **how))[1])
+    path = run_folder(tmp_path) / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"consistency": 0.5', '"consistency": 0.0'))
+    draw_report(tmp_path)
+    assert {"loss", "regression", "ranking"} <= set(drawn) and "consistency" not in drawn
 
 
 def test_the_command_prints_the_table_and_names_the_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
