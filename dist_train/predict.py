@@ -26,7 +26,6 @@ from shards.manifest import ShardError
 from shards.patches import cut, patch_boxes, resize, resized_size
 from shards.photographs import SUFFIXES, decode_photograph
 
-
 _TABLES = (".csv", ".json", ".txt", ".xlsx")
 
 
