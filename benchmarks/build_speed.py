@@ -10,10 +10,13 @@ and of the four. All run in turn, round by round, on the same files, and the rat
 wall times; on a busy machine the time of the core itself, in which nothing counts that others do, tells more about the
 builder and its parts.
 
-Measured on 2026-11-26, 2 cores (Intel Xeon), 3,000 rows, 4 rounds: 13.8 ms/image for one worker, 0.91 of decode, resize and write
-(rounds: 0.87, 0.94, 0.80, 0.99; 0.91 in the time of the core) and 0.97 of these and the checksums (0.93, 1.01, 0.87, 1.06). Two workers
-were 1.77 times as fast as one (1.56, 1.74, 1.80, 1.82; linters ran beside the first two rounds), and 1.87 times had both had a core of
-their own. With 1,200 rows the 0.4 s in which workers start weigh more: 1.73, measured the day before.
+Two processes of the bare parts, each with half of the shards, tell what a second core is worth on the machine at hand.
+
+Measured on 2026-11-26, 2 cores of an AMD EPYC that others share, 3,000 rows, 4 rounds: 9.49 ms/image for one worker, 0.89 of decode,
+resize and write (rounds: 0.91, 0.92, 0.85, 0.87) and 0.96 of these and the checksums (0.98, 1.00, 0.92, 0.93). Two workers were 1.83
+times as fast as one (1.82, 1.83, 1.83, 1.94), two processes of the bare parts 1.73 times as one (1.83, 1.76, 1.70, 1.67). On 2 cores of
+an Intel Xeon, the same day: 13.8 ms/image, 0.91, 0.97, and two workers 1.77 times (1.56, 1.74, 1.80, 1.82). With 1,200 rows the 0.4 s in
+which workers start weigh more: 1.73.
 """
 
 from __future__ import annotations
@@ -22,20 +25,21 @@ import argparse
 import csv
 import hashlib
 import io
+import multiprocessing
 import os
 import shutil
 import statistics
 import tempfile
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from shards.datasets import read_table
-from shards.plan import Plan, Settings, plan_build
+from shards.plan import Plan, Settings, ShardTask, plan_build
 from shards.writer import build
 
 SHARD_BYTES = 16 << 20  # smaller than usual: with some thousand images all workers should have shards to the end
@@ -94,7 +98,8 @@ def plan_of(folder: Path) -> Plan:
 
 def one_round(plan: Plan, folder: Path) -> dict[str, float]:
     """Seconds of each part, of the builder in this process, and of the builder with two workers; of the core where it says so."""
-    seconds = parts_of(plan, folder / "parts")
+    seconds = parts_of(plan.tasks, folder / "parts")
+    seconds["parts, 2 processes"] = parts_in_two_processes(plan, folder)
     for workers in (1, 2):
         start, start_core = time.perf_counter(), core_seconds()
         build(plan, folder / "out", workers)
@@ -110,8 +115,18 @@ def core_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def parts_of(plan: Plan, out: Path) -> dict[str, float]:
-    """Seconds that each part takes for all images of the plan, one after the other; of the core, too."""
+def parts_in_two_processes(plan: Plan, folder: Path) -> float:
+    """Seconds that two processes, which have started, take for the parts of all images, each of every other shard."""
+    halves = [(list(plan.tasks)[number::2], folder / f"half-{number}") for number in (0, 1)]
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        pool.starmap(parts_of, [([], folder / f"none-{number}") for number in range(8)], chunksize=1)
+        start = time.perf_counter()
+        pool.starmap(parts_of, halves, chunksize=1)
+        return time.perf_counter() - start
+
+
+def parts_of(tasks: Iterable[ShardTask], out: Path) -> dict[str, float]:
+    """Seconds that each part takes for all images of these shards, one after the other; of the core, too."""
     seconds = dict.fromkeys((*TRUSTED, *(f"{part}, core" for part in TRUSTED)), 0.0)
     out.mkdir()
 
@@ -121,7 +136,7 @@ def parts_of(plan: Plan, out: Path) -> dict[str, float]:
         seconds[f"{part}, core"] += now[1] - since[1]
         return now
 
-    for task in plan.tasks:
+    for task in tasks:
         start = time.perf_counter(), time.process_time()
         with (out / ".part").open("wb") as file:
             start = clock("write", start)
@@ -159,6 +174,7 @@ def report(rounds: list[dict[str, float]], rows: int) -> None:
     for part in rounds[0]:
         seconds = statistics.median(each[part] for each in rounds)
         print(f"  {part:<16} {1000 * seconds / rows:7.2f} ms/image {rows / seconds:9.1f} images/s")
+    bare_two = [each["parts, 2 processes"] for each in rounds]
     one, two = [each["builder, 1"] for each in rounds], [each["builder, 2"] for each in rounds]
     core_one, core_two = [each["builder, 1, core"] for each in rounds], [each["builder, 2, core"] for each in rounds]
     for name, shares, wholes, goal in (
@@ -167,6 +183,7 @@ def report(rounds: list[dict[str, float]], rows: int) -> None:
         ("builder / these and checksums", sums(rounds, TRUSTED), one, 0.9),
         ("the same in core time", sums(rounds, [f"{part}, core" for part in TRUSTED]), core_one, 0.9),
         ("2 workers / 1 worker", one, two, 1.8),
+        ("the same of the four parts alone", sums(rounds, TRUSTED), bare_two, 2.0),
         ("the same, had both a core of their own", [2 * seconds for seconds in core_one], core_two, 1.8),
     ):
         ratios = [share / whole for share, whole in zip(shares, wholes, strict=True)]
