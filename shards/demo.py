@@ -273,7 +273,7 @@ def about_text() -> str:
     lines += [f"  {name}: {', '.join(f'{strength:g}' for strength in strengths)}" for name, (_, strengths) in DISTORTIONS.items()]
     lines += ["", "Photographs, all cropped, scaled and distorted here:"]
     lines += [f"  {name} ({each.split}): {each.file} in the package {each.package}; {each.credit}" for name, each in PHOTOGRAPHS.items()]
-    lines += ["", "Contents: photograph, then left, top and width of the window in it:"]
+    lines += ["", "Windows, as files begin: photograph, then left, top and width. Two of one photograph are one content of the split:"]
     lines += [f"  {content}: {', '.join(map(str, window))}" for content, window in CONTENTS.items()]
     return "\n".join([*lines, "", "Made with " + ", ".join(f"{package} {version}" for package, version in versions.items()), ""])
 
