@@ -30,7 +30,7 @@ set -eo pipefail
 container=()
 site=${DIST_TRAIN_SITE:-$HOME/.config/dist_train/site.sh}
 # shellcheck source=/dev/null
-if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site"; fi
+if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site" || echo "== note: the last command of $site gave $?" >&2; fi
 set -u
 
 [ $# -ge 1 ] && [ -n "${FIRST_HOST:-}" ] || { echo "usage: FIRST_HOST=NAME HOSTS=1:4 bash launch/elastic.sh CONFIG [key=value ...]" >&2; exit 2; }

@@ -23,7 +23,7 @@ set -eo pipefail
 container=() srun_options=()
 site=${DIST_TRAIN_SITE:-$HOME/.config/dist_train/site.sh}
 # shellcheck source=/dev/null
-if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site"; fi
+if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site" || echo "== note: the last command of $site gave $?" >&2; fi
 set -u
 
 # With gaps in the array the shares of the missing tasks would be written by nobody.
@@ -42,6 +42,7 @@ fi
 
 # A log file needs the progress bar every half minute, not ten times a second. An option --workers of the user comes last and wins.
 export TQDM_MININTERVAL=${TQDM_MININTERVAL:-30}
+export SLURM_EXPORT_ENV=ALL # whatever sbatch was told to hand on
 srun --ntasks=1 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" "$bin/python" -m shards build \
     --share "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" --workers "$cores" "$@" &
 step=$!

@@ -20,7 +20,7 @@ set -eo pipefail
 container=()
 site=${DIST_TRAIN_SITE:-$HOME/.config/dist_train/site.sh}
 # shellcheck source=/dev/null
-if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site"; fi
+if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site" || echo "== note: the last command of $site gave $?" >&2; fi
 set -u
 
 [ $# -ge 1 ] || { echo "usage: bash slurm/sweep.sh CONFIG [key=value ...]" >&2; exit 2; }

@@ -28,7 +28,7 @@ set -eo pipefail
 container=() srun_options=()
 site=${DIST_TRAIN_SITE:-$HOME/.config/dist_train/site.sh}
 # shellcheck source=/dev/null
-if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site"; fi
+if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site" || echo "== note: the last command of $site gave $?" >&2; fi
 set -u # only now: the functions of many module systems use what they never set
 
 log=/proc/$$/fd/2 # in which the processes say why they fail
@@ -79,12 +79,22 @@ note_loss() {
     local loss losses=$folder/slurm-losses
     # A run that has not begun takes no folder with a stranger's file, and clears this one away.
     if [ ! -e "$status_file" ]; then mkdir -p "$folder" && losses=$folder/.slurm-losses.part; fi
-    if [ -e "$folder/lock" ] && ! grep -qw "Slurm job $SLURM_JOB_ID" "$folder/lock"; then return 1; fi
+    if is_of_another_job; then
+        echo "== job $SLURM_JOB_ID: not put back into the queue, for the run folder is another job's ($(cat "$folder/lock"))" >&2
+        return 1
+    fi
     loss="$SLURM_JOB_ID $({ find "$folder/checkpoints" -maxdepth 1 -name 'step-*' -printf '%f %i %T@\n' 2>/dev/null || true; } | sort | cksum)"
     echo "$loss" >>"$losses"
     if [ "$(grep -cxF "$loss" "$losses")" -lt "${MAX_LOSSES:-5}" ]; then return 0; fi
     echo "== job $SLURM_JOB_ID: so many losses without a new checkpoint are enough (MAX_LOSSES); the same sbatch line goes on"
     return 1
+}
+# Whether the folder's lock is another's. One of a Slurm job that has ended is stale, and nobody's.
+is_of_another_job() {
+    local other
+    if [ ! -e "$folder/lock" ] || grep -qw "Slurm job $SLURM_JOB_ID" "$folder/lock"; then return 1; fi
+    other=$(sed -n 's/.*Slurm job \([0-9]*\).*/\1/p' "$folder/lock" 2>/dev/null || true)
+    [ -z "$other" ] || [[ $(scontrol show job "$other" 2>/dev/null) =~ JobState=(RUNNING|COMPLETING|SUSPENDED|STOPPED) ]]
 }
 # Fails when the job has started often enough, or Slurm refuses. (A `return` without a number would, in a trap, give what came before it.)
 requeue() {
@@ -96,15 +106,28 @@ requeue() {
     echo "== job $SLURM_JOB_ID: $why; the same sbatch line goes on"
     return 1
 }
-# Whether all errors that the log tells of since this turn began are that the processes have not met (srun --label puts numbers before them).
+this_turn() { if [ -f "$log" ]; then tail --bytes="+$((log_before + 1))" "$log"; fi; }
+# Whether all errors that the log tells of since this turn began are that the processes have not met (srun --label puts numbers before
+# them), or there is none but torchrun's own, of launchers that have not met.
 not_met() {
     local errors
-    [ -f "$log" ] && errors=$(tail --bytes="+$((log_before + 1))" "$log" | grep -E '^([0-9]+: )?error: ') && ! grep -qv "(the processes have not met)" <<<"$errors"
+    if errors=$(this_turn | grep -E '^([0-9]+: )?error: '); then
+        if grep -qv "(the processes have not met)" <<<"$errors"; then return 1; fi
+    else
+        grep -qE 'Rendezvous(Timeout|Connection)Error' <<<"$(this_turn)"
+    fi
+}
+# The nodes that have not said that they are here.
+silent_nodes() {
+    local here
+    here=$(this_turn | sed -nE 's/^([0-9]+: )?== (.*) is here$/\2/p')
+    grep -vxF "$here" <<<"$hosts" | paste -sd ' '
 }
 
 # Half of a process's cores read patches ahead, four at most; the others compute. A setting of the user comes later and wins.
 processes=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
-cores=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
+# Of nodes with different numbers of cores the least: 8(x2),4 is two nodes of 8 and one of 4.
+cores=${SLURM_CPUS_PER_TASK:-$(tr ',' '\n' <<<"${SLURM_JOB_CPUS_PER_NODE:-1}" | sed 's/(.*//' | sort --numeric-sort | sed -n 1p)}
 share=$((cores > processes ? cores / processes : 1))
 workers=$((share < 4 ? 1 : share < 8 ? share / 2 : 4))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > workers ? share - workers : 1))}
@@ -120,6 +143,11 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=${hosts%%$'\n'*} # no `head`: it would end before a long list does, and this script with it
 port=$((10000 + SLURM_JOB_ID % 20000))
+# This shell runs on the first node: where somebody listens already, torchrun would wait for an answer for ever.
+while (exec 3<>"/dev/tcp/localhost/$port" || exec 3<>"/dev/tcp/$first/$port") 2>/dev/null; do
+    echo "== job $SLURM_JOB_ID: port $port of $first is taken, so the next one is tried" >&2
+    port=$((port + 1))
+done
 world=$((SLURM_JOB_NUM_NODES * processes))
 echo "== job $SLURM_JOB_ID, restart $restarts: $world processes, $processes on each of $SLURM_JOB_NODELIST;" \
     "$OMP_NUM_THREADS thread(s) and $workers loader worker(s) each; run folder $folder"
@@ -127,6 +155,10 @@ if [ "$cores" -lt $((2 * processes)) ]; then
     echo "== job $SLURM_JOB_ID: $cores core(s) of a node are little for $processes process(es) and their loader workers; sbatch --cpus-per-task asks for more" >&2
 fi
 
+# srun takes from the environment how sbatch was asked, and refuses some of it for a step of one task per node. This one has all cores and
+# GPUs of the job, whatever they were asked by, and this environment, whatever sbatch was told to hand on (--export=NONE).
+unset SLURM_CPUS_PER_GPU SLURM_GPUS_PER_TASK SLURM_GPUS_PER_SOCKET SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_TRES SLURM_NTASKS_PER_NODE SLURM_TRES_PER_TASK
+export SLURM_EXPORT_ENV=ALL
 # One launcher per node. It is srun that is told, not sbatch: there --ntasks-per-node would make one node of --nodes=1-4.
 one_per_node=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
 # When one fails the others end too (--kill-on-bad-exit), and when one has ended well they have a minute.
@@ -135,7 +167,7 @@ one_per_node=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --n
 # shellcheck disable=SC2016 # each node's own shell reads $SLURMD_NODENAME
 srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" \
     bash -c 'echo "== $SLURMD_NODENAME is here" && exec "$@"' here "$bin/torchrun" --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
-    --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.$restarts" \
+    --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.$restarts" --rdzv-conf="join_timeout=600,read_timeout=600" \
     --module dist_train train "$config" "data.workers=$workers" "$@" "run.processes=$world" &
 step=$!
 
@@ -151,18 +183,25 @@ take_back # it may have come after the last step
 # status.json tells how it ended, not the exit code: torchrun turns every code into 1. One that this turn has not touched is of
 # an earlier turn: either it had ended well and there was nothing to do, or this turn did not begin.
 status=failed reason="the training did not begin; the log says why"
-if [ "$(stat --printf='%i %y' "$status_file" 2>/dev/null || true)" != "$before" ]; then
-    about=$("${container[@]}" "$bin/python" -c '
+about() {
+    "${container[@]}" "$bin/python" -c '
 import json, sys
 about = json.load(open(sys.argv[1]))
-print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$status_file") || about=$'failed\nstatus.json cannot be read, as said above'
+print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$status_file" || printf 'failed\nstatus.json cannot be read, as said above'
+}
+if grep -q "another job is writing here" <<<"$(this_turn)"; then
+    reason="the run folder is another job's; the log says whose"
+elif [ "$(stat --printf='%i %y' "$status_file" 2>/dev/null || true)" != "$before" ]; then
+    about=$(about)
     status=${about%%$'\n'*} reason=${about#*$'\n'}
-elif [ "$code" -eq 0 ]; then
+elif [ "$code" -eq 0 ] && [[ $(about) =~ ^(finished|stopped) ]]; then
     status=finished reason="in an earlier job"
 elif [[ $(scontrol show job "$this_job") =~ PreemptTime=[0-9] ]]; then # for this turn; otherwise it is None
     status=unfinished reason="asked to stop by SIGTERM, a preemption, before it began"
 elif not_met; then
     status=unfinished reason="the processes have not met; the log says why"
+    silent=$(silent_nodes)
+    if [ -n "$silent" ]; then reason="the processes have not met, and these nodes have not said that they are here: $silent"; fi
 fi
 echo "== job $SLURM_JOB_ID, restart $restarts: run $status ($reason)"
 

@@ -1,0 +1,125 @@
+"""The promises of slurm/train.sh to whoever submits it: however nodes, cores and GPUs are asked for, there is one launcher per node.
+
+What is tested is the script and Slurm. A probe stands in for torchrun: it says how it was started, and fails or hangs as it is told to.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, Job
+from trainings import TWO, TWO_BY_TWO, submit
+
+pytestmark = pytest.mark.timeout(120)
+LIMIT = 60
+
+PROBE = r"""#!/bin/bash
+echo "probe on $SLURMD_NODENAME: $(grep -oE -- '--(nnodes|nproc-per-node|rdzv-endpoint)=[^ ]+' <<<"$*" | tr '\n' ' ')gpus=$CUDA_VISIBLE_DEVICES home=${HOME:+known}"
+eval "$PROBE"
+exit 1
+"""
+
+
+@pytest.fixture(scope="module")
+def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment whose torchrun is the probe."""
+    folder = tmp_path_factory.mktemp("venv")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
+    (folder / "bin" / "torchrun").write_text(PROBE)
+    for file in (folder / "bin").iterdir():
+        file.chmod(0o755)
+    return folder
+
+
+def probed(
+    cluster: Cluster, venv: Path, place: Path, shards: Path, *options: str, site: str = "", probe: str = "", **variables: str
+) -> tuple[Job, list[str]]:
+    """A job that has ended, and what its probes have said, one line of each node."""
+    (place / "site.sh").write_text(f"{site}\n")
+    words = {"VENV": str(venv), "DIST_TRAIN_SITE": str(place / "site.sh"), "PROBE": probe} | variables
+    job = submit(cluster, place / "run", shards, options=options, **words)
+    job.wait_until_ended(limit=LIMIT)
+    return job, sorted(re.findall(r"^probe on (.*)$", job.log(), re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("options", "processes"),
+    [
+        (TWO_BY_TWO, 2),
+        (("--nodes=2", "--gpus-per-node=2", "--ntasks-per-gpu=1"), 2),
+        (("--nodes=2", "--ntasks-per-node=2", "--gpus-per-task=1"), 2),
+        (("--nodes=2", "--gpus-per-node=2", "--cpus-per-gpu=4"), 2),
+        (("--nodes=2", "--ntasks=3"), 1),
+        (("--nodes=2", "--ntasks-per-node=4"), 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_however_it_is_asked_for_there_is_one_launcher_per_node_with_all_its_gpus(
+    cluster: Cluster, venv: Path, shards: Path, tmp_path: Path, options: tuple[str, ...], processes: int
+) -> None:
+    job, probes = probed(cluster, venv, tmp_path, shards, *options)
+    port = re.findall(r"--rdzv-endpoint=n1:(\d+)", job.log())
+    gpus = "0,1" if processes == 2 else ""
+    assert len(set(port)) == 1, job.log()
+    said = f"--nnodes=2 --nproc-per-node={processes} --rdzv-endpoint=n1:{port[0]} gpus={gpus} home=known"
+    assert probes == [f"n1: {said}", f"n2: {said}"], job.log()
+    assert job.restarts() == 0 and "run failed (the training did not begin" in job.log()
+
+
+def test_an_environment_that_sbatch_was_told_not_to_hand_on_is_the_scripts_own_and_reaches_the_launchers(
+    cluster: Cluster, venv: Path, shards: Path, tmp_path: Path
+) -> None:
+    handed_on = f"--export=PROCESSES_PER_NODE=3,VENV={venv},DIST_TRAIN_SITE={tmp_path / 'site.sh'},PATH={cluster.folder}/bin:/usr/bin:/bin"
+    job, probes = probed(cluster, venv, tmp_path, shards, *TWO, handed_on, site="export HOME=/somewhere")
+    assert len(probes) == 2 and all("--nproc-per-node=3 " in probe and "home=known" in probe for probe in probes), job.log()
+
+
+def test_a_port_that_is_taken_is_passed_over(cluster: Cluster, venv: Path, shards: Path, tmp_path: Path) -> None:
+    listens = f"{sys.executable} -m http.server $((10000 + SLURM_JOB_ID % 20000)) &>/dev/null & sleep 2"
+    job, probes = probed(cluster, venv, tmp_path, shards, *TWO, site=listens)
+    port = 10000 + int(job.number) % 20000
+    assert f"port {port} of n1 is taken, so the next one is tried" in job.log()
+    assert len(probes) == 2 and all(f"--rdzv-endpoint=n1:{port + 1} " in probe for probe in probes), job.log()
+
+
+def test_launchers_that_do_not_meet_are_a_loss_and_the_silent_node_is_named(
+    cluster: Cluster, venv: Path, shards: Path, tmp_path: Path
+) -> None:
+    silent = """container=(bash -c 'if [ "$SLURMD_NODENAME" = n2 ]; then sleep 60; fi; exec "$@"' hanging)"""
+    meets_nobody = 'echo "torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError"'
+    job, probes = probed(cluster, venv, tmp_path, shards, *TWO, site=silent, probe=meets_nobody, MAX_LOSSES="2")
+    assert [probe[:3] for probe in probes] == ["n1:", "n1:"] and job.restarts() == 1, job.log()
+    assert job.log().count("run unfinished (the processes have not met, and these nodes have not said that they are here: n2)") == 2
+    assert "so many losses without a new checkpoint are enough (MAX_LOSSES)" in job.log()
+
+
+@pytest.mark.parametrize(
+    ("owner", "turns"), [("Slurm job 999999", 2), ("process 1 on a workstation", 1)], ids=["has ended", "is not of Slurm"]
+)
+def test_a_lock_of_a_job_that_has_ended_does_not_keep_a_job_from_the_queue(
+    cluster: Cluster, venv: Path, shards: Path, tmp_path: Path, owner: str, turns: int
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").write_text(f"{owner}\n")
+    job, probes = probed(cluster, venv, tmp_path, shards, "--nodes=1", probe='echo "error: x (the processes have not met)"', MAX_LOSSES="2")
+    assert len(probes) == turns, job.log()
+    assert ("not put back into the queue, for the run folder is another job's (process 1 on a workstation" in job.log()) == (turns == 1)
+
+
+def test_a_site_file_that_ends_in_a_false_test_is_told_of_and_ends_nothing(
+    cluster: Cluster, venv: Path, shards: Path, tmp_path: Path
+) -> None:
+    job, probes = probed(cluster, venv, tmp_path, shards, "--nodes=1", site="[ -d /nowhere ] && module load nothing")
+    assert len(probes) == 1 and "== note: the last command of" in job.log()
+
+
+def test_a_launcher_that_ends_well_without_a_training_is_not_called_finished(
+    cluster: Cluster, venv: Path, shards: Path, tmp_path: Path
+) -> None:
+    job, probes = probed(cluster, venv, tmp_path, shards, "--nodes=1", probe="exit 0")
+    assert len(probes) == 1 and job.fields("JobState") == ["FAILED"]
+    assert "run failed (the training did not begin" in job.log()
