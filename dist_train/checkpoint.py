@@ -25,6 +25,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dist_train.errors import ConfigError
 from dist_train.retention import Retention
 from dist_train.tensor_files import save_tensors
 from dist_train.whole_files import as_json, write_json
@@ -90,15 +91,24 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, retention: Retention, 
 
 
 def newest_complete_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint below `folder` whose files are whole; None when there is none. Damaged ones are said aloud."""
+    """The newest checkpoint below `folder` whose files are whole; None when there is none. Damaged ones are said aloud.
+
+    Raises ConfigError for one that cannot be read just now, as where a file server does not answer: it need not be damaged, and who began
+    anew would lose it.
+    """
     found = [*folder.glob(".step-*.replaced"), *_standing(folder)]  # where both are of one step, a save was cut off at its very end
     found.sort(key=_step_of)
     while found:
         path = found.pop()
         try:
             damage = _damage(path)
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, LookupError, TypeError) as error:
             damage = [f"{type(error).__name__}: {error}"]
+        except OSError as error:
+            raise ConfigError(
+                f"{error.filename or path}: cannot be read ({error.strerror}); see that the disk is there and that you may read it, and "
+                f"the same command goes on; where it is lost for good, delete {path}, and the run goes on from the checkpoint before it"
+            ) from error
         if not damage:
             return path
         instead = f"going back to {found[-1].name}" if found else "there is none before it, so the run begins anew"

@@ -22,7 +22,7 @@ from dist_train.config import Config, load_config, save_config
 from dist_train.errors import ConfigError
 from dist_train.model import HyperIQA
 from dist_train.seen import SEEN, SeenFiles
-from dist_train.tensor_files import read_about, save_tensors
+from dist_train.tensor_files import digest_of, read_about, save_tensors
 from shards.manifest import Label, Shards, is_plain_name
 
 WEIGHTS, SETTINGS = "model.safetensors", "config.yaml"
@@ -74,12 +74,22 @@ def build_model(config: Config, patch_size: int, output_scale: tuple[float, floa
 def save_model(
     folder: Path, weights: Mapping[str, Tensor], config: Config, scales: Mapping[str, Scale], cutting: Cutting, more: Mapping[str, Any]
 ) -> None:
-    """Writes the folder, each file at once, the weights last. `more` is told with the weights, as JSON."""
+    """Writes the folder, each file at once, the weights last. `more` is told with the weights, as JSON, and so is their SHA-256."""
     folder.mkdir(parents=True, exist_ok=True)
     save_config(config, folder / SETTINGS)
-    save_tensors(
-        folder / WEIGHTS, weights, {**more, "scales": {name: asdict(scale) for name, scale in scales.items()}, "cutting": asdict(cutting)}
-    )
+    about = {"scales": {name: asdict(scale) for name, scale in scales.items()}, "cutting": asdict(cutting), "weights": digest_of(weights)}
+    save_tensors(folder / WEIGHTS, weights, {**more, **about})
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights in a file of `save_model`, and what was told with them.
+
+    Raises ValueError where they are not as they were written. Those of before they told of themselves are taken as they are.
+    """
+    about, weights = read_about(path), load_file(path)
+    if about.get("weights") not in (None, digest_of(weights)):
+        raise ValueError("a number in it was changed after it was written: the SHA-256 is another")
+    return weights, about
 
 
 def open_model(place: Path) -> TrainedModel:
@@ -90,7 +100,7 @@ def open_model(place: Path) -> TrainedModel:
     path = find_weights(place)
     config = load_config(path.with_name(SETTINGS))
     try:
-        about, weights = read_about(path), load_file(path)
+        weights, about = read_weights(path)
         scales = {name: Scale(**{**said, "label": Label(**said["label"])}) for name, said in about["scales"].items()}
         if odd := [name for name in (*scales, *about.get("trained_on", ())) if not is_plain_name(name)]:
             raise ValueError(f"'{odd[0]}' cannot be part of a file name")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +105,16 @@ def refuse_other_data(plan: Plan, before: Mapping[str, Any]) -> None:
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:
-    """The run's status.json; None when there is none."""
+    """The run's status.json; None when there is none. Raises ConfigError for one that is damaged."""
     path = folder / "status.json"
     if not path.is_file():
         return None
-    status: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        status: dict[str, Any] = json.loads(path.read_bytes())
+        if not isinstance(status, dict) or not isinstance(status["status"], str) or not isinstance(status["reason"], str):
+            raise ValueError("it tells of no status")
+    except (ValueError, LookupError) as error:
+        raise ConfigError(f"{path}: was damaged ({error}); delete it, and the run goes on from its checkpoints") from error
     return status
 
 
@@ -122,7 +128,10 @@ def record_failure(folder: Path, error: BaseException) -> None:
     """Says in status.json why the run failed, keeping what was known before. One that lost a process is unfinished: it can go on."""
     status, because = ("unfinished", "lost another process: ") if ranks.lost_a_peer(error) else ("failed", "")
     reason = redacted(f"{because}{type(error).__name__}: {error}")
-    write_status(folder, {**(read_status(folder) or {}), "status": status, "reason": reason})
+    known: dict[str, Any] = {}
+    with suppress(ConfigError):  # a damaged one must not hide the cause
+        known = read_status(folder) or {}
+    write_status(folder, {**known, "status": status, "reason": reason})
 
 
 def refuse_other_settings(path: Path, config: Config) -> None:

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dist_train import ranks
@@ -46,7 +46,7 @@ from dist_train.journal import cost_of_saving, finite_or_none, read_records
 from dist_train.launch import refuse_another_world
 from dist_train.loss import any_slope, needs_deviations
 from dist_train.model import HyperIQA
-from dist_train.model_folder import WEIGHTS, Cutting, save_model
+from dist_train.model_folder import WEIGHTS, Cutting, read_weights, save_model
 from dist_train.optim import set_rates, starting_rates
 from dist_train.overfitting import train_and_val
 from dist_train.plan import Plan, describe_plan, make_plan
@@ -56,7 +56,6 @@ from dist_train.run_lock import RunLock
 from dist_train.seen import SEEN, SeenFiles
 from dist_train.state import Best, EpochScores, Training, open_training, save_training, status_of
 from dist_train.stopping import StopRequest, Verdict
-from dist_train.tensor_files import read_about
 
 AVERAGE = "-ema"  # what the names of files and figures of the averaged weights end with
 SKIPS_IN_A_ROW = 3  # steps without a finite gradient after which something is wrong for good
@@ -320,8 +319,13 @@ def _test_best(training: Training, model: HyperIQA, suffix: str) -> dict[str, An
     path = folder / f"best{suffix}" / WEIGHTS
     if ranks.agree(not path.is_file()):
         raise TrainingError(f"{path} is not there on every node; run.folder must be on a file system that all nodes share")
-    model.load_state_dict(load_file(path))
-    about = read_about(path)
+    try:
+        weights, about = read_weights(path)
+    except (SafetensorError, ValueError) as error:
+        raise TrainingError(
+            f"{path}: holds the best epoch no more ({error}), and checkpoints hold the last one; train again in another run.folder"
+        ) from error
+    model.load_state_dict(weights)
     scores = _score(training, model, "test")
     if scores is None:
         return {}

@@ -43,7 +43,7 @@ port=$((10000 + SLURM_JOB_ID % 20000))
 while (exec 3<>"/dev/tcp/localhost/$port" || exec 3<>"/dev/tcp/$first/$port") 2>/dev/null; do port=$((port + 1)); done
 
 # As in slurm/train.sh. Each node says that it is there, so that one which hangs is known by its silence.
-one_per_node=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
+one_per_node=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"})
 code=0
 # shellcheck disable=SC2016 # each node's own shell reads $SLURMD_NODENAME
 srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" \

@@ -121,7 +121,7 @@ not_met() {
 silent_nodes() {
     local here
     here=$(this_turn | sed -nE 's/^([0-9]+: )?== (.*) is here$/\2/p')
-    grep -vxF "$here" <<<"$hosts" | paste -sd ' '
+    { grep -vxF "$here" <<<"$hosts" || true; } | paste -sd ' '
 }
 
 # Half of a process's cores read patches ahead, four at most; the others compute. A setting of the user comes later and wins.
@@ -160,7 +160,7 @@ fi
 unset SLURM_CPUS_PER_GPU SLURM_GPUS_PER_TASK SLURM_GPUS_PER_SOCKET SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_TRES SLURM_NTASKS_PER_NODE SLURM_TRES_PER_TASK
 export SLURM_EXPORT_ENV=ALL
 # One launcher per node. It is srun that is told, not sbatch: there --ntasks-per-node would make one node of --nodes=1-4.
-one_per_node=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1)
+one_per_node=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"})
 # When one fails the others end too (--kill-on-bad-exit), and when one has ended well they have a minute.
 # The turn is part of the meeting's name, so that nothing left over from the last one can come to it. Each node says that it is there: one
 # that hangs before its ranks can speak is known by its silence.

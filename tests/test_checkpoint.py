@@ -23,6 +23,7 @@ from dist_train.checkpoint import (
     newest_complete_checkpoint,
     save_checkpoint,
 )
+from dist_train.errors import ConfigError
 from dist_train.retention import Retention
 from dist_train.tensor_files import read_about, save_tensors
 from dist_train.whole_files import write_json
@@ -172,6 +173,20 @@ def test_when_all_are_damaged_each_is_named(tmp_path: Path) -> None:
     found, said = newest(tmp_path)
     assert found is None
     assert [line.rpartition("; ")[2] for line in said] == ["going back to step-00000001", "there is none before it, so the run begins anew"]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_a_checkpoint_that_cannot_be_read_just_now_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    *_, last = save(tmp_path, 1, 2)
+
+    def refuse(path: Path) -> str:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(checkpoint_module, "file_sha256", refuse)
+    with pytest.raises(ConfigError, match=rf"{last.name}/model\.safetensors: cannot be read .* the same command goes on"):
+        newest(tmp_path)
 
 
 def test_leftovers_of_an_interrupted_save_are_ignored_and_overwritten(tmp_path: Path) -> None:

@@ -50,6 +50,19 @@ def test_an_unfinished_run_goes_on_and_keeps_what_is_known(shards: Path, folder:
     assert (status["status"], status["reason"], status["steps"]) == ("unfinished", "training", 12)
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"status": 1, "reason": "x"}'])
+def test_a_damaged_status_is_named_with_what_to_do(shards: Path, folder: Path, content: str) -> None:
+    plan = plan_of(shards, folder)
+    enter_run_folder(plan)
+    (folder / "status.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"status\.json: was damaged .*; delete it, and the run goes on from its checkpoints"):
+        enter_run_folder(plan)
+    record_failure(folder, RuntimeError("the disk was full"))
+    assert (read_status(folder) or {})["status"] == "failed"
+    (folder / "status.json").unlink()
+    assert enter_run_folder(plan) is True
+
+
 def test_a_failed_run_goes_on(shards: Path, folder: Path) -> None:
     enter_run_folder(plan_of(shards, folder))
     record_failure(folder, RuntimeError("the disk was full"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from in_process import train_here
 
 from dist_train import training
-from dist_train.errors import TrainingError
+from dist_train.errors import ConfigError, TrainingError
+from dist_train.model_folder import open_model
 from shards.manifest import Shards
 
 
@@ -55,3 +57,20 @@ def test_an_average_that_never_had_an_srcc_leaves_the_run_its_own_test(
     told = runs.status(tmp_path)
     assert told["status"] == "finished" and told["test"]["srcc"] is not None
     assert "average" not in told and not (tmp_path / "best-ema").exists()
+
+
+def test_a_best_epoch_whose_weights_have_rotted_is_neither_tested_nor_used(shards: Path, tmp_path: Path) -> None:
+    train_here(tmp_path, shards, "train.epochs=1")
+    status, best = runs.status(tmp_path), tmp_path / "best" / "model.safetensors"
+    (tmp_path / "status.json").write_text(json.dumps(status | {"status": "unfinished", "reason": "killed before the test"}))
+    content = bytearray(best.read_bytes())
+    content[-1000] ^= 0x40
+    best.write_bytes(content)
+    with pytest.raises(TrainingError, match=r"best/model\.safetensors: holds the best epoch no more .*SHA-256 is another"):
+        train_here(tmp_path, shards, "train.epochs=1")
+    with pytest.raises(ConfigError, match="SHA-256 is another"):
+        open_model(tmp_path)
+    content[-1000] ^= 0x40
+    best.write_bytes(content)
+    train_here(tmp_path, shards, "train.epochs=1")
+    assert runs.status(tmp_path)["test"] == status["test"]
