@@ -109,7 +109,11 @@ def compare(names: Sequence[str]) -> str:
 
     Raises ConfigError where the runs were not tested on the same images with the same opinions.
     """
-    sides = [read_side(name) for name in names]
+    return compare_sides([read_side(name) for name in names])
+
+
+def compare_sides(sides: Sequence[Side]) -> str:
+    """The same of sides that are read already."""
     refuse_unlike(sides)
     told = describe(sides, estimate(sides))
     return told if len(sides) > 1 else f"{told}\n\n{_each_run(sides[0])}"
@@ -118,6 +122,11 @@ def compare(names: Sequence[str]) -> str:
 def read_side(name: str) -> Side:
     """The runs in the folder `name`, or in all folders that the pattern `name` matches, in the order of their names."""
     folders = [Path(found) for found in sorted(glob.glob(name)) if Path(found).is_dir()] or [Path(name)]
+    return side_of(name, folders)
+
+
+def side_of(name: str, folders: Sequence[Path]) -> Side:
+    """The runs in these folders, under that name."""
     return Side(name, tuple(_read_run(folder) for folder in folders))
 
 

@@ -11,14 +11,13 @@ A run that is there already is not trained again, one with other settings is ref
 
 from __future__ import annotations
 
-import glob
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dist_train.compare import compare
+from dist_train.compare import compare_sides, side_of
 from dist_train.config import Config, Data, History, save_config
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.model_folder import SETTINGS
@@ -47,7 +46,7 @@ def compare_history(config: Config, seeds: Sequence[int], processes: int) -> str
         for seed in seeds:
             run = config.run.model_copy(update={"folder": folder / f"{name}-seed-{seed}", "seed": seed, "processes": processes})
             _train(config.model_copy(update={"run": run, "history": history}), folder / ".configs" / f"{name}-seed-{seed}.yaml", processes)
-    return compare([f"{glob.escape(str(folder))}/{name}-seed-*" for name in variants()])
+    return compare_sides([side_of(name, [folder / f"{name}-seed-{seed}" for seed in seeds]) for name in variants()])
 
 
 def _train(config: Config, path: Path, processes: int) -> None:

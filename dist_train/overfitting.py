@@ -7,6 +7,7 @@ from typing import Any
 
 from dist_train.intervals import FEW_IMAGES
 
+SATURATED = 0.95  # a train SRCC from here on has hardly room to rise, while the loss goes on falling
 TELLING = 0.002  # of SRCC: less than redrawing the patches of the same images would move it
 
 
@@ -36,7 +37,11 @@ def _moved_apart(epochs: Sequence[tuple[int, float, float]], part: str) -> tuple
     first, last = epochs[0], epochs[-1]
     if last[2] - best[2] <= -TELLING:
         said = f"from epoch {best[0]} on, train SRCC {_moved(last[1] - best[1])} while {part} SRCC {_moved(last[2] - best[2])}"
-        return said, "overfitting" if last[1] - best[1] >= TELLING else "it got worse, but not by overfitting"
+        if last[1] - best[1] >= TELLING:
+            return said, "overfitting"
+        if last[1] >= SATURATED and last[1] - best[1] > -TELLING:
+            return said, "perhaps overfitting, which a train SRCC so near to 1 can show no more"
+        return said, "it got worse, but not by overfitting"
     train, other = last[1] - first[1], last[2] - first[2]
     span = f"from epoch {first[0]} to {last[0]}"
     if train >= TELLING and other >= TELLING:

@@ -17,6 +17,7 @@ from dist_train.collection import Collection, Member, open_collection
 from dist_train.config import Config
 from dist_train.errors import ConfigError
 from dist_train.history import historical_rates
+from dist_train.idle_settings import idle_settings
 from dist_train.intervals import FEW_IMAGES, FEWEST_IMAGES
 from dist_train.loss import CORRELATIONS, needs_deviations
 from dist_train.mixture import Mixture, seed_of_set, shares_of
@@ -273,7 +274,8 @@ def worth_knowing(plan: Plan) -> list[str]:
     """What of the data and the settings makes the figures of this run weaker than they look, in words."""
     notes = []
     if plan.total_steps < FEW_STEPS:
-        passes = plan.order.passes * -(-FEW_STEPS // plan.total_steps)
+        per_epoch = -(-FEW_STEPS // plan.config.train.epochs)
+        passes = -(-per_epoch * plan.order.global_batch // plan.order.num_images)
         notes.append(
             f"{_counted(plan.total_steps, 'step')} in all are hardly a training: fewer than {FEW_STEPS} leave a pretrained model about as "
             f"it was; data.passes={passes} would take {FEW_STEPS} or more"
@@ -295,6 +297,7 @@ def worth_knowing(plan: Plan) -> list[str]:
         notes.append("stop.select_on=test chooses the epoch on the test part: the test figures are then too good, and every report says so")
     if plan.config.loss.regression in CORRELATIONS:
         notes.append(f"loss.regression={plan.config.loss.regression} leaves the scale of the scores open: RMSE, raw, says nothing")
+    notes += idle_settings(plan.config)
     if old := [name for name, on in plan.config.history if on]:
         notes.append(f"old bugs are switched back on: {', '.join(old)}")
     if plan.config.model.batch_norm == "sync" and plan.world > 1 and not torch.cuda.is_available():

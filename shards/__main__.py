@@ -27,6 +27,7 @@ from shards.patches import resized_size
 from shards.plan import Settings, plan_build
 from shards.split_tables import FORMS, add_splits, export_splits, read_splits, rows_of
 from shards.splits import RATIO, numbered_rounds, shares_of, what_to_know
+from shards.table_checks import turned_round
 from shards.writer import Share, build_share, missing_shards
 
 
@@ -76,7 +77,13 @@ def _build(options: argparse.Namespace) -> None:
         ratio=options.ratio,
         codec=options.codec,
     )
-    plan = plan_build(_data_set(options), settings)
+    data_set = _data_set(options)
+    if turned := turned_round(data_set):
+        found, expected, mend = turned
+        raise UsageError(
+            f"{data_set.table}: {found}; expected {expected}: {mend}, or give --name another name where they were turned round"
+        )
+    plan = plan_build(data_set, settings)
     if options.estimate:
         print(estimate(plan, options.out))
         return

@@ -15,6 +15,7 @@ from shards.findings import PLACES, Finding, places
 from shards.folders import where_to_look
 from shards.patches import is_enlarged, resized_size
 from shards.photographs import decoder_versions
+from shards.plan import is_too_large
 from shards.rows import Row
 from shards.splits import briefly
 from shards.table_checks import known_as, sides
@@ -128,17 +129,27 @@ def _decoder(examination: Examination) -> Iterator[Finding]:
 
 
 def _sizes(examination: Examination, patch_size: int, rule: str) -> Iterator[Finding]:
-    small, long, bent = [], [], []
+    small, long, bent, large = [], [], [], []
     for row, picture in _seen(examination):
         width, height = picture.size or (1, 1)
         stored = resized_size(width, height, rule, patch_size)
         told = f"{examination.name(row.file)} ({width}x{height})"
+        if is_too_large(*stored):
+            large.append(f"{told} stored at {stored[0]}x{stored[1]}")
         if is_enlarged(width, height, *stored):
             small.append(told)
         if max(width, height) >= _LONGEST * min(width, height):
             long.append(told)
         if not 0.9 < stored[0] * height / (stored[1] * width) < 1.1:
             bent.append(told)
+    if large:
+        yield Finding(
+            "error",
+            f"{len(large):,} of {len(examination.pictures):,} pictures are too large to be stored",
+            "sides of at most 65,535 pixels, all of them 2 GiB",
+            "choose a smaller --resize, or take their rows out",
+            places(large),
+        )
     if small:
         yield Finding(
             "warning",

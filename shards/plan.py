@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -202,12 +201,17 @@ def plan_build(data_set: DataSet, settings: Settings) -> Plan:
     return Plan(data_set, settings, rule, layout, pictures, Tasks(pictures, layout, settings.seed, shares), splits)
 
 
+def is_too_large(width: int, height: int) -> bool:
+    """Whether an image of that size cannot be stored."""
+    return max(width, height) > _LONGEST_SIDE or 3 * width * height > _LARGEST_PLANE
+
+
 def _headers(rows: Rows, rule: str, patch_size: int) -> Iterator[Header]:
     for row in progress_bar("picture headers", len(rows), rows, leave=False, delay=2):
         with naming(row):
             size = photograph_size(row.file)
             stored = resized_size(*size, rule, patch_size)
-            if max(stored) > _LONGEST_SIDE or 3 * math.prod(stored) > _LARGEST_PLANE:
+            if is_too_large(*stored):
                 raise ShardError(
                     f"{row.file}: {size[0]}x{size[1]} would be stored at {stored[0]}x{stored[1]}, and a side has at most "
                     f"{_LONGEST_SIDE:,} pixels, all of them 2 GiB; choose a smaller --resize, or take its row out of the table"

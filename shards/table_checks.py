@@ -22,6 +22,7 @@ from shards.rows import Row, Rows
 from shards.splits import FEWEST, ROUGH, WITHOUT_VALIDATION, all_splits, part_counts
 
 _DISTORTED = re.compile(r"(?P<content>.+)(?P<mark>[._-])(?P<distortion>.+?)(?P=mark)0?(?P<level>[1-9]|10)")
+_PIECES = ("patch", "crop")  # numbered pieces of a picture are no distortions
 _NAMES = {name.replace("_", ""): name for name in ADAPTERS} | {"liveiqa": "live", "livechallenge": "livec"}  # as pyiqa calls them
 _LISTS_WITH_FAULTS = {
     ("live", 982): "203 of the 982 rows of LIVE are its references (Q-Align's live.json has them): leave out the rows with orgs = 1",
@@ -78,13 +79,8 @@ def _told(parts: Sequence[int]) -> str:
 def _label(data_set: DataSet) -> Iterator[Finding]:
     label, known = data_set.label, known_as(data_set)
     opinions = _opinions_of(data_set)
-    if known and label.higher_is_better not in {each.higher_is_better for each in known.labels}:
-        yield Finding(
-            "error",
-            f"the label is {label}",
-            f"{known.labels[0]}, as {known.title} was published",
-            "give --lower-is-better" if label.higher_is_better else "leave out --lower-is-better",
-        )
+    if turned := turned_round(data_set):
+        yield Finding("error", *turned)
     if known and not any(_within(opinions, each.low, each.high) for each in known.labels):
         yield Finding(
             "error",
@@ -293,6 +289,15 @@ def _known_traps(data_set: DataSet) -> Iterator[Finding]:
         )
 
 
+def turned_round(data_set: DataSet) -> tuple[str, str, str] | None:
+    """What was found, expected, and is to be done, where the direction of the label is not the one that a public set was published with."""
+    label, known = data_set.label, known_as(data_set)
+    if known is None or label.higher_is_better in {each.higher_is_better for each in known.labels}:
+        return None
+    mend = "give --lower-is-better" if label.higher_is_better else "leave out --lower-is-better"
+    return f"the label is {label}", f"{known.labels[0]}, as {known.title} was published", mend
+
+
 def known_as(data_set: DataSet) -> Adapter | None:
     """The public data set that this is, or that its name or its table's speaks of, as meta_info_KADID10kDataset.csv of pyiqa does."""
     words = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (data_set.name, data_set.table.stem))
@@ -307,7 +312,7 @@ def _series(rows: Sequence[Row]) -> list[Series]:
     """
     levels_of: dict[tuple[str, str], dict[int, Row]] = defaultdict(dict)
     for row in rows:
-        if match := _DISTORTED.fullmatch(row.file.stem):
+        if (match := _DISTORTED.fullmatch(row.file.stem)) and match["distortion"].lower() not in _PIECES:
             levels_of[match["content"].lower(), match["distortion"].lower()][int(match["level"])] = row
     contents, distortions = ({key[place] for key in levels_of} for place in (0, 1))
     told = sum(len(levels) for levels in levels_of.values())

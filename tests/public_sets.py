@@ -93,7 +93,7 @@ def bid(root: Path) -> None:
 
 def flive(root: Path) -> None:
     names = [f"{('voc_emotic_ava/JPEGImages__2008', 'blur_dataset/motion')[number % 2]}_{number:04d}.jpg" for number in range(10)]
-    patches = [f"{name[:-4]}_patch_{number}.jpg" for name in names for number in (1, 2, 3)]
+    patches = [f"{name}_patch_{number}.jpg" for name in names for number in (1, 2, 3)]
     for number, name in enumerate([*names, *patches]):
         picture(root / name, number)
     write_csv(root / "labels_image.csv", ["name", "mos"], [[name, 40 + 3.5 * number] for number, name in enumerate(names)])

@@ -21,7 +21,7 @@ from public_sets import MAKERS, cells, make, write_csv
 from scipy.io import savemat
 
 from shards.__main__ import main
-from shards.adapters import ADAPTERS
+from shards.adapters import ADAPTERS, authentic
 from shards.datasets import DataSet
 from shards.manifest import PARTS, ShardError, Shards
 from shards.rows import Row
@@ -62,7 +62,7 @@ FIRST_AND_COUNTS = {  # name: (one row, its file below the root; images, content
         (10, 10, {"train": 8, "test": 2}),
     ),
     "flive_patches": (
-        Row("blur_dataset_motion_0003_patch_2", Path("blur_dataset/motion_0003_patch_2.jpg"), 50.0, None, "motion_0003", "test"),
+        Row("blur_dataset_motion_0003_jpg_patch_2", Path("blur_dataset/motion_0003.jpg_patch_2.jpg"), 50.0, None, "motion_0003", "test"),
         (30, 10, {"train": 24, "test": 6}),
     ),
     "uhd_iqa": (Row("4", Path("validation/4.jpg"), 0.45, None, "4.jpg", "val"), (10, 10, {"train": 6, "val": 2, "test": 2})),
@@ -71,7 +71,7 @@ FIRST_AND_COUNTS = {  # name: (one row, its file below the root; images, content
         Row("1600_jpeg2000_3", Path("dst_imgs/jpeg2000/1600.jpeg2000.3.png"), 0.125, 0.05, "1600", None),
         (16, 4, {None: 16}),
     ),
-    "tid2013": (Row("I25_01_1", Path("distorted_images/i25_01_1.BMP"), 5.5, 0.19, "i25", None), (12, 4, {None: 12})),
+    "tid2013": (Row("I25_01_1", Path("distorted_images/i25_01_1.BMP"), 5.5, None, "i25", None), (12, 4, {None: 12})),
     "kadid10k": (Row("I02_01_01", Path("images/I02_01_01.png"), 1.6, math.sqrt(0.28), "I02.png", None), (15, 5, {None: 15})),
     "pipal": (Row("A0001_00_02", Path("Distortion_2/A0001_00_02.bmp"), 1052.25, None, "A0001", None), (15, 5, {None: 15})),
     "agiqa3k": (
@@ -230,6 +230,19 @@ def test_the_columns_of_bid_are_taken_by_their_place_whatever_the_header_is(tmp_
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("voc_emotic_ava/AVA__927384.jpg", "AVA__927384"),
+        ("patches/AVA__927384.jpg_patch_1.jpg", "AVA__927384"),
+        ("patches/EMOTIC__a.b.jpg_patch_3.jpg", "EMOTIC__a.b"),
+        ("patches/AVA__927384_patch_2.jpg", "AVA__927384"),
+    ],
+)
+def test_a_patch_of_flive_is_called_after_the_whole_name_of_its_picture(name: str, content: str) -> None:
+    assert authentic._flive_content(name) == content
+
+
 def test_a_picture_and_its_patches_are_one_content_on_one_side(unpacked: Callable[[str], Path]) -> None:
     images, patches = (read(name, unpacked("flive")).rows for name in ("flive", "flive_patches"))
     assert {(row.group, row.part) for row in images} == {(row.group, row.part) for row in patches}
@@ -346,8 +359,8 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "decimal comma": (
         "tid2013",
-        edit("mos_std.txt", "0.10000", "0;1"),
-        r"mos_std.txt, line 1, column std: '0;1' is not a number; write one with a decimal point",
+        edit("mos_with_names.txt", "1.00000", "1;0"),
+        r"mos_with_names.txt, line 1, column mos: '1;0' is not a number; write one with a decimal point",
     ),
     "decimal comma in Excel": (
         "spaq",
@@ -395,11 +408,6 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "csiq",
         lambda root: (remove("csiq.DMOS.xlsx")(root), edit("csiq_label.txt", "1600.AWGN.1.png", "1600.png")(root)),
         r"csiq_label.txt, line 1: '1600.png' is not called reference.distortion.level.png",
-    ),
-    "lists of two lengths": (
-        "tid2013",
-        lambda root: (root / "mos_std.txt").write_text("0.1\n0.2\n"),
-        r"mos_with_names.txt: has 12 lines, but mos_std.txt has 2",
     ),
     "vectors of two lengths": (
         "livec",

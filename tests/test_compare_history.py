@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def test_every_variant_is_trained_once_on_the_same_data_and_compared_with_the_fi
     for name in variants():
         folder = tmp_path / "[runs]" / f"{name}-seed-4"
         assert runs.status(folder)["status"] == "finished"
-        assert re.search(rf"{name}-seed-\* +1 +-?0\.\d{{4}}", told.stdout), told.stdout
+        assert re.search(rf"^{name} +1 +-?0\.\d{{4}}", told.stdout, re.MULTILINE), told.stdout
     rates = [[step["lr_backbone"] for step in runs.records(tmp_path / "[runs]" / f"{name}-seed-4", "step")] for name in variants()]
     assert rates[0] == rates[1] == rates[3]
     still, moving = (runs.weights(tmp_path / "[runs]" / f"{name}-seed-4", 3) for name in ("exhausted_hyper_group", "fixed"))
@@ -45,6 +46,9 @@ def test_every_variant_is_trained_once_on_the_same_data_and_compared_with_the_fi
         moments = load_checkpoint(tmp_path / "[runs]" / f"{name}-seed-4" / "checkpoints" / "step-00000003").optimizer
         counts = {int(value) for key, value in moments.items() if key.endswith(".step")}
         assert counts == ({steps} if steps else set()), name
+    for name in variants():  # of a seed that is not asked for, and that did not even finish
+        shutil.copytree(tmp_path / "[runs]" / f"{name}-seed-4", tmp_path / "[runs]" / f"{name}-seed-5")
+        (tmp_path / "[runs]" / f"{name}-seed-5" / "scores-test.csv").unlink()
     asked = load_config(runs.TINY, settings)
     capfd.readouterr()
     again = compare_history(asked, [4], 1)

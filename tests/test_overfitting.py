@@ -38,6 +38,14 @@ def test_a_train_that_stands_still_while_val_falls_is_not_called_overfitting() -
     assert "train SRCC stood still while val SRCC fell by 0.100" in told and not told.endswith(": overfitting")
 
 
+def test_where_train_is_too_high_to_rise_overfitting_is_not_denied() -> None:
+    assert train_and_val(epochs((0.99, 0.90), (0.99, 0.80))) == (
+        "from epoch 0 on, train SRCC stood still while val SRCC fell by 0.100: "
+        "perhaps overfitting, which a train SRCC so near to 1 can show no more"
+    )
+    assert train_and_val(epochs((0.99, 0.90), (0.96, 0.80))).endswith("it got worse, but not by overfitting")
+
+
 def test_a_val_that_wavers_by_less_than_it_could_by_chance_has_not_fallen() -> None:
     assert train_and_val(epochs((0.5, 0.8), (0.9, 0.7995))) == (
         "from epoch 0 to 1, train SRCC rose by 0.400 and val SRCC stood still: no sign of overfitting"

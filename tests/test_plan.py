@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,9 +129,45 @@ def test_a_run_of_few_steps_is_told_how_many_passes_would_be_a_training(noise: P
     plan = make_plan(config_of(noise, data={"passes": 3}, train={"epochs": 2}), 1)  # 21 images, 8 a batch
     assert plan.total_steps == 14
     told = describe_plan(plan)
-    assert "14 steps in all are hardly a training" in told and "data.passes=24 would take 100 or more" in told
-    enough = make_plan(config_of(noise, data={"passes": 24}, train={"epochs": 2}), 1)
-    assert enough.total_steps >= 100 and "hardly a training" not in describe_plan(enough)
+    assert "14 steps in all are hardly a training" in told
+
+
+@pytest.mark.parametrize(("epochs", "batch", "sets"), [(2, 8, 1), (16, 96, 1), (2, 96, 1), (1, 2, 1), (3, 50, 2)])
+def test_the_advised_passes_are_the_fewest_that_make_a_training(noise: Path, epochs: int, batch: int, sets: int) -> None:
+    def planned(passes: int) -> Plan:
+        several = {f"set-{number}": {"shards": noise} for number in range(sets)} if sets > 1 else {}
+        train = {"epochs": epochs, "global_batch": batch}
+        return make_plan(config_of(None if several else noise, data={"passes": passes, "sets": several}, train=train), 1)
+
+    advised = re.search(r"data\.passes=(\d+) would take 100 or more", describe_plan(planned(1)))
+    assert advised
+    passes = int(advised[1])
+    assert planned(passes).total_steps >= 100 > planned(passes - 1).total_steps
+    assert "hardly a training" not in describe_plan(planned(passes))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"loss": {"rank_kind": "fidelity"}}, "loss.rank_kind does nothing while loss.rank_weight is 0"),
+        ({"loss": {"rank_margin": 3}}, "loss.rank_margin does nothing while"),
+        ({"loss": {"rank_weight": 1, "fidelity_truth": "soft"}}, "loss.fidelity_truth does nothing for a hinge"),
+        ({"loss": {"rank_weight": 1, "rank_kind": "fidelity", "rank_margin": 3}}, "loss.rank_margin does nothing for the fidelity loss"),
+        ({"loss": {"smooth_l1_beta": 5}}, "loss.smooth_l1_beta does nothing for loss.regression=l1"),
+        ({"loss": {"rank_weight": 1}}, "loss.rank_level=image is the same as patch while"),
+        ({"loss": {"regression_level": "image"}}, "loss.regression_level=image is the same as patch while"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else "; ".join(value["loss"]),
+)
+def test_a_setting_that_does_nothing_beside_the_others_is_told(noise: Path, settings: dict[str, Any], said: str) -> None:
+    assert said in describe_plan(make_plan(config_of(noise, **settings), 1))
+
+
+def test_of_settings_that_do_something_nothing_of_the_kind_is_told(shards: Path) -> None:
+    fidelity = {"rank_weight": 1, "rank_kind": "fidelity", "regression": "smooth_l1", "smooth_l1_beta": 5}
+    for loss in ({}, {"rank_weight": 1, "rank_margin": 3}, fidelity):
+        told = describe_plan(make_plan(config_of(shards, loss=loss, data={"patches_per_image": 2}), 1))
+        assert "does nothing" not in told and "same as patch" not in told
 
 
 def test_a_scale_that_the_opinions_hardly_use_is_told_by_the_build_and_by_the_plan(

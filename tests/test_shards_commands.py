@@ -204,6 +204,31 @@ def test_bad_input_is_one_clear_line_and_exit_status_1(tmp_path: Path, capsys: p
     assert not (out / "manifest.json").exists()
 
 
+def test_a_public_set_is_not_built_in_another_direction_than_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_folder(tmp_path)
+    table = folder / "meta_info_LIVEIQADataset.csv"  # pyiqa calls its DMOS mos
+    (folder / "scores.csv").rename(table)
+    words = ["build", "--table", str(table), "--images", str(folder / "images"), "--size", "64", "--patches", "1", "--workers", "1"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert "higher is better); expected DMOS" in said and ": give --lower-is-better, or give --name another name" in said
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--lower-is-better", "--out", str(tmp_path / "out")]) == 0
+    assert not Shards(tmp_path / "out").label.higher_is_better
+
+
+def test_the_doctor_finds_what_the_build_would_refuse_as_too_large(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_folder(tmp_path)
+    Image.new("RGB", (70_000, 64)).save(folder / "images" / "cup05.jpg".replace("jpg", "png"))
+    table = folder / "scores.csv"
+    table.write_text(table.read_text().replace("cup05.jpg", "cup05.png"))
+    words = ["--table", str(table), "--images", str(folder / "images"), "--size", "64", "--workers", "1"]
+    assert main(["doctor", *words]) == 1
+    assert "1 of 12 pictures are too large to be stored" in " ".join(capsys.readouterr().out.split())
+    assert main(["build", *words, "--patches", "1", "--out", str(tmp_path / "out")]) == 1
+    assert "and a side has at most 65,535 pixels" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
@@ -10,8 +11,11 @@ from shards.adapters.adapter import Adapter, Found
 from shards.datasets import OtherTableError, each, faults_in, image_id, row_of
 from shards.folders import Pictures, Root
 from shards.manifest import Label, ShardError
+from shards.photographs import SUFFIXES
 from shards.rows import Row
 from shards.tables import Record, number_in, read_csv, read_mat, read_mat_texts, read_places, read_sheet
+
+_OF_A_PATCH = re.compile(r"_patch_\d+\.\w+$")  # the makers append it to the whole name of the picture
 
 
 def _koniq10k(root: Root, label: str) -> Found:
@@ -116,8 +120,9 @@ def _flive_rows(root: Root, labels: str) -> Found:
 
 
 def _flive_content(name: str) -> str:
-    """voc_emotic_ava/AVA__1.jpg and the patch voc_emotic_ava/AVA__1_patch_2.jpg show the content AVA__1."""
-    return PurePosixPath(name).stem.split("_patch_")[0]
+    """voc_emotic_ava/AVA__1.jpg and its patch patches/AVA__1.jpg_patch_2.jpg show the content AVA__1."""
+    picture = _OF_A_PATCH.sub("", PurePosixPath(name).name)
+    return PurePosixPath(picture).stem if PurePosixPath(picture).suffix.lower() in SUFFIXES else picture
 
 
 def _uhd_iqa(root: Root, _: str) -> Found:
@@ -194,7 +199,7 @@ AUTHENTIC = (
         images=39_810,
         contents=None,
         on_disk="labels_image.csv, labels640.csv, and the folders that labels_image.csv names",
-        protocol="official train/test, val cut out of train",
+        protocol="official train/test; val is not official",
         ask="https://github.com/niu-haoran/FLIVE_Database",
         parts=(37_983, 0, 1_827),
     ),
@@ -206,7 +211,7 @@ AUTHENTIC = (
         images=119_430,
         contents=39_810,
         on_disk="labels_patch.csv, labels_image.csv, labels640.csv, and the folders that they name, or those in patches/",
-        protocol="official train/test, val cut out of train",
+        protocol="official train/test; val is not official",
         ask="https://github.com/niu-haoran/FLIVE_Database",
     ),
     Adapter(
