@@ -54,8 +54,10 @@ def end_leftovers() -> None:
             kill_tree(process)
 
 
-def finish(process: subprocess.Popen[str], limit: float = LIMIT) -> str:
+def finish(process: subprocess.Popen[str] | warm.Running, limit: float = LIMIT) -> str:
     """Waits for a run and returns what it printed; a run that takes too long is ended, with all its children."""
+    if isinstance(process, warm.Running):
+        return "".join(process.communicate(limit))
     try:
         output, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
@@ -69,6 +71,12 @@ def train(world: int, folder: Path, shards: Path, *settings: str, config: Path =
     ended = warm.run("train", config, f"run.folder={folder}", f"data.shards={shards}", *settings, world=world, limit=LIMIT)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout + ended.stderr
+
+
+def train_until_killed(world: int, folder: Path, shards: Path, *settings: str, step: int) -> None:
+    """A training of which all processes are killed once it has taken so many steps. Warm ones: whoever is killed hears of nothing."""
+    with warm.running("train", TINY, f"run.folder={folder}", f"data.shards={shards}", *settings, world=world) as process:
+        wait_for_step(process, folder, step)
 
 
 def kill_tree(process: subprocess.Popen[str]) -> None:
@@ -85,7 +93,7 @@ def rank_process(process: subprocess.Popen[str], rank: int) -> psutil.Process:
     raise AssertionError(f"no process of rank {rank}")
 
 
-def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+def wait_for_step(process: subprocess.Popen[str] | warm.Running, folder: Path, step: int) -> None:
     """Returns once the run in `folder` has taken so many steps; fails at once when it has ended before."""
     end = time.monotonic() + LIMIT
     while len(records(folder, "step")) < step:

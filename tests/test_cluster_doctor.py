@@ -7,44 +7,44 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import runs
 import torch
+import warm
 
+from dist_train import ranks
+from dist_train.__main__ import main
 from dist_train.collection import open_collection
 from dist_train.config import Data
 from dist_train.doctor import Examination, look_at_folder, multiply, read_ends, read_shards, sources_digest
 from dist_train.errors import TrainingError
 from shards.manifest import ShardError, Shards
 
-SKEWED = """
-import time
-from dist_train import ranks
 
-ranks.join(60)
-true_time = time.time
-if ranks.rank() == 1:
-    time.time = lambda: true_time() + 5
-for found in ranks.compare_clocks():
-    print("ahead by", *found)
-ranks.disconnect()
-"""
+def skewed(_: Sequence[str]) -> int:
+    """In place of dist_train: the clock of rank 1 is five seconds ahead, and rank 0 says what it finds."""
+    ranks.join(60)
+    true_time = time.time
+    if ranks.rank() == 1:
+        time.time = lambda: true_time() + 5
+    for found in ranks.compare_clocks():
+        print("ahead by", *found)
+    sys.stdout.flush()
+    ranks.disconnect()
+    return 0
 
-DEAF = """
-import os, sys, time
-from dist_train import ranks
-from dist_train.__main__ import main
 
-if os.environ["RANK"] == "1":
-    ranks.compare_clocks = lambda: time.sleep(100)
-sys.exit(main(sys.argv[1:]))
-"""
+def deaf(words: Sequence[str]) -> int:
+    """dist_train, of which rank 1 does not answer when the clocks are compared."""
+    if os.environ["RANK"] == "1":
+        ranks.compare_clocks = lambda: time.sleep(100)
+    return main(words)
 
 
 def test_two_processes_on_good_data_are_fit_and_nothing_stays_behind(shards: Path, tmp_path: Path) -> None:
@@ -67,9 +67,9 @@ def test_a_shard_that_was_cut_off_is_named_and_the_rest_is_examined_all_the_same
     cut = Path(shutil.copytree(shards, tmp_path / "cut"))
     with (cut / "shard-000001.tar").open("r+b") as file:
         file.truncate(1000)
-    started = runs.start(2, tmp_path / "run", cut, command="doctor")
-    output = runs.finish(started)
-    assert started.returncode != 0
+    ended = warm.run("doctor", runs.TINY, f"run.folder={tmp_path / 'run'}", f"data.shards={cut}", world=2)
+    output = ended.stdout + ended.stderr
+    assert ended.returncode != 0
     assert re.search(r"found +shards: \S+/shard-000001\.tar: has\s+1000 bytes", output), output
     assert "(ranks 0, 1)" in output and "verdict: not fit (1 error)" in output
     assert re.search(r"^all-reduce +ok +found +26\.2 MB in ", output, re.MULTILINE), output
@@ -105,11 +105,10 @@ def test_all_data_sets_together_have_the_time_that_one_has(shards: Path, monkeyp
     assert len(ends) == 2 and ends[0] == ends[1]
 
 
-def test_a_rank_that_does_not_come_ends_the_doctor_with_a_word(shards: Path, tmp_path: Path) -> None:
-    alone = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    words = ["doctor", str(runs.TINY), f"data.shards={shards}", f"run.folder={tmp_path / 'run'}", "--wait", "2"]
-    command = [sys.executable, "-m", "dist_train", *words]
-    ended = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True, timeout=runs.LIMIT)
+def test_a_rank_that_does_not_come_ends_the_doctor_with_a_word(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    ended = warm.run("doctor", runs.TINY, f"data.shards={shards}", f"run.folder={tmp_path / 'run'}", "--wait", "2")
     assert ended.returncode == 1
     assert (
         "error: not all of 2 processes have come to 127.0.0.1:0 within 2 s: rank 1 has not; here are 0 on " in ended.stderr
@@ -117,22 +116,16 @@ def test_a_rank_that_does_not_come_ends_the_doctor_with_a_word(shards: Path, tmp
     )
 
 
-def test_a_clock_that_is_ahead_is_measured_as_ahead(tmp_path: Path) -> None:
-    script = tmp_path / "skewed.py"
-    script.write_text(SKEWED)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    ended = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=runs.LIMIT)
+def test_a_clock_that_is_ahead_is_measured_as_ahead() -> None:
+    ended = warm.run(world=2, work=skewed)
     own, other = re.findall(r"ahead by (\S+) (\S+)", ended.stdout)
     assert own == ("0.0", "0.0"), ended.stderr
     assert abs(float(other[0]) - 5) <= float(other[1]) + 1e-4 and float(other[1]) < 1
 
 
 def test_a_rank_that_hangs_at_the_network_is_given_up_and_the_rest_is_told(shards: Path, tmp_path: Path) -> None:
-    script = tmp_path / "deaf.py"
-    script.write_text(DEAF)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    words = ["doctor", str(runs.TINY), f"data.shards={shards}", f"run.folder={tmp_path / 'run'}", "--wait", "12"]
-    ended = subprocess.run([sys.executable, *launcher, *words], capture_output=True, text=True, timeout=runs.LIMIT)
+    words = ("doctor", runs.TINY, f"data.shards={shards}", f"run.folder={tmp_path / 'run'}", "--wait", "12")
+    ended = warm.run(*words, world=2, work=deaf)
     assert ended.returncode != 0
     assert re.search(r"^shards +ok ", ended.stdout, re.MULTILINE) and re.search(r"^all-reduce +error ", ended.stdout, re.MULTILINE)
     assert "the ranks did not hear from each other for 6 s" in " ".join(ended.stdout.split())

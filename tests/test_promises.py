@@ -105,9 +105,7 @@ def test_every_image_is_scored_exactly_once_and_alike_on_uneven_ranks(shards: Pa
 def test_a_killed_and_resumed_run_ends_with_the_same_weights_as_an_unbroken_one(shards: Path, tmp_path: Path) -> None:
     settings = ("save.every_steps=2", "model.dropout=0.2", "train.epochs=3", "train.global_batch=9")
     runs.train(3, tmp_path / "unbroken", shards, *settings)  # from three ranks on, a sum is rounded by where it lies in DDP's buckets
-    process = runs.start(3, tmp_path / "broken", shards, *settings)
-    runs.wait_for_step(process, tmp_path / "broken", 3)
-    runs.kill_tree(process)
+    runs.train_until_killed(3, tmp_path / "broken", shards, *settings, step=3)
     assert runs.status(tmp_path / "broken")["status"] == "unfinished"
     assert "going on from" in runs.train(3, tmp_path / "broken", shards, *settings)
     one, other = (runs.weights(tmp_path / name, 12) for name in ("unbroken", "broken"))
@@ -121,9 +119,7 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights_as_an_unbroken_one(
 def test_a_run_goes_on_in_mid_epoch_on_another_number_of_ranks(shards: Path, tmp_path: Path) -> None:
     settings = ("save.every_steps=2", "train.epochs=1")
     runs.train(1, tmp_path / "unbroken", shards, *settings)
-    process = runs.start(2, tmp_path / "broken", shards, *settings)
-    runs.wait_for_step(process, tmp_path / "broken", 3)  # by then the checkpoint of step 2 is whole
-    runs.kill_tree(process)
+    runs.train_until_killed(2, tmp_path / "broken", shards, *settings, step=3)  # by then the checkpoint of step 2 is whole
     output = runs.train(1, tmp_path / "broken", shards, *settings, "train.micro_batch=2")
     assert "step-00000002" in output or "step-00000004" in output, output  # where it went on from
     assert "processes was 2 when this was saved, now it is 1" in output
@@ -164,23 +160,37 @@ def test_both_groups_rates_follow_the_table_of_the_seeds(twelve_epochs: Path) ->
     np.testing.assert_allclose([record["lr_hyper"] for record in steps], hyper, rtol=1e-12)
 
 
-@pytest.mark.parametrize("wish", ["SIGTERM to rank 1", "SIGTERM to the launcher", "the stop file"])
+LONG = ("train.epochs=200", "stop.patience=null")
+
+
+@pytest.mark.parametrize("wish", ["SIGTERM to rank 1", "SIGTERM to the launcher"])
 def test_a_stop_request_on_one_rank_stops_all_at_the_same_step(shards: Path, tmp_path: Path, wish: str) -> None:
-    process = runs.start(2, tmp_path, shards, "train.epochs=200", "stop.patience=null")
+    process = runs.start(2, tmp_path, shards, *LONG)
     runs.wait_for_step(process, tmp_path, 2)
-    if wish == "the stop file":
-        (tmp_path / "stop").touch()
-    elif wish == "SIGTERM to the launcher":
+    if wish == "SIGTERM to the launcher":
         process.terminate()
     else:
         runs.rank_process(process, 1).send_signal(signal.SIGTERM)
     output = runs.finish(process)
     assert process.returncode == 0 or wish == "SIGTERM to the launcher", output  # torchrun itself never ends with 0 then
-    told = runs.status(tmp_path)
+    assert_stopped_by("SIGTERM", tmp_path)
+
+
+def test_a_stop_file_stops_all_ranks_at_the_same_step(shards: Path, tmp_path: Path) -> None:
+    with warm.running("train", runs.TINY, f"run.folder={tmp_path}", f"data.shards={shards}", *LONG, world=2) as process:
+        runs.wait_for_step(process, tmp_path, 2)
+        (tmp_path / "stop").touch()
+        output = runs.finish(process)
+        assert process.poll() == 0, output
+    assert_stopped_by("stop", tmp_path)
+
+
+def assert_stopped_by(whom: str, folder: Path) -> None:
+    told = runs.status(folder)
     assert told["status"] == "unfinished"
-    assert ("SIGTERM" if "SIGTERM" in wish else "stop") in told["reason"]
-    assert (tmp_path / "checkpoints" / f"step-{told['steps']:08d}").is_dir()
-    assert [record["step"] for record in runs.records(tmp_path, "step")] == list(range(1, told["steps"] + 1))
+    assert whom in told["reason"]
+    assert (folder / "checkpoints" / f"step-{told['steps']:08d}").is_dir()
+    assert [record["step"] for record in runs.records(folder, "step")] == list(range(1, told["steps"] + 1))
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -216,7 +226,7 @@ def hears_sigterm(process: psutil.Process) -> bool:
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_ctrl_c_saves_and_exits_0(shards: Path, tmp_path: Path, world: int) -> None:
-    process = runs.start(world, tmp_path, shards, "train.epochs=200", "stop.patience=null")
+    process = runs.start(world, tmp_path, shards, *LONG)
     runs.wait_for_step(process, tmp_path, 2)
     for member in [process, *psutil.Process(process.pid).children(recursive=True)]:  # a terminal signals all of them
         member.send_signal(signal.SIGINT)
@@ -262,7 +272,7 @@ def test_one_failing_rank_ends_all_within_30_seconds_and_the_cause_is_printed_la
 
 
 def test_a_killed_rank_ends_all_within_30_seconds_and_is_named_last(shards: Path, tmp_path: Path) -> None:
-    process = runs.start(2, tmp_path, shards, "train.epochs=200", "stop.patience=null")
+    process = runs.start(2, tmp_path, shards, *LONG)
     runs.wait_for_step(process, tmp_path, 2)
     began = time.monotonic()
     runs.rank_process(process, 1).kill()

@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import cycle, islice
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
@@ -37,6 +38,7 @@ _SERVER.set_forkserver_preload(
         "torch._dynamo",
         "scipy.stats",
         "scipy.optimize",
+        "matplotlib.pyplot",
     ]
 )
 _PORTS_EACH = 400
@@ -45,31 +47,65 @@ _PORTS = cycle(range(20_000 + _PORTS_EACH * _WORKER, 20_000 + _PORTS_EACH * (_WO
 _GRACE = 30  # seconds that the other ranks have to end by themselves once one has failed
 
 
-def run(*arguments: object, world: int = 1, limit: float = 150) -> subprocess.CompletedProcess[str]:
+@dataclass(frozen=True)
+class Running:
+    """A command of dist_train under way on its ranks; it can be asked what a Popen can, and answers for all of them."""
+
+    words: Sequence[str]
+    ranks: Sequence[ForkServerProcess]
+    logs: tuple[Path, Path]
+
+    def poll(self) -> int | None:
+        """The worst exit code of all ranks; None as long as one runs."""
+        codes = [rank.exitcode for rank in self.ranks]
+        return None if None in codes else max(abs(code or 0) for code in codes)
+
+    def said(self) -> list[str]:
+        """What stands on stdout, and on stderr, so far."""
+        return [log.read_text() if log.exists() else "" for log in self.logs]
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """Waits for the end and returns what was printed; raises TimeoutError as `run` does."""
+        _wait_for(self.ranks, time.monotonic() + timeout)
+        stdout, stderr = self.said()
+        if late := [number for number, rank in enumerate(self.ranks) if rank.exitcode is None]:
+            raise TimeoutError(
+                f"{self.words}: of {len(self.ranks)} ranks, {late} had not ended in {timeout} s, or {_GRACE} s after another failed:\n"
+                f"{stdout}{stderr}"
+            )
+        return stdout, stderr
+
+    def kill(self) -> None:
+        """SIGKILL to all that is left of it, its loader workers too, so quickly that no rank hears of the end of another."""
+        kill_family(*(rank.pid or 0 for rank in self.ranks if rank.exitcode is None))
+        for rank in self.ranks:
+            rank.join()
+
+
+@contextmanager
+def running(*arguments: object, world: int = 1, work: Callable[[Sequence[str]], int] = main) -> Iterator[Running]:
+    """Starts a command of dist_train, or the `work` in its place, on `world` ranks, of which none is left afterwards."""
+    words = [*map(str, arguments)]
+    with tempfile.TemporaryDirectory() as place:
+        logs = Path(place) / "stdout", Path(place) / "stderr"
+        started = Running(words, start(words, world, logs, work), logs)
+        try:
+            yield started
+        finally:
+            started.kill()
+
+
+def run(
+    *arguments: object, world: int = 1, limit: float = 150, work: Callable[[Sequence[str]], int] = main
+) -> subprocess.CompletedProcess[str]:
     """Runs a command of dist_train on `world` ranks; returns what subprocess.run would, with the worst exit code of all ranks.
 
     Raises TimeoutError when one has to be killed: after `limit` seconds, or when it does not end although another has failed. Whatever
     happens, none of them is left, nor a loader worker of one that was killed.
     """
-    words = [*map(str, arguments)]
-    with tempfile.TemporaryDirectory() as place:
-        logs = Path(place) / "stdout", Path(place) / "stderr"
-        ranks = start(words, world, logs)
-        try:
-            _wait_for(ranks, time.monotonic() + limit)
-        finally:
-            late = [rank for rank in ranks if rank.exitcode is None]
-            for rank in late:
-                kill_family(rank.pid or 0)
-            for rank in ranks:
-                rank.join()
-            said = [log.read_text() if log.exists() else "" for log in logs]
-    if late:
-        hung = [number for number, rank in enumerate(ranks) if rank in late]
-        raise TimeoutError(
-            f"{words}: of {world} ranks, {hung} had not ended in {limit} s, or {_GRACE} s after another failed:\n{said[0]}{said[1]}"
-        )
-    return subprocess.CompletedProcess(words, max(abs(rank.exitcode or 0) for rank in ranks), *said)
+    with running(*arguments, world=world, work=work) as started:
+        said = started.communicate(limit)
+        return subprocess.CompletedProcess(started.words, started.poll() or 0, *said)
 
 
 def start(
@@ -101,7 +137,7 @@ def spawn(work: Callable[..., None], *arguments: object, world: int, limit: floa
             raise TimeoutError(f"{work.__name__} on {world} ranks has not ended in {limit} s")
 
 
-def _wait_for(ranks: list[ForkServerProcess], end: float) -> None:
+def _wait_for(ranks: Sequence[ForkServerProcess], end: float) -> None:
     """Returns when all have ended, or it is too late; once one has failed, the others have a grace period."""
     failed = False
     while (running := [rank.sentinel for rank in ranks if rank.exitcode is None]) and time.monotonic() < end:
@@ -110,12 +146,12 @@ def _wait_for(ranks: list[ForkServerProcess], end: float) -> None:
             failed, end = True, min(end, time.monotonic() + _GRACE)
 
 
-def kill_family(pid: int) -> None:
-    """SIGKILL to a process and to all below it, if it is there."""
-    try:
-        family = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
-    except psutil.NoSuchProcess:
-        return
+def kill_family(*pids: int) -> None:
+    """SIGKILL to processes and to all below them, if they are there."""
+    family = list[psutil.Process]()
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            family += [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
     for member in family:
         with suppress(psutil.NoSuchProcess):
             member.kill()
