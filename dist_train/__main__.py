@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import traceback
@@ -165,6 +166,8 @@ def _import_hyperiqa(options: argparse.Namespace) -> None:
     from shards.manifest import Label
 
     low, high = options.range
+    if not -math.inf < low < high < math.inf:
+        raise ConfigError(f"--range {low:g} {high:g}: write the two ends of the scale, the lower one first")
     label = Label(options.label, low, high, not options.lower_is_better)
     cutting = Cutting(options.patch_size, options.patches, options.resize, options.seed)
     number = import_hyperiqa(options.file, options.out, label, cutting)

@@ -27,6 +27,7 @@ from dist_train.intervals import EQUAL, FEWEST_IMAGES, correlations, interval, r
 from dist_train.metrics import agreement
 from dist_train.run_folder import read_status
 
+_OF_CONTENTS = "images are resampled one by one, and several show one content: for other contents expect wider intervals"
 MEAN = "the mean"  # no data set can be called so
 
 
@@ -213,10 +214,13 @@ def _each_run(side: Side) -> str:
     for title, tested, figures in rows:
         cells = "".join(f"{_figure(figures[name]):>10}" for name in columns)
         lines.append(f"{title:<{width}}  {tested.split:<{splits}}{len(tested.ids):>8,}{cells}")
-    if len(side.runs) > 1 and len(side.runs[0].sets) == 1:
+    for number, of_set in enumerate(side.runs[0].sets if len(side.runs) > 1 else ()):
+        own = [figures for _, _, figures in rows[number :: len(side.runs[0].sets)]]
         for title, over in (("median", np.median), ("standard deviation", _deviation)):
-            cells = "".join(f"{_figure(over([figures[name] for _, _, figures in rows])):>10}" for name in columns)
-            lines.append(f"{title:<{width + 2 + splits + 8}}{cells}")
+            told = f"{title}, {of_set}" if len(side.runs[0].sets) > 1 else title
+            lines.append(
+                f"{told:<{width + 2 + splits + 8}}" + "".join(f"{_figure(over([each[name] for each in own])):>10}" for name in columns)
+            )
     return "\n".join(lines)
 
 
@@ -240,7 +244,14 @@ def _table(sides: Sequence[Side], estimates: Estimates) -> list[str]:
     for side, found in zip(sides, estimates, strict=True):
         cells = "".join(f"{_figure(found[name].value):>10}{_span(found[name]):>18}" for name in ("srcc", "plcc"))
         lines.append(f"{side.name:<{width}}{len(side.runs):>6}{cells}")
-    return lines + ["a side of several runs: the median over them"] * any(len(side.runs) > 1 for side in sides)
+    lines += ["a side of several runs: the median over them"] * any(len(side.runs) > 1 for side in sides)
+    return lines + [_OF_CONTENTS] * any(_shares_contents(run) for side in sides for run in side.runs)
+
+
+def _shares_contents(run: TestedRun) -> bool:
+    """Whether several of the run's test images show one content, by what its status tells."""
+    test = run.status["test"]
+    return any(panel.get("contents", 0) < panel.get("images", 0) for panel in (test.get("sets") or {"": test}).values())
 
 
 def _gains(sides: Sequence[Side], estimates: Estimates) -> list[str]:

@@ -191,6 +191,9 @@ def describe(weights: Path, sets: Sequence[RatedSet], panels: Mapping[str, Mappi
         turned = one.scale.label.higher_is_better != one.shards.label.higher_is_better
         lines.append(f"{one.name}: {which}; {one.shards.label}" + "; the model's scores are turned" * turned)
         lines.append(f"{'':<{len(one.name)}}  {one.seen.told}")
+        if panels[one.name]["contents"] < panels[one.name]["images"]:
+            contents = f"the images show {panels[one.name]['contents']:,} contents: for other contents expect wider intervals"
+            lines.append(f"{'':<{len(one.name)}}  {contents}")
     return "\n".join(lines)
 
 

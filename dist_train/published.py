@@ -49,9 +49,20 @@ def import_hyperiqa(file: Path, folder: Path, label: Label = KONIQ_LABEL, cuttin
     if not any(name.endswith("num_batches_tracked") for name in theirs):  # PyTorch before 0.4.1 did not count them; nothing reads the count
         wanted = {their: name for their, name in wanted.items() if not name.endswith("num_batches_tracked")}
     _refuse_differences(file, {their: weights[name].shape for their, name in wanted.items()}, theirs)
+    _refuse_numbers(file, {their: weights[name].is_floating_point() for their, name in wanted.items()}, theirs)
     model.load_state_dict(weights | {name: theirs[their] for their, name in wanted.items()})
     save_model(folder, model.state_dict(), OURS, {"published": Scale(label)}, cutting, {"imported": file.name, "sha256": file_sha256(file)})
     return len(wanted)
+
+
+def _refuse_numbers(file: Path, fractions: Mapping[str, bool], found: Mapping[str, Tensor]) -> None:
+    """Raises ConfigError where whole numbers stand for fractions, or a number is not finite."""
+    odd = [name for name, needed in fractions.items() if needed and not (found[name].is_floating_point() and found[name].isfinite().all())]
+    if odd:
+        raise ConfigError(
+            f"{file}: {len(odd)} of its tensors hold whole numbers where weights are fractions, or numbers that are not finite, such as "
+            f"{odd[0]}; nothing was written: save the checkpoint of a training that went well"
+        )
 
 
 def their_name(name: str) -> str:

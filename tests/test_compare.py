@@ -343,3 +343,19 @@ def test_a_run_alone_is_told_without_a_median(tmp_path: Path) -> None:
     assert re.search(rf"^{tmp_path / 'both'} a +official +200 ", both, re.M) and re.search(
         rf"^{tmp_path / 'both'} b +official +150 ", both, re.M
     )
+
+
+def test_intervals_over_images_of_few_contents_are_told_as_that(tmp_path: Path) -> None:
+    for contents, told in ((IMAGES, False), (8, True)):
+        folder = run(tmp_path / str(contents), 15.0, test={"srcc": 0.5, "images": IMAGES, "contents": contents})
+        assert ("several show one content: for other contents expect wider intervals" in compare([str(folder)])) == told
+
+
+def test_of_one_side_over_several_sets_each_has_a_median(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        run_on_sets(tmp_path / f"both-{seed}", {"a": 5.0, "b": 25.0}, seed)
+    told = compare([str(tmp_path / "both-*")])
+    for name in ("a", "b"):
+        values = [stats.spearmanr(*table_of(tmp_path / f"both-{seed}", f"scores-test-{name}.csv")).statistic for seed in (1, 2, 3)]
+        assert re.search(rf"^median, {name} +{np.median(values):.4f} ", told, re.MULTILINE)
+        assert re.search(rf"^standard deviation, {name} +{np.std(values, ddof=1):.4f} ", told, re.MULTILINE)

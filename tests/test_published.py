@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import math
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -213,3 +215,18 @@ def test_every_tensor_of_ours_has_a_name_of_theirs() -> None:
         ours = HyperIQA("resnet50.tv_in1k").state_dict()
     theirs = [their_name(name) for name in ours if name not in ("mean", "std", "output_scale")]
     assert len(set(theirs)) == len(theirs) == 355
+
+
+@pytest.mark.parametrize("spoil", [lambda value: value * math.nan, lambda value: value.long()], ids=["not finite", "whole numbers"])
+def test_numbers_that_cannot_be_weights_are_refused(
+    checkpoint: dict[str, Tensor], tmp_path: Path, spoil: Callable[[Tensor], Tensor]
+) -> None:
+    torch.save(checkpoint | {"res.conv1.weight": spoil(checkpoint["res.conv1.weight"])}, tmp_path / "file.pkl")
+    with pytest.raises(ConfigError, match=r"1 of its tensors hold .* such as res\.conv1\.weight; nothing was written"):
+        import_hyperiqa(tmp_path / "file.pkl", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_scale_that_stands_on_its_head_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["import-hyperiqa", "no.pkl", "--out", str(tmp_path / "model"), "--range", "100", "0"]) == 1
+    assert "--range 100 0: write the two ends of the scale, the lower one first" in capsys.readouterr().err
