@@ -56,13 +56,14 @@ def image_figures(scores: np.ndarray, opinions: np.ndarray, stds: np.ndarray, co
         be fitted, never the raw figure; mapping4 and mapping5 hold the status, which says why, and the parameters.
     plcc_mapped, mapped_by: the last of these that was fitted and nowhere falls, and its number of parameters; where there is
         none, the raw PLCC and 0.
-    rmse_epsilon, outlier_ratio: see `beyond_tolerance`; nan unless every image has a std.
+    rmse_epsilon, outlier_ratio: see `beyond_tolerance`, of the scores as plcc_mapped has them; nan unless every image has a std.
     """
     scores, opinions = np.asarray(scores, np.float64), np.asarray(opinions, np.float64)
     intervals = correlation_intervals(scores, opinions)
     figures: dict[str, Any] = {"images": len(scores), "contents": contents}
     figures |= {"plcc_mapped": agreement(scores, opinions)["plcc"], "mapped_by": 0}
     figures |= {f"{name}_interval": ends for name, ends in intervals.items()}
+    errors = scores - opinions
     for number in CURVES:
         curve = fit_logistic(scores, opinions, number)
         plcc = rmse = np.nan
@@ -71,17 +72,19 @@ def image_figures(scores: np.ndarray, opinions: np.ndarray, stds: np.ndarray, co
             plcc, rmse = pearson(mapped, opinions), root_mean_square(mapped - opinions)
             if curve.status == FITTED:  # a hump would turn some scores round, and pass for an agreement that they do not have
                 figures |= {"plcc_mapped": plcc, "mapped_by": number}
+                errors = mapped - opinions
         parameters = list(curve.parameters) if curve.parameters else None
         figures |= {f"plcc_mapped{number}": plcc, f"rmse_mapped{number}": rmse}
         figures[f"mapping{number}"] = {"status": curve.status, "parameters": parameters}
-    return figures | beyond_tolerance(scores - opinions, 2 * np.asarray(stds, np.float64))
+    return figures | beyond_tolerance(errors, 2 * np.asarray(stds, np.float64))
 
 
 def beyond_tolerance(errors: np.ndarray, tolerance: np.ndarray) -> dict[str, float]:
     """Epsilon-insensitive RMSE (units of the label) and outlier ratio (0 to 1) of errors [n], each with its tolerance [n].
 
     An error counts only by what it is larger than its tolerance (ITU-T P.1401 (2020), 7.7), and the outlier ratio is the share
-    of images whose error is larger (7.5.2.2). The mean is over n, as for every RMSE here; P.1401 divides by n - d.
+    of images whose error is larger (7.5.2.2), where both are of mapped scores. The mean is over n, as for every RMSE here; P.1401
+    divides by n - d.
 
     P.1401 takes the 95 % interval of the MOS as the tolerance, which needs the number of raters. Shards do not have it, so two
     standard deviations of the single ratings are taken, between which 95 % of them lie: the outlier of Larson and Chandler,

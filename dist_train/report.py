@@ -101,10 +101,15 @@ def _further(part: str, panel: Mapping[str, Any]) -> list[str]:
         told.append(f"{part}: after the {number}-parameter logistic: {figures if fit['parameters'] else fit['status']}")
     if panel["outlier_ratio"] is not None and not math.isnan(panel["outlier_ratio"]):
         told.append(
-            f"{part}: beyond two standard deviations of the ratings: {panel['outlier_ratio']:.1%} of the images, "
+            f"{part}: beyond two standard deviations of the ratings{_mapped_by(panel)}: {panel['outlier_ratio']:.1%} of the images, "
             f"RMSE of what is beyond {_figure(panel['rmse_epsilon'])}"
         )
     return told
+
+
+def _mapped_by(panel: Mapping[str, Any]) -> str:
+    number = panel["mapped_by"]
+    return f", after the {number}-parameter logistic" if number else ", raw"
 
 
 def draw_report(folder: Path) -> Path:

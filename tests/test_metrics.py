@@ -141,6 +141,15 @@ def test_figures_of_a_bent_scale_are_better_after_the_curve() -> None:
     assert len(found["mapping4"]["parameters"]) == 4 and len(found["mapping5"]["parameters"]) == 5
 
 
+def test_scores_on_a_scale_of_their_own_are_mapped_before_they_are_held_against_what_people_differ_by() -> None:
+    opinions = np.linspace(0, 100, 60)
+    stds = np.full(60, 8.0)
+    found = image_figures((opinions - 50) / 30, opinions, stds, 60)  # as norm-in-norm or PLCC leave them
+    assert (found["outlier_ratio"], found["rmse_epsilon"]) == (0.0, 0.0) and found["mapped_by"]
+    turned = image_figures(-opinions, opinions, stds, 60)  # nothing is fitted there
+    assert turned["mapped_by"] == 0 and turned["outlier_ratio"] == np.mean(2 * opinions > 16)
+
+
 def test_where_no_curve_can_be_fitted_the_raw_figure_is_not_put_in_its_place() -> None:
     found = image_figures(np.arange(4.0), np.arange(4.0), np.ones(4), 4)
     for number in (4, 5):

@@ -98,7 +98,8 @@ def test_below_the_figures_stand_intervals_curves_and_what_people_themselves_dif
         "SRCC 0.7500 to 0.8750, PLCC 0.7000 to 0.8000",
         "test: after the 4-parameter logistic: PLCC 0.7600, RMSE 7.2500 (fitted)",
         "test: after the 5-parameter logistic: not fitted: 4 different scores for 5 parameters",
-        "test: beyond two standard deviations of the ratings: 12.5% of the images, RMSE of what is beyond 1.2500",
+        "test: beyond two standard deviations of the ratings, after the 4-parameter logistic: "
+        "12.5% of the images, RMSE of what is beyond 1.2500",
         "train and val SRCC rose together",
     ]
 
