@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 import runs
+import warm
 
+from dist_train.__main__ import main
 from dist_train.checkpoint import load_checkpoint
 from dist_train.compare_history import addresses, compare_history, variants
 from dist_train.config import Config, Data, History, load_config, save_config
@@ -26,16 +28,18 @@ def test_the_variants_are_none_each_alone_and_all() -> None:
 
 @pytest.mark.timeout(600)
 def test_every_variant_is_trained_once_on_the_same_data_and_compared_with_the_fixed_one(
-    shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     settings = [f"data.shards={shards}", f"run.folder={tmp_path}/[runs]", "train.epochs=3", "train.global_batch=40", "optim.schedule=step"]
-    command = [sys.executable, "-m", "dist_train", "compare-history", str(runs.TINY), *settings, "--seeds", "4"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert told.returncode == 0, told.stdout + told.stderr
+    command = ["compare-history", str(runs.TINY), *settings, "data.workers=0", "--seeds", "4"]
+    started = first_cold_the_others_warm(monkeypatch)
+    assert main(command) == 0
+    told = capfd.readouterr()
+    assert len(started) == len(variants())
     for name in variants():
         folder = tmp_path / "[runs]" / f"{name}-seed-4"
         assert runs.status(folder)["status"] == "finished"
-        assert re.search(rf"^{name} +1 +-?0\.\d{{4}}", told.stdout, re.MULTILINE), told.stdout
+        assert re.search(rf"^{name} +1 +-?0\.\d{{4}}", told.out, re.MULTILINE), told.out
     rates = [[step["lr_backbone"] for step in runs.records(tmp_path / "[runs]" / f"{name}-seed-4", "step")] for name in variants()]
     assert rates[0] == rates[1] == rates[3]
     still, moving = (runs.weights(tmp_path / "[runs]" / f"{name}-seed-4", 3) for name in ("exhausted_hyper_group", "fixed"))
@@ -49,12 +53,33 @@ def test_every_variant_is_trained_once_on_the_same_data_and_compared_with_the_fi
     for name in variants():  # of a seed that is not asked for, and that did not even finish
         shutil.copytree(tmp_path / "[runs]" / f"{name}-seed-4", tmp_path / "[runs]" / f"{name}-seed-5")
         (tmp_path / "[runs]" / f"{name}-seed-5" / "scores-test.csv").unlink()
-    asked = load_config(runs.TINY, settings)
-    capfd.readouterr()
-    again = compare_history(asked, [4], 1)
-    assert "SRCC" in again and again in told.stdout and not capfd.readouterr().out  # nothing is trained twice
-    with pytest.raises(ConfigError, match=r"train\.epochs was 3, is 2"):  # what is there is of another question
-        compare_history(load_config(runs.TINY, [*settings, "train.epochs=2"]), [4], 1)
+    assert main(command) == 0
+    again = capfd.readouterr().out
+    assert len(started) == len(variants()) and "==" not in again  # nothing is trained twice
+    assert "SRCC" in again and again in told.out
+    assert main([word.replace("train.epochs=3", "train.epochs=2") for word in command]) == 1
+    assert "train.epochs was 3, is 2" in capfd.readouterr().err  # what is there is of another question
+
+
+def first_cold_the_others_warm(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Lets compare-history start its first training as it does, and those with the same words, but for the name, in warm processes.
+
+    Returns what it starts, which grows.
+    """
+    cold, started = subprocess.run, list[list[str]]()
+
+    def start(words: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        started.append(words)
+        assert [word.replace(Path(words[4]).name, "") for word in words] == [
+            word.replace(Path(started[0][4]).name, "") for word in started[0]
+        ]
+        if len(started) == 1:
+            return cold(words, check=check, timeout=runs.LIMIT)
+        assert words[:3] == [sys.executable, "-m", "dist_train"]
+        return warm.run(*words[3:], limit=runs.LIMIT)
+
+    monkeypatch.setattr("dist_train.compare_history.subprocess.run", start)
+    return started
 
 
 def test_a_config_that_switches_a_bug_on_itself_is_refused() -> None:

@@ -372,14 +372,14 @@ def test_a_precision_that_needs_a_gpu_is_refused_without_one(precision: str, sha
 
 
 def test_gradients_that_stay_infinite_stop_the_run_and_name_the_images(shards: Path, tmp_path: Path) -> None:
-    process = runs.start(2, tmp_path, shards, "optim.lr=1e30")
-    output = runs.finish(process)
-    assert process.returncode != 0
+    ended = warm.run("train", runs.TINY, f"run.folder={tmp_path}", f"data.shards={shards}", "optim.lr=1e30", world=2)
+    assert ended.returncode == 1
     told = runs.status(tmp_path)
     assert told["status"] == "failed"
     assert "not finite 3 times in a row" in told["reason"]
     assert any(image in told["reason"] for image in Shards(shards).ids)
-    assert "not finite 3 times in a row" in [line for line in output.splitlines() if line.strip(" =")][-1]
+    assert "not finite 3 times in a row" in ended.stderr.splitlines()[-1]
+    assert ended.stderr.count("error: ") == 1  # both ranks have seen it
 
 
 def test_a_plain_webdataset_pipeline_reads_our_shards(shards: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import runs
+import warm
 
 from dist_train import run_lock
 from dist_train.errors import ConfigError, TrainingError
@@ -289,21 +290,22 @@ LONG = ("train.epochs=200", "stop.patience=null", "data.workers=0")
 
 
 def test_of_two_jobs_the_second_is_refused_the_first_undisturbed_and_a_killed_one_in_nobodys_way(shards: Path, tmp_path: Path) -> None:
-    first = runs.start(1, tmp_path, shards, *LONG)
-    runs.wait_for_step(first, tmp_path, 1)
-    assert holder_of(tmp_path).pid == first.pid
-    second = runs.start(1, tmp_path, shards, *LONG)
-    output = runs.finish(second)
-    assert second.returncode == 1
-    assert f"another job is writing here: process {first.pid} on {os.uname().nodename}" in output.splitlines()[-1]
-    runs.wait_for_step(first, tmp_path, len(runs.records(tmp_path, "step")) + 3)
-    assert runs.status(tmp_path)["status"] == "unfinished"
-    runs.kill_tree(first)
+    words = ("train", runs.TINY, f"run.folder={tmp_path}", f"data.shards={shards}", *LONG)
+    with warm.running(*words) as first:
+        runs.wait_for_step(first, tmp_path, 1)
+        pid = first.ranks[0].pid
+        assert holder_of(tmp_path).pid == pid
+        second = warm.run(*words)
+        assert second.returncode == 1
+        assert f"another job is writing here: process {pid} on {os.uname().nodename}" in second.stderr.splitlines()[-1]
+        runs.wait_for_step(first, tmp_path, len(runs.records(tmp_path, "step")) + 3)
+        assert runs.status(tmp_path)["status"] == "unfinished"
+        first.kill()
     said: list[str] = []
     lock = lock_of(tmp_path, said)
     lock.take()
     lock.release()
-    assert len(said) == 1 and f"left over from process {first.pid}" in said[0] and "that process is gone" in said[0]
+    assert len(said) == 1 and f"left over from process {pid}" in said[0] and "that process is gone" in said[0]
     assert not (tmp_path / "lock").exists()
 
 
