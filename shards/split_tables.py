@@ -36,6 +36,7 @@ _PART_COLUMNS = ("part", "split")
 _PYIQA_ROUND = re.compile(r"ratio(?P<train>\d)(?P<val>\d)(?P<test>\d)_seed\d+_split_?\d+")
 _NAME = re.compile(r"[\w-][\w.-]*")  # of a table: its file lies in the folder splits, and nowhere else
 _NEIGHBOURS = 500  # ids before and after an unknown one in which the closest is looked for: ten million are not compared
+_PRACTICE = re.compile(r"(.*/)?t[1-7]\.bmp")  # LIVE in the Wild's pictures on which raters practised: pyiqa's table has them, shards do not
 
 
 def rows_of(shards: Shards) -> Rows:
@@ -115,7 +116,8 @@ def export_splits(shards: Shards, file: Path, name: str | None = None, form: str
 def pyiqa_table(rows: Rows, splits: Mapping[str, np.ndarray]) -> Iterator[bytes]:
     """The images with a column per split, as pyiqa reads it, piece by piece; images that a split leaves out have an empty field.
 
-    pyiqa looks for pictures by img_name, a bare file name here. The last column, id, is for reading the table back.
+    pyiqa looks for pictures by img_name, a bare file name here: where several folders hold one name, as LIVE's do, it cannot tell them
+    apart. The last column, id, is for reading the table back.
     """
     header = ["img_name", "mos", "std", *map(_column_of, splits), "id"]
     names = (*PARTS, None)  # csv leaves the field of None empty
@@ -188,6 +190,8 @@ def _record_of_each_image(file: Path, table: Table, rows: Rows) -> dict[str, Rec
     for record in table:
         name = record[column]
         image = name if name in ids else id_of.get(name.casefold()) or id_of.get(image_id(name, record.where).casefold())
+        if image is None and _PRACTICE.fullmatch(name):
+            continue
         if image is None:
             unknown.append(record)
         elif image in record_of:

@@ -208,6 +208,15 @@ def test_flive_patches_may_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
     assert all("patches" not in row.file.parts for row in read("flive", tmp_path).rows)
 
 
+def test_flives_pictures_may_lie_in_the_folder_that_their_makers_fill(tmp_path: Path) -> None:
+    make("flive", tmp_path)
+    (tmp_path / "database").mkdir()
+    for folder in ("voc_emotic_ava", "blur_dataset"):
+        (tmp_path / folder).rename(tmp_path / "database" / folder)
+    for name in ("flive", "flive_patches"):
+        assert all(row.file.is_file() and "database" in row.file.parts for row in read(name, tmp_path).rows)
+
+
 def test_a_short_row_of_bid_leaves_the_others_as_they_are(tmp_path: Path) -> None:
     bid_as_csv("1,3.5\n2\n3,1.2\n")(make("bid", tmp_path))
     refused: list[ShardError] = []

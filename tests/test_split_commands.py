@@ -231,3 +231,19 @@ def test_a_command_that_cannot_be_done_is_one_clear_line_and_changes_nothing(
 def test_a_split_command_does_one_thing(out: Path, options: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         split(out, *options)
+
+
+def test_an_export_says_where_pyiqa_could_not_tell_pictures_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = make_folder(tmp_path)
+    names = sorted(path.name for path in (folder / "images").iterdir())
+    (folder / "images" / "more").mkdir()
+    table = folder / "scores.csv"
+    text = table.read_text()
+    for here, there in zip(names[:3], names[5:8], strict=True):  # more/ now holds three names that are beside it, too
+        (folder / "images" / here).rename(folder / "images" / "more" / there)
+        text = text.replace(f"{here},", f"more/{there},")
+    table.write_text(text)
+    words = ["--table", str(table), "--images", str(folder / "images"), "--size", "64", "--patches", "1", "--workers", "1"]
+    assert main(["build", *words, "--out", str(tmp_path / "out")]) == 0
+    assert main(["split", str(tmp_path / "out"), "--export", str(tmp_path / "new.csv")]) == 0
+    assert "note: 3 of the names stand there once more" in capsys.readouterr().out

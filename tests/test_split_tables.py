@@ -138,6 +138,14 @@ def test_all_splits_of_pyiqas_table_are_taken_or_the_one_that_is_named(tmp_path:
         read_splits(file, ROWS, 0, "mine")
 
 
+@pytest.mark.parametrize("folder", ["", "trainingImages/"])
+def test_the_pictures_that_livecs_raters_practised_on_are_left_out_of_pyiqas_table(tmp_path: Path, folder: str) -> None:
+    practice = [f"{folder}t{number}.bmp,train" for number in range(1, 8)]
+    assert read_splits(file_with(tmp_path, "\n".join([table(GOOD).rstrip(), *practice])), ROWS, 0) == {"mine": STATED}
+    with pytest.raises(ShardError, match=r"'t8\.bmp' names no image of the shards"):
+        read_splits(file_with(tmp_path, "\n".join([table(GOOD).rstrip(), "t8.bmp,train"])), ROWS, 0)
+
+
 def test_one_split_is_taken_under_another_name(tmp_path: Path) -> None:
     assert read_splits(file_with(tmp_path, table(GOOD)), ROWS, 0, "yours") == {"yours": STATED}
 

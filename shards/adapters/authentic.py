@@ -103,11 +103,11 @@ def _flive_rows(root: Root, labels: str) -> Found:
     others = faults_in(read_csv(image_table, ("name",)), lambda record: known.add(_flive_content(record["name"])))
     if table != image_table:  # else they are told with the rows
         faults += others
-    pictures, patches = Pictures(table.parent), Pictures(table.parent / "patches")
+    places = [Pictures(table.parent / folder) for folder in (".", "database", "patches", "database/patches")]
 
     def row(record: Record) -> Row:
         content = _flive_content(record["name"])
-        folder = patches if patches.find(record["name"]).is_file() else pictures
+        folder = next((place for place in places if place.find(record["name"]).is_file()), places[0])
         part = "test" if content in tested else "train"
         return row_of(record, "name", "mos", folder, group=content, part=part)
 
@@ -198,9 +198,9 @@ AUTHENTIC = (
         (Label("MOS", 0.0, 100.0, True),),
         images=39_810,
         contents=None,
-        on_disk="labels_image.csv, labels640.csv, and the folders that labels_image.csv names",
+        on_disk="labels_image.csv, labels640.csv, and the folders that labels_image.csv names (or in database/)",
         protocol="official train/test; val is not official",
-        ask="https://github.com/niu-haoran/FLIVE_Database",
+        ask="https://github.com/niu-haoran/FLIVE_Database; labels640.csv: https://github.com/baidut/PaQ-2-PiQ",
         parts=(37_983, 0, 1_827),
     ),
     Adapter(
@@ -212,7 +212,7 @@ AUTHENTIC = (
         contents=39_810,
         on_disk="labels_patch.csv, labels_image.csv, labels640.csv, and the folders that they name, or those in patches/",
         protocol="official train/test; val is not official",
-        ask="https://github.com/niu-haoran/FLIVE_Database",
+        ask="https://github.com/niu-haoran/FLIVE_Database; labels640.csv: https://github.com/baidut/PaQ-2-PiQ",
     ),
     Adapter(
         "uhd_iqa",
