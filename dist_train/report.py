@@ -144,8 +144,9 @@ def draw_report(folder: Path) -> Path:
             order.plot(
                 numbers, [panel["patch_srcc"] for panel in panels], color=colour, linestyle="--", marker=".", label=f"{part}, patches"
             )
-            if "spread" in panels[0]:
-                spread.plot(numbers, [panel["spread"] for panel in panels], color=colour, marker="o", label=part)
+            for title, of_set in _each_set(part, panels):
+                shown = {"color": colour} if title == part else {"linestyle": {"train": "--", "val": "-", "test": ":"}[part]}
+                spread.plot(numbers, [panel["spread"] for panel in of_set], marker="o", label=title, **shown)
     for axes in (order, spread):
         if best is not None:
             axes.axvline(best, color="grey", linewidth=0.8)
@@ -169,7 +170,7 @@ def _draw_losses(axes: Any, steps: list[dict[str, Any]]) -> None:
         heights = [record[name] for record in steps]
         if name == "loss" or any(heights):  # a term of weight 0 is no line
             axes.plot([record["step"] for record in steps], heights, label=name, linewidth=0.8, marker=marker)
-    axes.set(title="training loss", xlabel="step", ylabel="label units")
+    axes.set(title="training loss", xlabel="step", ylabel="loss")
     axes.legend()
 
 
@@ -179,22 +180,47 @@ def _draw_scatter(axes: Any, folder: Path, status: Mapping[str, Any]) -> None:
         axes.set(title="no epoch had a SRCC yet")
         return
     if "sets" in status[part]:
-        axes.set(title=f"{part}: mean SRCC of the sets {_figure(status[part]['srcc'])}")
+        _draw_sets(axes, folder, part, status[part])
         return
-    with (folder / f"scores-{part}.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    opinions, scores = ([float(row[column]) for row in rows] for column in ("opinion", "score"))
+    opinions, scores = _read_scores(folder / f"scores-{part}.csv")
     axes.scatter(opinions, scores, s=8, alpha=0.6)
     ends = [min(opinions), max(opinions)]
     axes.plot(ends, ends, color="grey", linewidth=0.8, label="score = opinion")
     panel = status[part]
     _draw_curve(axes, scores, panel)
     axes.legend()
-    axes.set_title(_scatter_title(part, panel, len(rows)), fontsize=10)
+    axes.set_title(_scatter_title(part, panel, len(scores)), fontsize=10)
     axes.set(
         xlabel=f"opinion: {status['label']}",
         ylabel="score",
     )
+
+
+def _draw_sets(axes: Any, folder: Path, part: str, panel: Mapping[str, Any]) -> None:
+    """The scores of several sets in one picture: each in standard deviations of its own opinions, from their mean."""
+    for name, of_set in panel["sets"].items():
+        opinions, scores = map(np.array, _read_scores(folder / f"scores-{part}-{name}.csv"))
+        middle, unit = opinions.mean(), opinions.std() or 1.0
+        label = f"{name}: SRCC {_figure(of_set['srcc'])}"
+        axes.scatter((opinions - middle) / unit, (scores - middle) / unit, s=8, alpha=0.6, label=label)
+    axes.axline((0, 0), slope=1, color="grey", linewidth=0.8, label="score = opinion")
+    axes.legend()
+    axes.set(title=f"{part}: mean SRCC of the sets {_figure(panel['srcc'])}", xlabel="opinion, in deviations of its set", ylabel="score")
+
+
+def _read_scores(path: Path) -> tuple[list[float], list[float]]:
+    """Opinions and scores, image by image."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [float(row["opinion"]) for row in rows], [float(row["score"]) for row in rows]
+
+
+def _each_set(part: str, panels: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    """The panels of all epochs, of each data set where there are several, with the name of their line."""
+    if "sets" not in panels[0]:
+        yield part, list(panels)
+    for name in panels[0].get("sets", {}):
+        yield f"{part}, {name}", [panel["sets"][name] for panel in panels]
 
 
 def _draw_curve(axes: Any, scores: Sequence[float], panel: Mapping[str, Any]) -> None:

@@ -236,3 +236,18 @@ def test_the_command_refuses_an_empty_folder(tmp_path: Path, capsys: pytest.Capt
 def test_a_report_asked_for_in_the_first_seconds_of_the_first_verdict_is_drawn(tmp_path: Path) -> None:
     early = {key: value for key, value in NO_BEST.items() if key not in ("best_epoch", "selected_on", "val", "test", "steps", "epochs")}
     assert draw_report(run_folder(tmp_path, early, epochs=1, parts=())).is_file()  # the epoch's line is written before its checkpoint
+
+
+def test_a_run_on_several_sets_is_drawn_set_by_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    for name in ("plot", "scatter"):
+        draw = getattr(Axes, name)
+        monkeypatch.setattr(
+            Axes, name, lambda axes, *points, draw=draw, **how: (drawn.append(str(how.get("label"))), draw(axes, *points, **how))[1]
+        )
+    both = {**PANEL, "sets": {"a": PANEL, "b": {**PANEL, "srcc": 0.5}}}
+    folder = run_folder(tmp_path, {**STATUS, "val": both, "test": both}, parts=("test-a", "test-b"))
+    path = folder / "metrics.jsonl"
+    path.write_text(path.read_text().replace(json.dumps(PANEL), json.dumps(both)))
+    draw_report(folder)
+    assert {"train, a", "train, b", "val, a", "val, b", "a: SRCC 0.8125", "b: SRCC 0.5000"} <= set(drawn)
