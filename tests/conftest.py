@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import runs
+from filelock import FileLock
 from photographs import LAYOUTS, make_folder, shards_of
 from PIL import Image
 
@@ -48,11 +49,27 @@ def no_leftovers() -> Iterator[None]:
     runs.end_leftovers()
 
 
+def made_once(name: str, make: Callable[[Path], object], factory: pytest.TempPathFactory) -> Path:
+    """A folder that `make` fills, by the first of pytest's processes that asks for it; the others wait, and share it."""
+    shared = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    folder = shared / name
+    with FileLock(shared / f"{name}.lock"):
+        if not folder.exists():
+            half = shared / f"{name}.half"
+            shutil.rmtree(half, ignore_errors=True)
+            make(half)
+            half.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images/ and scores.csv: 60 images of 6 contents, 40 to train, 10 to validate, 10 to test."""
-    folder = tmp_path_factory.mktemp("photographs")
-    (folder / "images").mkdir()
+    """A folder with images/ and scores.csv: 60 images of 6 contents, 40 to train, 10 to validate, 10 to test. Not to be changed."""
+    return made_once("photographs", make_photographs, tmp_path_factory)
+
+
+def make_photographs(folder: Path) -> None:
+    (folder / "images").mkdir(parents=True)
     with (folder / "scores.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["image", "score", "group", "split"])
@@ -60,16 +77,17 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for version in VERSIONS:
                 name = f"{content}-{version}.png"
                 writer.writerow([name, demo.write_image(folder / "images", name), content, part])
-    return folder
 
 
 @pytest.fixture(scope="session")
 def shards(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Those photographs as shards: 4 patches of 64 pixels per image, two shard files."""
-    out = tmp_path_factory.mktemp("shards")
-    data_set = read_table(photographs / "scores.csv", photographs / "images", "tiny", Label("pseudo-opinion", 0.0, 100.0, True))
-    build(plan_build(data_set, Settings(patch_size=64, patches=4, shard_bytes=2 << 20)), out)
-    return out
+    """Those photographs as shards: 4 patches of 64 pixels per image, two shard files. Not to be changed."""
+
+    def make(out: Path) -> None:
+        data_set = read_table(photographs / "scores.csv", photographs / "images", "tiny", Label("pseudo-opinion", 0.0, 100.0, True))
+        build(plan_build(data_set, Settings(patch_size=64, patches=4, shard_bytes=2 << 20)), out)
+
+    return made_once("shards", make, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
