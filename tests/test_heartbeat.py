@@ -177,10 +177,12 @@ def assert_the_scripts_go_on(place: Path, log: str) -> None:
 
 
 def answers(script: str, question: str, variables: str) -> bool:
-    """What a function of a script says."""
-    function = re.search(rf"^{question}\(\) \{{(.*\}}|(?s:.*?)^\}})$", (ROOT / script).read_text(), re.MULTILINE)
-    assert function
-    return subprocess.run(["bash", "-c", f"set -euo pipefail; {variables}\n{function[0]}\n{question}"]).returncode == 0
+    """What a function of a script says; another that it asks, this_turn, stands in the script too."""
+    text = (ROOT / script).read_text()
+    found = {name: re.search(rf"^{name}\(\) \{{(.*\}}|(?s:.*?)^\}})$", text, re.MULTILINE) for name in ("this_turn", question)}
+    assert found[question]
+    functions = "\n".join(function[0] for function in found.values() if function)
+    return subprocess.run(["bash", "-c", f"set -euo pipefail; {variables}\n{functions}\n{question}"]).returncode == 0
 
 
 def test_where_nobody_is_missing_the_network_is_named() -> None:
