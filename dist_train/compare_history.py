@@ -46,7 +46,7 @@ def compare_history(config: Config, seeds: Sequence[int], processes: int) -> str
         for seed in seeds:
             run = config.run.model_copy(update={"folder": folder / f"{name}-seed-{seed}", "seed": seed, "processes": processes})
             _train(config.model_copy(update={"run": run, "history": history}), folder / ".configs" / f"{name}-seed-{seed}.yaml", processes)
-    return compare_sides([side_of(name, [folder / f"{name}-seed-{seed}" for seed in seeds]) for name in variants()])
+    return compare_sides([side_of(name, [folder / f"{name}-seed-{seed}" for seed in dict.fromkeys(seeds)]) for name in variants()])
 
 
 def _train(config: Config, path: Path, processes: int) -> None:

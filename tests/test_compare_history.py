@@ -82,6 +82,15 @@ def first_cold_the_others_warm(monkeypatch: pytest.MonkeyPatch) -> list[list[str
     return started
 
 
+def test_a_seed_that_is_named_twice_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[Path]] = []
+    monkeypatch.setattr("dist_train.compare_history._train", lambda *_: None)
+    monkeypatch.setattr("dist_train.compare_history.side_of", lambda _, folders: asked.append(folders))
+    monkeypatch.setattr("dist_train.compare_history.compare_sides", lambda _: "")
+    compare_history(Config.model_validate({"run": {"folder": tmp_path}}), [4, 5, 4], 1)
+    assert asked == [[tmp_path / f"{name}-seed-{seed}" for seed in (4, 5)] for name in variants()]
+
+
 def test_a_config_that_switches_a_bug_on_itself_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"leave history\.\* out"):
         compare_history(Config(history=History(rebuilt_adam=True)), [0], 1)
