@@ -26,10 +26,13 @@ import scipy
 from dist_train.intervals import without_rounding
 
 CURVES = (4, 5)  # numbers of parameters
-FITTED = "fitted"  # the status of a curve that rises all the way
+FITTED = "fitted"
+STEEPEST = "fitted, as steep as allowed"  # the search ended at the narrowest step: a narrower one would come closer still
+RISING = (FITTED, STEEPEST)  # the status of a curve that rises all the way
 
 # Of the step, in standard deviations of the scores. A narrower one is a jump between two images, a wider one a line.
 _WIDTHS = (0.1, 100.0)
+_AT_THE_END = 1e-6  # as a share of the width: closer to the narrowest than any search stops by itself
 _OUTSIDE = 10.0  # how far beyond the scores the centre may lie; there the step is an exponential
 _STARTS = tuple(product((-1.5, -0.5, 0.5, 1.5), (0.1, 0.3, 1.0, 3.0)))  # (centre, width)
 _SEARCHES = 4  # from the best of these starts: there may be several valleys
@@ -40,6 +43,7 @@ class Curve:
     """A curve from scores to opinions, or why there is none.
 
     `parameters` are b1, b2 ... in the units of scores and opinions, None when nothing was fitted. `status` says "fitted",
+    "fitted, as steep as allowed" (its step is as narrow as any that is tried, 0.1 standard deviations of the scores),
     "fitted, not monotone" (the curve falls somewhere between the lowest and the highest score), or "not fitted: why".
     """
 
@@ -93,7 +97,8 @@ def fit_logistic(scores: np.ndarray, opinions: np.ndarray, num_parameters: int) 
     if along[-1] <= along[0]:
         return Curve("not fitted: the closest curve ends no higher than it begins")
     falls = np.diff(along).min() < -1e-9 * (along[-1] - along[0])
-    return Curve(f"{FITTED}, not monotone" if falls else FITTED, tuple(map(float, curve.parameters or ())))
+    rising = STEEPEST if width <= _WIDTHS[0] * (1 + _AT_THE_END) else FITTED
+    return Curve(f"{FITTED}, not monotone" if falls else rising, tuple(map(float, curve.parameters or ())))
 
 
 def _best_curve(x: np.ndarray, y: np.ndarray, centre: float, width: float, tilted: bool) -> tuple[np.ndarray, float, float]:

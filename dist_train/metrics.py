@@ -17,7 +17,7 @@ import numpy as np
 import scipy  # which loads scipy.stats when it is first used: of all ranks only the first has figures to compute
 
 from dist_train.intervals import FEWEST_IMAGES, correlation_intervals, without_rounding
-from dist_train.mapping import CURVES, FITTED, fit_logistic
+from dist_train.mapping import CURVES, RISING, fit_logistic
 
 
 def agreement(scores: np.ndarray, opinions: np.ndarray) -> dict[str, float]:
@@ -70,7 +70,7 @@ def image_figures(scores: np.ndarray, opinions: np.ndarray, stds: np.ndarray, co
         if curve.parameters:
             mapped = curve(scores)
             plcc, rmse = pearson(mapped, opinions), root_mean_square(mapped - opinions)
-            if curve.status == FITTED:  # a hump would turn some scores round, and pass for an agreement that they do not have
+            if curve.status in RISING:  # a hump would turn some scores round, and pass for an agreement that they do not have
                 figures |= {"plcc_mapped": plcc, "mapped_by": number}
                 errors = mapped - opinions
         parameters = list(curve.parameters) if curve.parameters else None

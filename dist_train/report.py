@@ -12,7 +12,7 @@ import numpy as np
 
 from dist_train.errors import ConfigError
 from dist_train.journal import read_records
-from dist_train.mapping import CURVES, FITTED, Curve
+from dist_train.mapping import CURVES, FITTED, RISING, Curve
 from dist_train.overfitting import train_and_val
 
 COLUMNS = ("srcc", "plcc", "krcc", "rmse", "patch_srcc", "patch_plcc", "spread")
@@ -226,7 +226,7 @@ def _each_set(part: str, panels: Sequence[Mapping[str, Any]]) -> Iterator[tuple[
 def _draw_curve(axes: Any, scores: Sequence[float], panel: Mapping[str, Any]) -> None:
     """The logistic from scores to opinions that rises: of 5 parameters, else of 4; where there is none, why, in the legend."""
     fits = {number: panel.get(f"mapping{number}") or {} for number in sorted(CURVES, reverse=True)}
-    fitted = {number: fit["parameters"] for number, fit in fits.items() if fit.get("status") == FITTED}
+    fitted = {number: fit["parameters"] for number, fit in fits.items() if fit.get("status") in RISING}
     if fitted:
         number, parameters = next(iter(fitted.items()))
         heights = np.linspace(min(scores), max(scores), 200)

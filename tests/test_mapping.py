@@ -127,3 +127,10 @@ def test_a_curve_that_falls_somewhere_says_so() -> None:
     scores = np.linspace(-3, 3, 200)
     assert fit_logistic(scores, 4 * np.tanh(2 * scores) - 0.5 * scores, 5).status == "fitted, not monotone"
     assert fit_logistic(scores, 4 * np.tanh(2 * scores) + 0.5 * scores, 5).status == "fitted"
+
+
+@pytest.mark.parametrize("number", CURVES)
+def test_a_curve_that_would_be_steeper_if_it_might_says_so(number: int) -> None:
+    scores = np.linspace(-2, 2, 400)
+    steeper, flatter = (fit_logistic(scores, np.tanh(scores / (2 * width)) + 0.3 * scores, number) for width in (0.01, 0.2))
+    assert (steeper.status, flatter.status) == ("fitted, as steep as allowed", "fitted")

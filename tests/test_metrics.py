@@ -150,6 +150,13 @@ def test_scores_on_a_scale_of_their_own_are_mapped_before_they_are_held_against_
     assert turned["mapped_by"] == 0 and turned["outlier_ratio"] == np.mean(2 * opinions > 16)
 
 
+def test_a_curve_as_steep_as_allowed_gives_the_mapped_figures_all_the_same() -> None:
+    scores = np.linspace(-2, 2, 400)
+    found = image_figures(scores, np.tanh(50 * scores) + 0.3 * scores, np.full(400, np.nan), 400)
+    assert found["mapping5"]["status"] == "fitted, as steep as allowed"
+    assert found["mapped_by"] == 5 and found["plcc_mapped"] == found["plcc_mapped5"]
+
+
 def test_where_no_curve_can_be_fitted_the_raw_figure_is_not_put_in_its_place() -> None:
     found = image_figures(np.arange(4.0), np.arange(4.0), np.ones(4), 4)
     for number in (4, 5):
