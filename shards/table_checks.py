@@ -14,6 +14,7 @@ from itertools import chain, combinations
 import numpy as np
 
 from shards.adapters import ADAPTERS, Adapter
+from shards.adapters.authentic import AUTHENTIC
 from shards.datasets import DataSet
 from shards.findings import Finding, places
 from shards.manifest import PARTS, ShardError, part_number
@@ -23,6 +24,7 @@ from shards.splits import FEWEST, ROUGH, WITHOUT_VALIDATION, all_splits, part_co
 
 _DISTORTED = re.compile(r"(?P<content>.+)(?P<mark>[._-])(?P<distortion>.+?)(?P=mark)0?(?P<level>[1-9]|10)")
 _PIECES = ("patch", "crop")  # numbered pieces of a picture are no distortions
+_WITHOUT_SERIES = frozenset(adapter.name for adapter in AUTHENTIC)
 _NAMES = {name.replace("_", ""): name for name in ADAPTERS} | {"liveiqa": "live", "livechallenge": "livec"}  # as pyiqa calls them
 _LISTS_WITH_FAULTS = {
     ("live", 982): "203 of the 982 rows of LIVE are its references (Q-Align's live.json has them): leave out the rows with orgs = 1",
@@ -147,7 +149,7 @@ def _deviations(data_set: DataSet) -> Iterator[Finding]:
 
 def _direction(data_set: DataSet) -> Iterator[Finding]:
     label = data_set.label
-    series = _series(data_set.rows)
+    series = _series(data_set)
     sign = 1 if label.higher_is_better else -1
     better = [sign * each.rows[0].opinion > sign * each.rows[-1].opinion for each in series]
     share = sum(better) / len(better) if len(better) >= 20 else None
@@ -172,7 +174,7 @@ def _direction(data_set: DataSet) -> Iterator[Finding]:
 
 
 def _copied_opinions(data_set: DataSet) -> Iterator[Finding]:
-    series = _series(data_set.rows)
+    series = _series(data_set)
     if len({row.opinion for each in series for row in each.rows}) < 20:
         return  # whole numbers repeat by themselves
     opinions_of = {(each.content, each.distortion): [row.opinion for row in each.rows] for each in series}
@@ -199,7 +201,7 @@ def _groups(data_set: DataSet) -> Iterator[Finding]:
             "split by reference, not by image",
             places(leaking),
         )
-    if torn := _with_several((series.content, row.group) for series in _series(rows) for row in series.rows):
+    if torn := _with_several((series.content, row.group) for series in _series(data_set) for row in series.rows):
         yield Finding(
             "error",
             f"{len(torn):,} content(s), by the file names, have distorted versions in several groups",
@@ -305,11 +307,15 @@ def known_as(data_set: DataSet) -> Adapter | None:
     return next((ADAPTERS[_NAMES[name]] for name in names if name in _NAMES), None)
 
 
-def _series(rows: Sequence[Row]) -> list[Series]:
+def _series(data_set: DataSet) -> list[Series]:
     """The distortion series, by content, when the file names tell them: nearly all rows, nearly every combination.
 
-    As in KADID-10k and TID2013 (I01_05_3), CSIQ (1600.AWGN.3) and the demo (coffee-jpeg-3), where 1 is the mildest.
+    As in KADID-10k and TID2013 (I01_05_3), CSIQ (1600.AWGN.3) and the demo (coffee-jpeg-3), where 1 is the mildest. A public set of
+    photographs as they were taken has none, whatever its files are called.
     """
+    known, rows = known_as(data_set), data_set.rows
+    if known and known.name in _WITHOUT_SERIES:
+        return []
     levels_of: dict[tuple[str, str], dict[int, Row]] = defaultdict(dict)
     for row in rows:
         if (match := _DISTORTED.fullmatch(row.file.stem)) and match["distortion"].lower() not in _PIECES:

@@ -126,3 +126,20 @@ def test_a_trap_in_the_table_is_found_and_nothing_else(trap: str) -> None:
     assert finding.severity == severity
     assert finding.found.startswith(begins)
     assert finding.expected and finding.to_do
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("mine", "I{content}_{distortion}.jpg_patch_{level}.jpg"),
+        ("mine", "I{content}_{distortion}_crop_{level}.jpg"),
+        ("flive", "I{content}_{distortion}_{level}.jpg"),
+    ],
+)
+def test_pieces_of_pictures_and_photographs_as_they_were_taken_are_no_distortion_series(name: str, file: str) -> None:
+    def renamed(row: Row) -> Row:
+        content, distortion, level = row.id[1:].split("_")
+        return replace(row, opinion=6 - row.opinion, file=Path(file.format(content=content, distortion=distortion, level=level)))
+
+    findings = table_findings(replace(synthetic(renamed), name=name))
+    assert not [each.found for each in findings if "series" in each.found or "distorted versions" in each.found]
