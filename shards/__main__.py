@@ -25,9 +25,9 @@ from shards.findings import BadRows, Finding, as_json, as_text, is_safe, refused
 from shards.manifest import Label, ShardError, Shards
 from shards.patches import resized_size
 from shards.plan import Settings, plan_build
-from shards.split_tables import FORMS, add_splits, export_splits, read_splits, rows_of
+from shards.split_tables import FORMS, PRACTICE, add_splits, export_splits, read_splits, rows_of
 from shards.splits import RATIO, numbered_rounds, shares_of, what_to_know
-from shards.table_checks import turned_round
+from shards.table_checks import known_by, turned_round
 from shards.writer import Share, build_share, missing_shards
 
 
@@ -81,7 +81,8 @@ def _build(options: argparse.Namespace) -> None:
     if turned := turned_round(data_set):
         found, expected, mend = turned
         raise UsageError(
-            f"{data_set.table}: {found}; expected {expected}: {mend}, or give --name another name where they were turned round"
+            f"{data_set.table}: {found}; expected {expected}: {mend}, or give the set and its table other names where the opinions "
+            f"were turned round"
         )
     plan = plan_build(data_set, settings)
     if options.estimate:
@@ -237,7 +238,9 @@ def _split(options: argparse.Namespace) -> None:
         return
     rows, seed = rows_of(shards), shards.manifest["seed"] if options.seed is None else options.seed
     if options.imported:
-        splits = read_splits(options.imported, rows, seed, options.name)
+        known = known_by(shards.manifest["data_set"], options.imported.stem)
+        practice = PRACTICE if known and known.name == "livec" else None
+        splits = read_splits(options.imported, rows, seed, options.name, practice)
     else:
         splits = numbered_rounds(rows, seed, options.rounds, options.ratio, options.name or "round")
     new = add_splits(shards, rows, splits)

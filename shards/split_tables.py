@@ -36,7 +36,8 @@ _PART_COLUMNS = ("part", "split")
 _PYIQA_ROUND = re.compile(r"ratio(?P<train>\d)(?P<val>\d)(?P<test>\d)_seed\d+_split_?\d+")
 _NAME = re.compile(r"[\w-][\w.-]*")  # of a table: its file lies in the folder splits, and nowhere else
 _NEIGHBOURS = 500  # ids before and after an unknown one in which the closest is looked for: ten million are not compared
-_PRACTICE = re.compile(r"(.*/)?t[1-7]\.bmp")  # LIVE in the Wild's pictures on which raters practised: pyiqa's table has them, shards do not
+# LIVE in the Wild's pictures on which its raters practised: pyiqa's table has them, shards do not.
+PRACTICE = re.compile(r"(.*/)?t[1-7]\.bmp", re.IGNORECASE)
 
 
 def rows_of(shards: Shards) -> Rows:
@@ -71,16 +72,18 @@ def add_splits(shards: Shards, rows: Rows, splits: Mapping[str, np.ndarray]) -> 
     return [path.stem for path in new]
 
 
-def read_splits(file: Path, rows: Rows, seed: int, name: str | None = None) -> dict[str, np.ndarray]:
+def read_splits(
+    file: Path, rows: Rows, seed: int, name: str | None = None, practice: re.Pattern[str] | None = None
+) -> dict[str, np.ndarray]:
     """The splits that a plain table or pyiqa's states about the images `rows`, by name; `name` chooses one, or names the only one.
 
     Where a split has no val, one is cut out of train, and `<name>-no-val` is the split as stated. Under a name that ends so it is
-    only taken as stated.
+    only taken as stated. Rows whose picture is none of the images and is called as `practice` says are left out aloud.
     Raises ShardError naming the file, and the row where there is one, for anything that is not one whole split of these images.
     """
     _refuse_pickle(file)
     table = read_records(file)
-    record_of = _record_of_each_image(file, table, rows)
+    record_of = _record_of_each_image(file, table, rows, practice)
     splits: dict[str, np.ndarray] = {}
     for split, column in _columns(file, table.columns, name).items():
         stated = Rows(_stated(row, record_of[row.id], column) for row in rows)
@@ -179,7 +182,7 @@ def _columns(file: Path, header: Sequence[str], name: str | None) -> dict[str, s
     return {name: column_of.get(name) or next(iter(column_of.values()))}
 
 
-def _record_of_each_image(file: Path, table: Table, rows: Rows) -> dict[str, Record]:
+def _record_of_each_image(file: Path, table: Table, rows: Rows, practice: re.Pattern[str] | None) -> dict[str, Record]:
     """The record of every image, by id. Raises ShardError for images that are unknown, stand there twice, or are missing."""
     column = next((column for column in _IMAGE_COLUMNS if column in table), None)
     if column is None:
@@ -187,12 +190,13 @@ def _record_of_each_image(file: Path, table: Table, rows: Rows) -> dict[str, Rec
     ids, id_of = set(rows.ids()), _ids_by_name(rows)
     record_of: dict[str, Record] = {}
     unknown: list[Record] = []
+    left_out: list[str] = []
     for record in table:
         name = record[column]
         image = name if name in ids else id_of.get(name.casefold()) or id_of.get(image_id(name, record.where).casefold())
-        if image is None and _PRACTICE.fullmatch(name):
-            continue
-        if image is None:
+        if image is None and practice and practice.fullmatch(name):
+            left_out.append(name)
+        elif image is None:
             unknown.append(record)
         elif image in record_of:
             raise ShardError(f"{record.where}: image '{image}' stands there a second time, first in {record_of[image].where}; take one out")
@@ -204,6 +208,8 @@ def _record_of_each_image(file: Path, table: Table, rows: Rows) -> dict[str, Rec
             f"{unknown[0].where}, column {column}: '{unknown[0][column]}' names no image of the shards, or several{others}; "
             f"correct the name{_closest(unknown[0][column], rows)}, or take the row out"
         )
+    if left_out:
+        print(f"note: {file}: {len(left_out)} row(s) are left out, of pictures that raters only practised on: {', '.join(left_out)}")
     if missing := [image for image in rows.ids() if image not in record_of]:
         raise ShardError(f"{file}: {len(missing):,} of {len(rows):,} images have no row, the first is '{missing[0]}'; add them")
     return record_of

@@ -302,9 +302,13 @@ def turned_round(data_set: DataSet) -> tuple[str, str, str] | None:
 
 def known_as(data_set: DataSet) -> Adapter | None:
     """The public data set that this is, or that its name or its table's speaks of, as meta_info_KADID10kDataset.csv of pyiqa does."""
-    words = (re.sub(r"[^a-z0-9]", "", name.lower()) for name in (data_set.name, data_set.table.stem))
-    names = (word.removeprefix("metainfo").removesuffix("dataset") for word in words)
-    return next((ADAPTERS[_NAMES[name]] for name in names if name in _NAMES), None)
+    return known_by(data_set.name, data_set.table.stem)
+
+
+def known_by(*names: str) -> Adapter | None:
+    """The public data set that the first of `names` speaks of that speaks of any."""
+    words = (re.sub(r"[^a-z0-9]", "", name.lower()).removeprefix("metainfo").removesuffix("dataset") for name in names)
+    return next((ADAPTERS[_NAMES[word]] for word in words if word in _NAMES), None)
 
 
 def _series(data_set: DataSet) -> list[Series]:

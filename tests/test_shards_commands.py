@@ -211,10 +211,13 @@ def test_a_public_set_is_not_built_in_another_direction_than_published(tmp_path:
     words = ["build", "--table", str(table), "--images", str(folder / "images"), "--size", "64", "--patches", "1", "--workers", "1"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
-    assert "higher is better); expected DMOS" in said and ": give --lower-is-better, or give --name another name" in said
+    assert "higher is better); expected DMOS" in said and ": give --lower-is-better, or give the set and its table other names" in said
     assert not (tmp_path / "out").exists()
     assert main([*words, "--lower-is-better", "--out", str(tmp_path / "out")]) == 0
     assert not Shards(tmp_path / "out").label.higher_is_better
+    table.rename(folder / "scores.csv")
+    words[2] = str(folder / "scores.csv")
+    assert main([*words, "--out", str(tmp_path / "turned")]) == 0
 
 
 def test_the_doctor_finds_what_the_build_would_refuse_as_too_large(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

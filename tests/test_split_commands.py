@@ -175,6 +175,19 @@ def test_a_split_travels_from_one_folder_to_another_and_stays_the_same(
     assert main(["check", str(other)]) == 0
 
 
+@pytest.mark.parametrize("name", ["meta_info_LIVEChallengeDataset.csv", "mine.csv"])
+def test_only_a_table_of_live_in_the_wild_may_have_the_pictures_that_its_raters_practised_on(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert split(out, "--export", tmp_path / name, "--name", "round-07", "--form", "plain") == 0
+    with (tmp_path / name).open("a") as table:
+        table.write("".join(f"trainingImages/t{number}.bmp,train\n" for number in range(1, 8)))
+    known = name.startswith("meta_info")
+    assert split(out, "--import", tmp_path / name, "--name", "theirs") == (0 if known else 1)
+    out_loud, error = capsys.readouterr()
+    assert ("7 row(s) are left out" in out_loud) == known == ("names no image of the shards" not in error)
+
+
 def test_all_splits_of_a_folder_are_exported_at_once_with_opinions_and_deviations(cups: Path, out: Path, tmp_path: Path) -> None:
     assert split(out, "--export", tmp_path / "all.csv") == 0
     rows, told = read_csv(tmp_path / "all.csv"), read_csv(cups / "scores.csv")

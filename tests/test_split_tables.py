@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,10 @@ def said(rows: Rows, parts: np.ndarray) -> dict[str, str]:
     return {image: PARTS[part] for image, part in zip(rows.ids(), parts, strict=True)}
 
 
-def read_splits(file: Path, rows: Rows, seed: int, name: str | None = None) -> dict[str, dict[str, str]]:
-    return {split: said(rows, parts) for split, parts in split_tables.read_splits(file, rows, seed, name).items()}
+def read_splits(
+    file: Path, rows: Rows, seed: int, name: str | None = None, practice: re.Pattern[str] | None = None
+) -> dict[str, dict[str, str]]:
+    return {split: said(rows, parts) for split, parts in split_tables.read_splits(file, rows, seed, name, practice).items()}
 
 
 def pyiqa_table(rows: Rows, parts_of: dict[str, dict[str, str]]) -> bytes:
@@ -139,11 +142,18 @@ def test_all_splits_of_pyiqas_table_are_taken_or_the_one_that_is_named(tmp_path:
 
 
 @pytest.mark.parametrize("folder", ["", "trainingImages/"])
-def test_the_pictures_that_livecs_raters_practised_on_are_left_out_of_pyiqas_table(tmp_path: Path, folder: str) -> None:
+def test_the_pictures_that_livecs_raters_practised_on_are_left_out_of_pyiqas_table_and_of_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], folder: str
+) -> None:
     practice = [f"{folder}t{number}.bmp,train" for number in range(1, 8)]
-    assert read_splits(file_with(tmp_path, "\n".join([table(GOOD).rstrip(), *practice])), ROWS, 0) == {"mine": STATED}
+    file = file_with(tmp_path, "\n".join([table(GOOD).rstrip(), *practice]))
+    assert read_splits(file, ROWS, 0, practice=split_tables.PRACTICE) == {"mine": STATED}
+    said = f"mine.csv: 7 row(s) are left out, of pictures that raters only practised on: {folder}t1.bmp, {folder}t2.bmp, "
+    assert said in capsys.readouterr().out
+    with pytest.raises(ShardError, match=rf"'{folder}t1\.bmp' names no image of the shards, or several \(and so do 6 more rows\)"):
+        read_splits(file, ROWS, 0)
     with pytest.raises(ShardError, match=r"'t8\.bmp' names no image of the shards"):
-        read_splits(file_with(tmp_path, "\n".join([table(GOOD).rstrip(), "t8.bmp,train"])), ROWS, 0)
+        read_splits(file_with(tmp_path, "\n".join([table(GOOD).rstrip(), "t8.bmp,train"])), ROWS, 0, practice=split_tables.PRACTICE)
 
 
 def test_one_split_is_taken_under_another_name(tmp_path: Path) -> None:
