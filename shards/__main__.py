@@ -233,8 +233,6 @@ def _split(options: argparse.Namespace) -> None:
     shards = Shards(options.folder)
     if options.exported:
         print(f"{options.exported}: {', '.join(export_splits(shards, options.exported, options.name, options.form))}")
-        if options.form == "pyiqa" and (doubles := len(shards) - len({row.file.name for row in rows_of(shards)})):
-            print(f"note: {doubles:,} of the names stand there once more, for they are of several folders: pyiqa cannot tell them apart")
         return
     rows, seed = rows_of(shards), shards.manifest["seed"] if options.seed is None else options.seed
     if options.imported:

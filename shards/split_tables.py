@@ -14,6 +14,7 @@ import difflib
 import os
 import re
 from bisect import bisect
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -103,13 +104,20 @@ def _stated(row: Row, record: Record, column: str) -> Row:
 def export_splits(shards: Shards, file: Path, name: str | None = None, form: str = "pyiqa") -> list[str]:
     """Writes the split `name`, or all, to the new file `file` in one of FORMS; returns the names.
 
-    Raises ShardError when `file` is there already, and when it is to hold several splits and the form takes one.
+    Raises ShardError when `file` is there already, when it is to hold several splits and the form takes one, and when pyiqa could not
+    tell the images apart.
     """
     names, rows = [name] if name else shards.split_names(), rows_of(shards)
     if file.exists():
         raise ShardError(f"{file}: is there already; export to another file")
     if form == "plain" and len(names) > 1:
         raise ShardError(f"--form plain holds one split; choose it with --name: {', '.join(names)}")
+    if form == "pyiqa" and (doubles := len(rows) - len(seen := Counter(row.file.name for row in rows))):
+        (first, times), *_ = seen.most_common(1)
+        raise ShardError(
+            f"{file}: pyiqa knows pictures by their bare file names, and {doubles:,} of {len(rows):,} have one that stood there before "
+            f"('{first}' is {times} images, of several folders); export each split with --form plain --name SPLIT"
+        )
     splits = {name: _parts_of(shards, name) for name in names}
     with explained(file):
         _write(file, pyiqa_table(rows, splits) if form == "pyiqa" else split_table(rows.ids(), splits[names[0]]))
@@ -119,8 +127,7 @@ def export_splits(shards: Shards, file: Path, name: str | None = None, form: str
 def pyiqa_table(rows: Rows, splits: Mapping[str, np.ndarray]) -> Iterator[bytes]:
     """The images with a column per split, as pyiqa reads it, piece by piece; images that a split leaves out have an empty field.
 
-    pyiqa looks for pictures by img_name, a bare file name here: where several folders hold one name, as LIVE's do, it cannot tell them
-    apart. The last column, id, is for reading the table back.
+    pyiqa looks for pictures by img_name, a bare file name here. The last column, id, is for reading the table back.
     """
     header = ["img_name", "mos", "std", *map(_column_of, splits), "id"]
     names = (*PARTS, None)  # csv leaves the field of None empty

@@ -246,7 +246,9 @@ def test_a_split_command_does_one_thing(out: Path, options: list[str]) -> None:
         split(out, *options)
 
 
-def test_an_export_says_where_pyiqa_could_not_tell_pictures_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_that_pyiqa_could_not_tell_apart_are_exported_in_the_plain_form_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = make_folder(tmp_path)
     names = sorted(path.name for path in (folder / "images").iterdir())
     (folder / "images" / "more").mkdir()
@@ -258,5 +260,11 @@ def test_an_export_says_where_pyiqa_could_not_tell_pictures_apart(tmp_path: Path
     table.write_text(text)
     words = ["--table", str(table), "--images", str(folder / "images"), "--size", "64", "--patches", "1", "--workers", "1"]
     assert main(["build", *words, "--out", str(tmp_path / "out")]) == 0
-    assert main(["split", str(tmp_path / "out"), "--export", str(tmp_path / "new.csv")]) == 0
-    assert "note: 3 of the names stand there once more" in capsys.readouterr().out
+    assert split(tmp_path / "out", "--export", tmp_path / "new.csv") == 1
+    (error,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "new.csv: pyiqa knows pictures by their bare file names, and 3 of 12 have one that stood there before" in error
+    assert f"('{names[5]}' is 2 images, " in error and error.endswith("export each split with --form plain --name SPLIT")
+    assert not (tmp_path / "new.csv").exists()
+    plain = ["--form", "plain", "--name", next((tmp_path / "out" / "splits").iterdir()).stem]
+    assert split(tmp_path / "out", "--export", tmp_path / "new.csv", *plain) == 0
+    assert len(read_csv(tmp_path / "new.csv")) == 12
