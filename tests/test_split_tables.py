@@ -61,7 +61,7 @@ STATED = dict(line.split(",") for line in table(GOOD).splitlines()[1:])
 # round trips
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(st.lists(ID, min_size=12, max_size=12, unique=True), st.lists(PARTS_OF_12, min_size=1, max_size=3), st.data())
 def test_what_is_exported_and_imported_again_is_the_same(
     tmp_path: Path, ids: list[str], parts: list[list[str]], data: st.DataObject
