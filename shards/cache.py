@@ -64,7 +64,7 @@ class Cache:
         A missing file is fetched by one process of this node while the others wait: `fetch` writes it to the path it is given
         and answers for its hash. Room is made by evicting what was not used for longest, but never a file that is open
         somewhere, nor one whose hash is in `needed`. A `required` file, whose size nobody knows before it is there, is fetched even
-        beyond the bound, and then others make room for it; on a full disk they do so first.
+        beyond the bound, and then others make room for it, in the end those in `needed`, too; on a full disk others do so first.
         Raises ShardError when the folder cannot be written, and whatever `fetch` raises.
         """
         if not re.fullmatch("[0-9a-f]{64}", sha256):
@@ -106,7 +106,7 @@ class Cache:
                     fetch(part)
                     part.replace(path)
                     if required:  # locked still, so that it does not make room for itself
-                        self._make_room(part, 0, needed)
+                        self._make_room(part, 0, needed, needed_too=True)
                 except OSError as error:
                     if not is_full(error) or evicted:
                         raise
@@ -119,9 +119,10 @@ class Cache:
                         part.unlink()
         return descriptor
 
-    def _make_room(self, part: Path, size: int, needed: Collection[str], at_least: int = 0) -> bool:
+    def _make_room(self, part: Path, size: int, needed: Collection[str], at_least: int = 0, needed_too: bool = False) -> bool:
         """Evicts until `size` bytes fit, and no fewer than `at_least` bytes: how full a user's share of a disk is, nobody can ask.
 
+        Files in `needed` go only with `needed_too`, and after all others: a shard can be read by ranges, a table or an index cannot.
         False when that cannot be, and then `part` no longer stands for them.
         """
         with _alone_with(self.folder / "lock"):
@@ -130,11 +131,11 @@ class Cache:
                 if other != part and (written := _bytes_of_living(other)) is not None:
                     whole = int(other.name.split(".")[1])
                     coming, awaited = coming + max(whole, written), awaited + max(0, whole - written)
-            files = sorted(self._files(), key=lambda file: file[0].st_mtime_ns)
+            files = sorted(self._files(), key=lambda file: (file[1].name in needed, file[0].st_mtime_ns))
             free = shutil.disk_usage(self.folder).free - KEEP_FREE - awaited
             excess = max(sum(stat.st_size for stat, _ in files) + coming + size - self.limit, size - free, at_least)
             for stat, path in files:
-                if excess > 0 and path.name not in needed and _evicted(path):
+                if excess > 0 and (needed_too or path.name not in needed) and _evicted(path):
                     excess -= stat.st_size
             if excess > 0:
                 part.unlink(missing_ok=True)

@@ -261,6 +261,24 @@ def test_tables_count_too_and_others_make_room_for_them(
     assert len(Shards(shards.folder).ids) == 12 and set(held(near)) == {file_sha256(built / name) for name in ("index.npy", "ids.npy")}
 
 
+@pytest.mark.parametrize(("limit", "left"), [(350, "ab"), (250, "b"), (150, "")])
+def test_a_table_evicts_the_shards_of_its_own_set_where_others_do_not_suffice(near: Path, limit: int, left: str) -> None:
+    near.mkdir()
+    for used, letter in enumerate("abc"):  # a and b are of the set, c was used last
+        (near / (letter * 64)).write_bytes(bytes(100))
+        os.utime(near / (letter * 64), (used, used))
+    table = bytes(99)
+    sha256 = hashlib.sha256(table).hexdigest()
+
+    def fetch(path: Path) -> None:
+        path.write_bytes(table)
+
+    descriptor = cache.Cache(near, limit).open(sha256, 0, fetch, {"a" * 64, "b" * 64}, required=True)
+    assert descriptor is not None
+    os.close(descriptor)
+    assert set(held(near)) == {*(letter * 64 for letter in left), sha256}
+
+
 def test_bytes_that_others_are_fetching_count_too(
     upload: Callable[..., Uploaded], near: Path, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
