@@ -19,6 +19,7 @@ from PIL import Image
 
 from shards.datasets import DataSet
 from shards.duplicates import Look, look_of
+from shards.jpeg_files import has_end_marker
 from shards.manifest import ShardError
 from shards.photographs import DEEP, ORIENTATION, SUFFIXES, photograph_size, upright_photograph
 from shards.progress import progress_bar
@@ -36,7 +37,7 @@ class PictureFile:
     missing: bool = False
     problem: str = ""  # why a build would refuse it
     size: tuple[int, int] | None = None  # width and height once upright
-    traits: frozenset[str] = frozenset()  # JPEG, turned, grey, palette, CMYK, 16 bits, transparent, animated
+    traits: frozenset[str] = frozenset()  # JPEG, open end, turned, grey, palette, CMYK, 16 bits, transparent, animated
     sha256: str = ""  # empty when only the header was read
     look: Look | None = None
 
@@ -82,7 +83,10 @@ def picture_at(file: Path, headers_only: bool = False) -> PictureFile:
         return PictureFile(problem=str(error).removeprefix(f"{file}: ").split("; ")[0])
     if picture.size != size:
         return PictureFile(problem=f"decodes to {picture.width}x{picture.height}, its header says {size[0]}x{size[1]}")
-    return PictureFile(False, "", size, _traits(io.BytesIO(content)), hashlib.sha256(content).hexdigest(), look_of(picture))
+    traits = _traits(io.BytesIO(content))
+    if "JPEG" in traits and not has_end_marker(content):
+        traits |= {"open end"}
+    return PictureFile(False, "", size, traits, hashlib.sha256(content).hexdigest(), look_of(picture))
 
 
 def _traits(source: Path | io.BytesIO) -> frozenset[str]:

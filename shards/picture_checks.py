@@ -54,9 +54,17 @@ def _files(examination: Examination) -> Iterator[Finding]:
         yield Finding(
             "error",
             f"{len(broken):,} of {len(pairs):,} pictures cannot be decoded",
-            "pictures that decode to their last byte",
+            "pictures that a decoder can read to their end",
             "download or save them anew, or take out their rows",
             places(broken),
+        )
+    if open_ends := [examination.place(row) for row, picture in pairs if "open end" in picture.traits]:
+        yield Finding(
+            "warning",
+            f"{len(open_ends):,} of {len(pairs):,} pictures are JPEG files without an end marker, though they decode",
+            "data to the end marker: where other bytes took their place, a decoder fills the picture with what it makes of them",
+            "look at them, at their lower halves above all; download them anew",
+            places(open_ends),
         )
     if examination.headers_only:
         yield Finding(
