@@ -164,9 +164,8 @@ def _what_was_seen(trained: TrainedModel, own: str | None, shards: Shards, image
     same_name = name in (said["data_set"] for said in trained.about.get("trained_on", {}).values())
     of_this_set = own is not None or bool(np.any(known))
     if same_name and not of_this_set:  # as KonIQ-10k is distributed at two sizes
-        return Seen(
-            None, None, None, f"WARNING: the model was trained on other files called {name}: copies of these images may be among them"
-        )
+        told = f"WARNING: the model was trained on other files called {name}: copies of these images may be among them"
+        return Seen(None, None, None, told)
     told = "the model was not trained on this data set: it has seen none of these files"
     if of_this_set:
         told = "the model was trained on other images of this data set"

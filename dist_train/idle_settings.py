@@ -1,4 +1,4 @@
-"""Settings that were changed and do nothing beside the others: not wrong, but whoever changed them believes otherwise."""
+"""Settings that do nothing beside the others: changed ones, and a level that names images where there are only patches."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ def idle_settings(config: Config) -> list[str]:
             notes.append(f"loss.{name} does nothing while loss.rank_weight is 0, as it is unless it is set")
     if loss.rank_weight and loss.rank_kind == "hinge" and loss.fidelity_truth != default.fidelity_truth:
         notes.append("loss.fidelity_truth does nothing for a hinge: set loss.rank_kind=fidelity")
-    if loss.rank_weight and loss.rank_kind == "fidelity" and loss.rank_margin != default.rank_margin:
-        notes.append("loss.rank_margin does nothing for the fidelity loss, which has none")
+    for name in ("rank_margin", "rank_margin_unit"):
+        if loss.rank_weight and loss.rank_kind == "fidelity" and getattr(loss, name) != getattr(default, name):
+            notes.append(f"loss.{name} does nothing for the fidelity loss, which has no margin")
     if loss.regression != "smooth_l1" and loss.smooth_l1_beta != default.smooth_l1_beta:
         notes.append(f"loss.smooth_l1_beta does nothing for loss.regression={loss.regression}")
     if config.data.patches_per_image == 1:

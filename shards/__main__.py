@@ -396,7 +396,7 @@ def _add_source(command: argparse.ArgumentParser) -> None:
     direction.add_argument("--lower-is-better", action="store_true", help="the score is a DMOS or the like")
     direction.add_argument("--higher-is-better", action="store_true", help="as it is anyhow; say so of a column dmos, as KADID-10k's")
     known = command.add_argument_group("... or a data set as it is distributed")
-    known.add_argument("--dataset", type=_known, metavar="NAME", help="its name; `python -m shards list` shows them all")
+    known.add_argument("--dataset", type=_public_set, metavar="NAME", help="its name; `python -m shards list` shows them all")
     known.add_argument("--root", type=_path, metavar="DIR", help="the folder it was unpacked to")
 
 
@@ -428,7 +428,7 @@ def _add_ratio(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _known(text: str) -> str:
+def _public_set(text: str) -> str:
     if text in ADAPTERS:
         return text
     near = difflib.get_close_matches(text.casefold(), ADAPTERS, 3, 0.5)

@@ -40,8 +40,8 @@ if [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ]; then
     trap 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' USR1
 fi
 
+export SLURM_EXPORT_ENV=ALL # this environment, whatever sbatch was told to hand on
 # An option --workers of the user comes last and wins.
-export SLURM_EXPORT_ENV=ALL # whatever sbatch was told to hand on
 srun --ntasks=1 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" "$bin/python" -m shards build \
     --share "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" --workers "$cores" "$@" &
 step=$!

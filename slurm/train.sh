@@ -183,7 +183,7 @@ take_back # it may have come after the last step
 # status.json tells how it ended, not the exit code: torchrun turns every code into 1. One that this turn has not touched is of
 # an earlier turn: either it had ended well and there was nothing to do, or this turn did not begin.
 status=failed reason="the training did not begin; the log says why"
-about() {
+status_and_reason() {
     "${container[@]}" "$bin/python" -c '
 import json, sys
 about = json.load(open(sys.argv[1]))
@@ -192,9 +192,9 @@ print(about["status"], about["reason"].splitlines()[0], sep="\n")' "$status_file
 if grep -q "another job is writing here" <<<"$(this_turn)"; then
     reason="the run folder is another job's; the log says whose"
 elif [ "$(stat --printf='%i %y' "$status_file" 2>/dev/null || true)" != "$before" ]; then
-    about=$(about)
+    about=$(status_and_reason)
     status=${about%%$'\n'*} reason=${about#*$'\n'}
-elif [ "$code" -eq 0 ] && [[ $(about) =~ ^(finished|stopped) ]]; then
+elif [ "$code" -eq 0 ] && [[ $(status_and_reason) =~ ^(finished|stopped) ]]; then
     status=finished reason="in an earlier job"
 elif [[ $(scontrol show job "$this_job") =~ PreemptTime=[0-9] ]]; then # for this turn; otherwise it is None
     status=unfinished reason="asked to stop by SIGTERM, a preemption, before it began"

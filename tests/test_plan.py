@@ -153,6 +153,10 @@ def test_the_advised_passes_are_the_fewest_that_make_a_training(noise: Path, epo
         ({"loss": {"rank_margin": 3}}, "loss.rank_margin does nothing while"),
         ({"loss": {"rank_weight": 1, "fidelity_truth": "soft"}}, "loss.fidelity_truth does nothing for a hinge"),
         ({"loss": {"rank_weight": 1, "rank_kind": "fidelity", "rank_margin": 3}}, "loss.rank_margin does nothing for the fidelity loss"),
+        (
+            {"loss": {"rank_weight": 1, "rank_kind": "fidelity", "rank_margin_unit": "std"}},
+            "loss.rank_margin_unit does nothing for the fid",
+        ),
         ({"loss": {"smooth_l1_beta": 5}}, "loss.smooth_l1_beta does nothing for loss.regression=l1"),
         ({"loss": {"rank_weight": 1}}, "loss.rank_level=image is the same as patch while"),
         ({"loss": {"regression_level": "image"}}, "loss.regression_level=image is the same as patch while"),
