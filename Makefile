@@ -22,7 +22,7 @@ apt_install = { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get ins
 
 help:
 	@echo "make demo     photographs -> shards -> a training on two processes -> one test; about 4 minutes on 2 cores"
-	@echo "make test     the tests, but for those of the two lines below; about 12 minutes on 2 cores"
+	@echo "make test     the tests, but for those of the two lines below; about 8 minutes on 2 cores"
 	@echo "make test-faults  runs that are killed, stopped and starved at random moments; about 17 minutes on 2 cores; FAULT_ROUNDS=100 for more"
 	@echo "make test-slurm  slurm/*.sh on a real Slurm of three nodes on this machine, and launch/elastic.sh; needs root and Debian; about 9 minutes on 2 cores"
 	@echo "make lint     ruff, mypy and shellcheck"
@@ -45,7 +45,7 @@ demo: $(INSTALLED)
 		data.shards=$(DEMO)/shards run.folder=$(DEMO)/run
 
 test: $(INSTALLED)
-	@echo "== the tests, but for make test-faults and make test-slurm: about 12 minutes on 2 cores"
+	@echo "== the tests, but for make test-faults and make test-slurm: about 8 minutes on 2 cores"
 	$(BIN)/python -m pytest --numprocesses $(TESTS_AT_A_TIME) --dist worksteal --durations 40
 
 test-faults: $(INSTALLED)
