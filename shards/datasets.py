@@ -26,6 +26,7 @@ CALLED_IMAGE = ("image", "name", "img_name", "image_name", "img_path", "dist_nam
 CALLED_SCORE = ("score", "mos", "gt_score", "dmos", "elo_score")
 CALLED_GROUP = ("group", "ref_name", "hq_name")
 CALLED_PART = ("split", "official_split")
+FLIVE_IMAGE = "img_name/patch_name"  # so pyiqa's table of FLIVE calls it
 
 Entry = TypeVar("Entry")
 Refuse = Callable[[ShardError], None]  # is told what is wrong with a row, which is left out unless that raises
@@ -70,6 +71,11 @@ def read_table(
     Raises ShardError naming the file and row of the first bad row, unless `refuse` takes it.
     """
     records = read_records(table)
+    if FLIVE_IMAGE in records:
+        raise ShardError(
+            f"{table}: has the images of FLIVE and its patches, whose opinions are of different things: copy it into the folder of the "
+            f"pictures, and give --root with that folder and --dataset flive (or flive_patches) instead of a table"
+        )
     image, score = _needed(table, records, CALLED_IMAGE), _needed(table, records, CALLED_SCORE)
     if len(both := [name for name in CALLED_SCORE if name in records]) > 1:
         raise ShardError(f"{table}: has the columns {' and '.join(both)}; keep the one that is the opinion, and rename or delete the other")

@@ -57,16 +57,19 @@ class Root:
         self.path, self.title = path, title
         self._is_right = False  # once a part was found in it, its neighbours are not the root that was meant
 
+    def optional(self, *names: str) -> Path | None:
+        """The first of `names`, files or folders below the root, that is there, or None."""
+        return next((found for name in names if (found := Pictures(self.path).find(name)).exists()), None)
+
     def part(self, *names: str) -> Path:
         """The first of `names`, files or folders below the root, that is there.
 
         Raises ShardError with what was expected and found, the root that has it when it is a level up or down, and the
         archives that lie around.
         """
-        for name in names:
-            if (found := Pictures(self.path).find(name)).exists():
-                self._is_right = True
-                return found
+        if found := self.optional(*names):
+            self._is_right = True
+            return found
         if not self.path.is_dir():
             raise ShardError(f"{self.path}: there is no such folder; point --root at the one that {self.title} was unpacked to")
         beside = sorted(self.path.iterdir())

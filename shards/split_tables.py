@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.datasets import image_id
+from shards.datasets import FLIVE_IMAGE, image_id
 from shards.manifest import PARTS, ShardError, Shards, file_sha256, part_number, pieces_sha256
 from shards.rows import Row, Rows
 from shards.shard_file import explained
@@ -192,6 +192,10 @@ def _columns(file: Path, header: Sequence[str], name: str | None) -> dict[str, s
 def _record_of_each_image(file: Path, table: Table, rows: Rows, practice: re.Pattern[str] | None) -> dict[str, Record]:
     """The record of every image, by id. Raises ShardError for images that are unknown, stand there twice, or are missing."""
     column = next((column for column in _IMAGE_COLUMNS if column in table), None)
+    if FLIVE_IMAGE in table:
+        raise ShardError(
+            f"{file}: is read by `shards build --dataset flive`, images and patches apart: copy it into the folder of the pictures"
+        )
     if column is None:
         raise ShardError(f"{file}: lacks a column with the images, such as id or image; it has: {', '.join(table.columns)}")
     ids, id_of = set(rows.ids()), _ids_by_name(rows)

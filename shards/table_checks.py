@@ -65,6 +65,8 @@ def _counts(data_set: DataSet) -> Iterator[Finding]:
         )
     stated = Counter(row.part for row in data_set.rows)
     parts = tuple(stated[part] for part in PARTS)
+    if known and known.parts[1:2] == (0,):  # published without the number of val, which is of train
+        parts = (parts[0] + parts[1], 0, parts[2])
     if known and len(data_set.rows) == known.images and any(parts) and known.parts not in ((), parts):
         yield Finding(
             "warning",
@@ -289,6 +291,13 @@ def _known_traps(data_set: DataSet) -> Iterator[Finding]:
             "none of them in a set that is tested on, or a backbone trained on",
             "compare with such a set: --against NAME=DIR",
         )
+        if not any(row.part == "val" for row in data_set.rows):
+            yield Finding(
+                "note",
+                "FLIVE without the val that its makers chose",
+                "labels=640_padded.csv beside the other tables; its column is_valid says which images are val",
+                "download it from where labels640.csv is, or a val is cut out of train, which others do not have",
+            )
 
 
 def turned_round(data_set: DataSet) -> tuple[str, str, str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -100,6 +101,27 @@ def flive(root: Path) -> None:
     write_csv(root / "labels_patch.csv", ["name", "mos"], [[name, 35 + 1.5 * number] for number, name in enumerate(patches)])
     tested = [[name, 40 + 3.5 * number, 800, 600] for number, name in enumerate(names) if number in (3, 8)]
     write_csv(root / "labels640.csv", ["name_image", "mos_image", "width_image", "height_image"], tested)
+
+
+def flive_validation(root: Path) -> None:
+    """The makers' table of the pictures that are not tested, and which of them are val."""
+    rows = [[row[0], row[1], number in (2, 5)] for number, row in enumerate(rows_of(root / "labels_image.csv")) if number not in (3, 8)]
+    write_csv(root / "labels=640_padded.csv", ["name_image", "mos_image", "is_valid"], rows)
+
+
+def flive_of_pyiqa(root: Path) -> None:
+    """pyiqa's table in place of the makers': images, then patches, and the numbers of the parts."""
+    images, patches = (rows_of(root / f"labels_{of}.csv") for of in ("image", "patch"))
+    part = {name: {3: 2, 8: 2, 2: 1, 5: 1}.get(number, 0) for number, (name, _) in enumerate(images)}
+    rows = [[name, mos, part[re.sub(r"_patch_\d.jpg", "", name)]] for name, mos in (*images, *patches)]
+    for table in root.glob("labels*.csv"):
+        table.unlink()
+    write_csv(root / "meta_info_FLIVEDataset.csv", ["img_name/patch_name", "mos", "split"], rows)
+
+
+def rows_of(table: Path) -> list[list[str]]:
+    with table.open() as file:
+        return list(csv.reader(file))[1:]
 
 
 def uhd_iqa(root: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from openpyxl import load_workbook
 from photographs import crop
 from PIL import Image
-from public_sets import MAKERS, cells, make, write_csv
+from public_sets import MAKERS, cells, flive_of_pyiqa, flive_validation, make, write_csv
 from scipy.io import savemat
 
 from shards.__main__ import main
@@ -215,6 +216,18 @@ def test_flives_pictures_may_lie_in_the_folder_that_their_makers_fill(tmp_path: 
         (tmp_path / folder).rename(tmp_path / "database" / folder)
     for name in ("flive", "flive_patches"):
         assert all(row.file.is_file() and "database" in row.file.parts for row in read(name, tmp_path).rows)
+
+
+@pytest.mark.parametrize("change", [flive_validation, flive_of_pyiqa])
+@pytest.mark.parametrize("name", ["flive", "flive_patches"])
+def test_flives_val_is_the_one_that_its_makers_chose(name: str, change: Callable[[Path], object], tmp_path: Path) -> None:
+    without = read(name, make(name, tmp_path)).rows
+    change(tmp_path)
+    chosen = {"JPEGImages__2008_0002", "motion_0005"}
+    assert list(read(name, tmp_path).rows) == [
+        replace(row, part="val" if row.group in chosen else row.part, where=told.where)
+        for row, told in zip(without, read(name, tmp_path).rows, strict=True)
+    ]
 
 
 def test_a_short_row_of_bid_leaves_the_others_as_they_are(tmp_path: Path) -> None:
@@ -497,6 +510,21 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "flive_patches",
         edit("labels640.csv", "motion_0003", "motion_9903"),
         r"labels640.csv, line 2: 'blur_dataset/motion_9903.jpg' has no row in labels_image.csv that can be read; unpack both again",
+    ),
+    "a picture in test and in val": (
+        "flive",
+        lambda root: (flive_validation(root), edit("labels=640_padded.csv", "motion_0005", "motion_0003")(root)),
+        r"labels=640_padded.csv, line 6: 'blur_dataset/motion_0003.jpg' is in test too, by .*/labels640.csv, line 2; unpack both again",
+    ),
+    "a word that is neither True nor False": (
+        "flive_patches",
+        lambda root: (flive_validation(root), edit("labels=640_padded.csv", "True", "yes")(root)),
+        r"labels=640_padded.csv, line 4, column is_valid: 'yes' is neither True nor False; download the table again",
+    ),
+    "a part without a number": (
+        "flive",
+        lambda root: (flive_of_pyiqa(root), edit("meta_info_FLIVEDataset.csv", ",1\n", ",val\n")(root)),
+        r"meta_info_FLIVEDataset.csv, line 4, column split: 'val' is none of 0, 1 and 2, for train, val and test; download the table again",
     ),
     "a picture of no part": (
         "koniq10k",

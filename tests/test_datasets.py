@@ -106,6 +106,10 @@ def test_an_id_is_the_path_without_its_suffix_fit_for_a_webdataset_key(name: str
     [
         ("", "scores.csv: has no rows"),
         ("image,score\n", "scores.csv: has no rows"),
+        (
+            "img_name/patch_name,mos,split\na.png,3,0\n",
+            r"scores.csv: has the images of FLIVE and its patches.* give --root .*--dataset flive ",
+        ),
         ("picture,score\na.png,3\n", r"scores.csv: lacks a column image \(or name, .*\); it has: picture, score; rename the one"),
         (
             "image,rating\na.png,3\n",

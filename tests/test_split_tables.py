@@ -204,6 +204,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "two test images": (table(["train"] * 17 + ["val"] * 2 + ["test"]), r"column part: 'test' would have 2 image.* at least 3; put more"),
     "two val images": (table(["train"] * 17 + ["val"] + ["test"] * 2), r"column part: 'val' would have 2 image.* at least 3; put more"),
     "a val too small to be cut": (table(["train"] * 2 + ["test"] * 18), r"column part: 'val' would have 2 image"),
+    "pyiqa's table of FLIVE": (table(GOOD, first="img_name/patch_name"), r"mine.csv: is read by `shards build --dataset flive`, .* apart"),
     "no column of images": (table(GOOD, first="photograph"), r"mine.csv: lacks a column with the images, .*; it has: photograph, part"),
     "no column of parts": (table(GOOD, second="fold"), r"mine.csv: lacks a column part, or one with 'split' in its name; it has: id, fold"),
     "one split in two columns": (

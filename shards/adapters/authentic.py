@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
 
 from shards.adapters.adapter import Adapter, Found
-from shards.datasets import OtherTableError, each, faults_in, image_id, row_of
+from shards.datasets import FLIVE_IMAGE, OtherTableError, each, faults_in, image_id, row_of
 from shards.folders import Pictures, Root
-from shards.manifest import Label, ShardError
+from shards.manifest import PARTS, Label, ShardError
 from shards.photographs import SUFFIXES
 from shards.rows import Row
 from shards.tables import Record, number_in, read_csv, read_mat, read_mat_texts, read_places, read_sheet
 
+FLIVE_OF_PYIQA = "meta_info_FLIVEDataset.csv"
 _OF_A_PATCH = re.compile(r"_patch_\d+\.\w+$")  # the makers append it to the whole name of the picture
 
 
@@ -88,35 +90,71 @@ def _bid(root: Root, _: str) -> Found:
 
 
 def _flive(root: Root, _: str) -> Found:
-    return _flive_rows(root, "labels_image.csv")
+    return _flive_rows(root, patches=False)
 
 
 def _flive_patches(root: Root, _: str) -> Found:
     """A patch is of the content, and on the side, of the picture that it was cut from."""
-    return _flive_rows(root, "labels_patch.csv")
+    return _flive_rows(root, patches=True)
 
 
-def _flive_rows(root: Root, labels: str) -> Found:
-    table, test_table, image_table = root.part(labels), root.part("labels640.csv"), root.part("labels_image.csv")
-    tested, known = dict[str, Record](), set[str]()
-    faults = faults_in(read_csv(test_table, ("name_image",)), lambda record: tested.update({_flive_content(record["name_image"]): record}))
-    others = faults_in(read_csv(image_table, ("name",)), lambda record: known.add(_flive_content(record["name"])))
-    if table != image_table:  # else they are told with the rows
+def _flive_rows(root: Root, patches: bool) -> Found:
+    """From the makers' tables, or else from pyiqa's, which has images and patches with opinions and parts."""
+    tests = root.part("labels640.csv", FLIVE_OF_PYIQA)
+    if tests.name.casefold() == FLIVE_OF_PYIQA.casefold():
+        whole = read_csv(tests, (FLIVE_IMAGE, "mos", "split"))
+        rows = each(whole, _flive_row(root, FLIVE_IMAGE, lambda record, _: _numbered_part(record)))
+        return tests, (row for row in rows if isinstance(row, ShardError) or bool(_OF_A_PATCH.search(row.file.name)) == patches)
+    images = root.part("labels_image.csv")
+    table = root.part("labels_patch.csv") if patches else images
+    validation = root.optional("labels=640_padded.csv", "labels<=640_padded.csv")
+    known, stated = set[str](), dict[str, tuple[str, Record]]()  # the part of each content that a table puts into one
+
+    def state(record: Record, part: str) -> None:
+        content = _flive_content(record["name_image"])
+        if stated.setdefault(content, (part, record))[0] != part:
+            raise ShardError(f"{record.where}: '{record['name_image']}' is in test too, by {stated[content][1].where}; unpack both again")
+
+    faults = faults_in(read_csv(tests, ("name_image",)), lambda record: state(record, "test"))
+    if validation:
+        faults += faults_in(
+            read_csv(validation, ("name_image", "is_valid")), lambda record: state(record, "val") if _is_valid(record) else None
+        )
+    others = faults_in(read_csv(images, ("name",)), lambda record: known.add(_flive_content(record["name"])))
+    if patches:  # else they are told with the rows
         faults += others
-    places = [Pictures(table.parent / folder) for folder in (".", "database", "patches", "database/patches")]
-
-    def row(record: Record) -> Row:
-        content = _flive_content(record["name"])
-        folder = next((place for place in places if place.find(record["name"]).is_file()), places[0])
-        part = "test" if content in tested else "train"
-        return row_of(record, "name", "mos", folder, group=content, part=part)
-
     strangers = (  # the images that are meant would be trained on
-        OtherTableError(f"{record.where}: '{record['name_image']}' has no row in {image_table.name} that can be read; unpack both again")
-        for content, record in tested.items()
+        OtherTableError(f"{record.where}: '{record['name_image']}' has no row in {images.name} that can be read; unpack both again")
+        for content, (_, record) in stated.items()
         if content not in known
     )
+    row = _flive_row(root, "name", lambda _, content: stated[content][0] if content in stated else "train")
     return table, chain(faults, each(read_csv(table, ("name", "mos")), row), strangers)
+
+
+def _flive_row(root: Root, name: str, part: Callable[[Record, str], str]) -> Callable[[Record], Row]:
+    """The row of a record of any of FLIVE's tables; `part` is told the record and its content."""
+    places = [Pictures(root.path / folder) for folder in (".", "database", "patches", "database/patches")]
+
+    def row(record: Record) -> Row:
+        folder = next((place for place in places if place.find(record[name]).is_file()), places[0])
+        content = _flive_content(record[name])
+        return row_of(record, name, "mos", folder, group=content, part=part(record, content))
+
+    return row
+
+
+def _is_valid(record: Record) -> bool:
+    if (said := record["is_valid"]).casefold() not in ("true", "false"):
+        raise ShardError(f"{record.where}, column is_valid: '{said}' is neither True nor False; download the table again")
+    return said.casefold() == "true"
+
+
+def _numbered_part(record: Record) -> str:
+    """The part of a row of pyiqa's table, which numbers them."""
+    if (said := record["split"]) not in ("0", "1", "2"):
+        raise ShardError(f"{record.where}, column split: '{said}' is none of 0, 1 and 2, for train, val and test; download the table again")
+    return PARTS[int(said)]
 
 
 def _flive_content(name: str) -> str:
@@ -198,9 +236,9 @@ AUTHENTIC = (
         (Label("MOS", 0.0, 100.0, True),),
         images=39_810,
         contents=None,
-        on_disk="labels_image.csv, labels640.csv, and the folders that labels_image.csv names (or in database/)",
-        protocol="official train/test; val is not official",
-        ask="https://github.com/niu-haoran/FLIVE_Database; labels640.csv: https://github.com/baidut/PaQ-2-PiQ",
+        on_disk="labels_image.csv, labels640.csv, labels=640_padded.csv for the official val (or pyiqa's table), pictures",
+        protocol="official train/val/test",
+        ask="https://github.com/niu-haoran/FLIVE_Database; *640*.csv: https://github.com/baidut/PaQ-2-PiQ",
         parts=(37_983, 0, 1_827),
     ),
     Adapter(
@@ -210,9 +248,9 @@ AUTHENTIC = (
         (Label("MOS", 0.0, 100.0, True),),
         images=119_430,
         contents=39_810,
-        on_disk="labels_patch.csv, labels_image.csv, labels640.csv, and the folders that they name, or those in patches/",
-        protocol="official train/test; val is not official",
-        ask="https://github.com/niu-haoran/FLIVE_Database; labels640.csv: https://github.com/baidut/PaQ-2-PiQ",
+        on_disk="labels_patch.csv and what flive needs (or pyiqa's table alone), patches (or in patches/)",
+        protocol="official train/val/test",
+        ask="https://github.com/niu-haoran/FLIVE_Database; *640*.csv: https://github.com/baidut/PaQ-2-PiQ",
     ),
     Adapter(
         "uhd_iqa",
