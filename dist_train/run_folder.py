@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dist_train import ranks, run_lock
 from dist_train.config import Config, load_config, save_config
 from dist_train.errors import ConfigError
@@ -135,7 +137,8 @@ def record_failure(folder: Path, error: BaseException) -> None:
 
 
 def refuse_other_settings(path: Path, config: Config) -> None:
-    """Raises ConfigError when the config saved at `path`, of a run, asks for another result than `config`."""
+    """Raises ConfigError when the config saved at `path`, of a run, asks for another result than `config`, or was damaged."""
+    _refuse_damaged_settings(path)
     before, now = _flat(load_config(path)), _flat(config)
     changed = [
         f"{key} was {before.get(key)}, is {now.get(key)}"
@@ -150,6 +153,22 @@ def refuse_other_settings(path: Path, config: Config) -> None:
             f"{path.parent}: holds a run with other settings ({'; '.join(changed)}); "
             f"choose another run.folder, or give the same settings to go on"
         )
+
+
+def _refuse_damaged_settings(path: Path) -> None:
+    """A run saves every section. What is left of a file must not be taken for the defaults."""
+    try:
+        lost = {*Config.model_fields} - {*(yaml.safe_load(path.read_bytes()) or {})}
+    except (yaml.YAMLError, TypeError) as error:
+        raise ConfigError(_damaged(path, " ".join(str(error).split()))) from error
+    if lost:
+        raise ConfigError(_damaged(path, f"it lacks {', '.join(sorted(lost))}"))
+
+
+def _damaged(path: Path, how: str) -> str:
+    whole = path.parent / "best" / "config.yaml"
+    mend = f"copy {whole} over it" if whole.is_file() else "write the settings that the run began with into it"
+    return f"{path}: was damaged ({how}); {mend}, and the run goes on, or choose another run.folder"
 
 
 def _flat(config: Config) -> dict[str, Any]:

@@ -63,6 +63,23 @@ def test_a_damaged_status_is_named_with_what_to_do(shards: Path, folder: Path, c
     assert enter_run_folder(plan) is True
 
 
+@pytest.mark.parametrize("content", [b"", b"\0" * 500, b"data: {", b"[]", b"7", b"run: {folder: a}\n", b"\xff\xfe"])
+def test_damaged_settings_are_not_taken_for_others(shards: Path, folder: Path, content: bytes) -> None:
+    plan = plan_of(shards, folder)
+    enter_run_folder(plan)
+    settings, copy = folder / "config.yaml", folder / "best" / "config.yaml"
+    whole = settings.read_bytes()
+    settings.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"config\.yaml: was damaged .*; write the settings that the run began with into it"):
+        enter_run_folder(plan)
+    copy.parent.mkdir()
+    copy.write_bytes(whole)
+    with pytest.raises(ConfigError, match=rf"config\.yaml: was damaged .*; copy {copy} over it, and the run goes on"):
+        enter_run_folder(plan)
+    settings.write_bytes(whole)
+    assert enter_run_folder(plan) is True
+
+
 def test_a_failed_run_goes_on(shards: Path, folder: Path) -> None:
     enter_run_folder(plan_of(shards, folder))
     record_failure(folder, RuntimeError("the disk was full"))
