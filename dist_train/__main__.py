@@ -98,6 +98,13 @@ def _folder(options: argparse.Namespace) -> None:
     print(config.run.folder)
 
 
+def _nodes(options: argparse.Namespace) -> None:
+    from dist_train.plan import most_nodes
+
+    config = load_config(options.config, options.settings)
+    print(most_nodes(config, options.at_most, options.processes_per_node))
+
+
 def _fetch(options: argparse.Namespace) -> None:
     from dist_train.backbone import features_only
     from dist_train.pretrained import load_pretrained
@@ -217,6 +224,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N,N",
         help="and refuse what could not train, or go on, in it on each of these numbers of processes",
     )
+
+    command = _add(commands, "nodes", _nodes, "print on how many nodes at most the run can go on, for scripts")
+    _take_config(command)
+    command.add_argument("--at-most", type=int, required=True, metavar="N", help="of so many nodes")
+    command.add_argument("--processes-per-node", type=int, required=True, metavar="N", help="with so many processes on each")
 
     command = _add(commands, "fetch", _fetch, "download the pretrained weights ahead, where there is internet")
     _take_config(command)

@@ -78,6 +78,18 @@ class Plan:
         return historical_rates(config.history, config.optim, step, self.steps_per_epoch, config.train.epochs)
 
 
+def most_nodes(config: Config, at_most: int, processes_per_node: int) -> int:
+    """The greatest number of nodes, `at_most` at most, on which the run can be planned; raises the ConfigError of all of them for none."""
+    refusals: list[ConfigError] = []
+    for nodes in range(at_most, 0, -1):
+        try:
+            make_plan(config, nodes * processes_per_node)
+            return nodes
+        except ConfigError as refusal:
+            refusals.append(refusal)
+    raise refusals[0]
+
+
 def make_plan(config: Config, world: int, device: str | None = None) -> Plan:
     """Opens the data and derives the numbers. Raises ConfigError or ShardError for what cannot work.
 

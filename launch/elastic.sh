@@ -93,8 +93,27 @@ if [ -e "$folder/status.json" ]; then
     case $status in finished | "stopped early") say "run $status ($reason), in an earlier session"; exit 0 ;; esac
 fi
 
+# Who is there already listens at PORT as a key-value store, which answers. Any other program there would keep torchrun waiting for ever. A
+# store that is just ending does not answer either: that is why it is asked twice.
+port=${PORT:-29500}
+# shellcheck disable=SC2016 # the other bash reads $0 and $1
+listens() { timeout 10 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$FIRST_HOST" "$port" 2>/dev/null; }
+is_a_store() {
+    "${python[@]}" -c '
+import signal, sys
+from datetime import timedelta
+from torch.distributed import TCPStore
+signal.alarm(10)  # where nothing is answered its own timeout does not help
+TCPStore(sys.argv[1], int(sys.argv[2]), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))' "$FIRST_HOST" "$port" 2>/dev/null
+}
+meeting_is_free() { ! listens || is_a_store; }
+meeting_is_free || { sleep 5 && meeting_is_free; } || {
+    say "not begun: another program listens at port $port of $FIRST_HOST; give all hosts the line with another PORT" >&2
+    exit 1
+}
+
 # The name of the group of hosts keeps runs apart that meet at the same port. Each process leaves here why it failed, if it was the first.
-id=$(cksum <<<"$folder $FIRST_HOST:${PORT:-29500}" | cut -d ' ' -f 1)
+id=$(cksum <<<"$folder $FIRST_HOST:$port" | cut -d ' ' -f 1)
 errors=$(mktemp -d)
 trap 'rm -rf "$errors"' EXIT
 saved=$(checkpoints) restarts=0
@@ -106,7 +125,7 @@ while [ "$asked" = no ]; do
     # one that comes later makes every torchrun start its processes anew. It starts nothing anew by itself after a failure
     # (--max-restarts=0): what follows from one is decided below, alike whether a process, a host or FIRST_HOST was lost.
     setsid "${python[@]}" -m torch.distributed.run --nnodes="$hosts" --nproc-per-node="$processes" --max-restarts=0 \
-        --rdzv-backend=c10d --rdzv-endpoint="$FIRST_HOST:${PORT:-29500}" --rdzv-id="$id" --rdzv-conf=last_call_timeout=5 --log-dir="$errors" \
+        --rdzv-backend=c10d --rdzv-endpoint="$FIRST_HOST:$port" --rdzv-id="$id" --rdzv-conf=last_call_timeout=5 --log-dir="$errors" \
         --module dist_train train --fail-if-unfinished "$config" "data.workers=$workers" "$@" run.processes=null &
     agent=$!
     if [ "$asked" = yes ]; then leave; fi # it came before torchrun had a number

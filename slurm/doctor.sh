@@ -25,28 +25,15 @@ set -u
 
 [ $# -ge 1 ] || { echo "usage: sbatch slurm/doctor.sh CONFIG [key=value ...]" >&2; exit 2; }
 patience=${PATIENCE:-120}
-processes=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
-# Of nodes with different numbers of cores the least: 8(x2),4 is two nodes of 8 and one of 4.
-cores=${SLURM_CPUS_PER_TASK:-$(tr ',' '\n' <<<"${SLURM_JOB_CPUS_PER_NODE:-1}" | sed 's/(.*//' | sort --numeric-sort | sed -n 1p)}
+# shellcheck source=slurm/allocation.sh
+source slurm/allocation.sh
+take_nodes "$SLURM_JOB_NUM_NODES"
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
-hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-first=${hosts%%$'\n'*}
-world=$((SLURM_JOB_NUM_NODES * processes))
-if [ "$cores" -lt $((2 * processes)) ]; then
-    echo "== job $SLURM_JOB_ID: $cores core(s) of a node are little for $processes process(es) and their loader workers; sbatch --cpus-per-task asks for more" >&2
-fi
-
-# As in slurm/train.sh.
-unset SLURM_CPUS_PER_GPU SLURM_GPUS_PER_TASK SLURM_GPUS_PER_SOCKET SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_TRES SLURM_NTASKS_PER_NODE SLURM_TRES_PER_TASK
-export SLURM_EXPORT_ENV=ALL
-port=$((10000 + SLURM_JOB_ID % 20000))
-while (exec 3<>"/dev/tcp/localhost/$port" || exec 3<>"/dev/tcp/$first/$port") 2>/dev/null; do port=$((port + 1)); done
 
 # As in slurm/train.sh. Each node says that it is there, so that one which hangs is known by its silence.
-one_per_node=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"})
 code=0
 # shellcheck disable=SC2016 # each node's own shell reads $SLURMD_NODENAME
-srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" \
+srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 "${srun_options[@]}" "${container[@]}" \
     bash -c 'echo "== $SLURMD_NODENAME is here" && exec "$@"' here \
     "${VENV:-.venv}/bin/torchrun" --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
     --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.doctor" \

@@ -5,7 +5,8 @@
 #
 # To be submitted from the root of the repository. --cpus-per-task is the cores of a node, for all its processes and their loader
 # workers; many sites give one otherwise. The job may be preempted, reach its time limit or lose a node: it goes back into the queue and
-# on from its checkpoint, on as many nodes as it then gets (--nodes=1-4, where each number of processes divides train.global_batch).
+# on from its checkpoint, on as many nodes as it then gets (--nodes=1-4), but for those whose processes train.global_batch does not divide
+# among: of three nodes it may take two.
 # These variables change it:
 #
 #   VENV                the virtual environment (.venv)
@@ -124,10 +125,10 @@ silent_nodes() {
     { grep -vxF "$here" <<<"$hosts" || true; } | paste -sd ' '
 }
 
+# shellcheck source=slurm/allocation.sh
+source slurm/allocation.sh
+
 # Half of a process's cores read patches ahead, four at most; the others compute. A setting of the user comes later and wins.
-processes=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
-# Of nodes with different numbers of cores the least: 8(x2),4 is two nodes of 8 and one of 4.
-cores=${SLURM_CPUS_PER_TASK:-$(tr ',' '\n' <<<"${SLURM_JOB_CPUS_PER_NODE:-1}" | sed 's/(.*//' | sort --numeric-sort | sed -n 1p)}
 share=$((cores > processes ? cores / processes : 1))
 workers=$((share < 4 ? 1 : share < 8 ? share / 2 : 4))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > workers ? share - workers : 1))}
@@ -138,35 +139,27 @@ export TORCH_FR_BUFFER_SIZE=2000 TORCH_FR_DUMP_ON_TIMEOUT=1 TORCH_FR_DUMP_TEMP_F
 # After TERM torchrun kills its processes in 30 s; Slurm's own KillWait or GraceTime decides how long a last save may take.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
 
-# All processes meet on the first node. The node list is quoted: unquoted, its brackets would be a file pattern. Ports from
-# 32768 on are those that the kernel gives away.
-hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-first=${hosts%%$'\n'*} # no `head`: it would end before a long list does, and this script with it
-port=$((10000 + SLURM_JOB_ID % 20000))
-# This shell runs on the first node: where somebody listens already, torchrun would wait for an answer for ever.
-while (exec 3<>"/dev/tcp/localhost/$port" || exec 3<>"/dev/tcp/$first/$port") 2>/dev/null; do
-    echo "== job $SLURM_JOB_ID: port $port of $first is taken, so the next one is tried" >&2
-    port=$((port + 1))
-done
-world=$((SLURM_JOB_NUM_NODES * processes))
-echo "== job $SLURM_JOB_ID, restart $restarts: $world processes, $processes on each of $SLURM_JOB_NODELIST;" \
-    "$OMP_NUM_THREADS thread(s) and $workers loader worker(s) each; run folder $folder"
-if [ "$cores" -lt $((2 * processes)) ]; then
-    echo "== job $SLURM_JOB_ID: $cores core(s) of a node are little for $processes process(es) and their loader workers; sbatch --cpus-per-task asks for more" >&2
+# A job that was given another number of nodes goes on on as many of them as it can; on how many it begins is the user's choice. When the
+# answer cannot be had, the training itself says why.
+nodes=$SLURM_JOB_NUM_NODES taken=$SLURM_JOB_NODELIST
+if [ "$restarts" -gt 0 ] && [ "$nodes" -gt 1 ]; then
+    nodes=$("${container[@]}" "$bin/python" -m dist_train nodes --at-most "$nodes" --processes-per-node "$processes" "$config" "$@") || nodes=$SLURM_JOB_NUM_NODES
+    if [ "$nodes" -lt "$SLURM_JOB_NUM_NODES" ]; then
+        echo "== job $SLURM_JOB_ID: $nodes of $taken are taken, because the run cannot go on on all with $processes process(es) on each"
+        hosts=$(sed "${nodes}q" <<<"$hosts")
+        taken=$(scontrol show hostlist "$(paste -sd , <<<"$hosts")")
+    fi
 fi
+take_nodes "$nodes"
+echo "== job $SLURM_JOB_ID, restart $restarts: $world processes, $processes on each of $taken;" \
+    "$OMP_NUM_THREADS thread(s) and $workers loader worker(s) each; run folder $folder"
 
-# srun takes from the environment how sbatch was asked, and refuses some of it for a step of one task per node. This one has all cores and
-# GPUs of the job, whatever they were asked by, and this environment, whatever sbatch was told to hand on (--export=NONE).
-unset SLURM_CPUS_PER_GPU SLURM_GPUS_PER_TASK SLURM_GPUS_PER_SOCKET SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_TRES SLURM_NTASKS_PER_NODE SLURM_TRES_PER_TASK
-export SLURM_EXPORT_ENV=ALL
-# One launcher per node. It is srun that is told, not sbatch: there --ntasks-per-node would make one node of --nodes=1-4.
-one_per_node=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"})
-# When one fails the others end too (--kill-on-bad-exit), and when one has ended well they have a minute.
-# The turn is part of the meeting's name, so that nothing left over from the last one can come to it. Each node says that it is there: one
+# One launcher per node; all meet on the first. When one fails the others end too (--kill-on-bad-exit), and when one has ended well they have
+# a minute. The turn is part of the meeting's name, so that nothing left over from the last one can come to it. Each node says that it is there: one
 # that hangs before its ranks can speak is known by its silence.
 # shellcheck disable=SC2016 # each node's own shell reads $SLURMD_NODENAME
-srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 --cpus-per-task="$cores" "${srun_options[@]}" "${container[@]}" \
-    bash -c 'echo "== $SLURMD_NODENAME is here" && exec "$@"' here "$bin/torchrun" --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
+srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 "${srun_options[@]}" "${container[@]}" \
+    bash -c 'echo "== $SLURMD_NODENAME is here" && exec "$@"' here "$bin/torchrun" --nnodes="$nodes" --nproc-per-node="$processes" \
     --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.$restarts" --rdzv-conf="join_timeout=600,read_timeout=600" \
     --module dist_train train "$config" "data.workers=$workers" "$@" "run.processes=$world" &
 step=$!

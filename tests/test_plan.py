@@ -18,7 +18,7 @@ from dist_train.collection import Collection, Member, Scale
 from dist_train.config import Config
 from dist_train.errors import ConfigError
 from dist_train.order import Order
-from dist_train.plan import Plan, describe_plan, irreproducible, make_plan
+from dist_train.plan import Plan, describe_plan, irreproducible, make_plan, most_nodes
 from shards.__main__ import main as build_shards
 from shards.manifest import Label, ShardError
 
@@ -64,6 +64,18 @@ def test_a_batch_that_does_not_divide_among_the_processes_is_refused_with_sizes_
 ) -> None:
     with pytest.raises(ConfigError, match=rf"train\.global_batch={batch} does not divide among {world} processes; use {fitting}, or"):
         make_plan(config_of(shards, train={"global_batch": batch}), world)
+
+
+@pytest.mark.parametrize(("batch", "at_most", "per_node", "found"), [(8, 3, 1, 2), (8, 4, 1, 4), (8, 3, 4, 2), (9, 4, 1, 3), (8, 1, 8, 1)])
+def test_of_more_nodes_than_the_batch_divides_among_the_most_are_taken(
+    shards: Path, batch: int, at_most: int, per_node: int, found: int
+) -> None:
+    assert most_nodes(config_of(shards, train={"global_batch": batch}), at_most, per_node) == found
+
+
+def test_where_no_number_of_nodes_will_do_it_is_said_why(shards: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.global_batch=8 does not divide among 9 processes"):
+        most_nodes(config_of(shards), 3, 3)
 
 
 def test_more_patches_than_are_stored_are_refused(shards: Path) -> None:

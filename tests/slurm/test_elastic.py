@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -184,6 +185,14 @@ def test_numbers_of_hosts_on_which_the_training_could_not_go_on_are_refused(shar
 def test_a_run_that_has_finished_is_not_waited_for(unbroken: Path, shards: Path) -> None:
     ((code, said, error),) = here(unbroken, shards, FIRST_HOST="long-gone.invalid")
     assert code == 0 and "run finished (all 3 epochs are done), in an earlier session" in said, said + error
+
+
+def test_another_program_at_the_port_is_told_of(shards: Path, tmp_path: Path) -> None:
+    with socket.create_server(("localhost", 0)) as mute:
+        port = mute.getsockname()[1]
+        ((code, said, error),) = here(tmp_path / "run", shards, PORT=str(port))
+    assert code == 1 and f"another program listens at port {port} of localhost; give all hosts the line with another PORT" in error, said
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_another_job_has_is_left_to_it(shards: Path, tmp_path: Path) -> None:

@@ -10,7 +10,23 @@ from pathlib import Path
 import pytest
 from cluster import Cluster, Job
 from runs import assert_equal_up_to_rounding, largest_difference, status, weights
-from trainings import LAST, LIMIT, RUN, SAVES_OFTEN, TWO, ranks_on, refuse_secrets, signal, steps, submit, taken, wait_for_step, wait_until
+from trainings import (
+    LAST,
+    LIMIT,
+    RUN,
+    SAVES_AT_THE_END,
+    SAVES_OFTEN,
+    TWO,
+    make_room,
+    ranks_on,
+    refuse_secrets,
+    signal,
+    steps,
+    submit,
+    taken,
+    wait_for_step,
+    wait_until,
+)
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -94,6 +110,24 @@ def test_a_job_that_loses_a_node_goes_on_with_another_and_with_fewer_when_there_
     assert saved in taken(job.log().partition("restart 1: ")[2]), "the second turn saved nothing"
     assert status(folder)["status"] == "finished" and steps(folder) == [*range(1, LAST + 1)]
     assert_equal_up_to_rounding(weights(folder, LAST), weights(unbroken_on(2), LAST))
+
+
+def test_a_job_that_gets_a_number_of_nodes_that_cannot_share_the_batch_goes_on_on_fewer_of_them(
+    cluster: Cluster, unbroken_on: Callable[[int], Path], shards: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    cluster("scontrol", "update", "nodename=n3", "state=drain", "reason=serviced")
+    one_to_three = ("--nodes=1-3", "--cpus-per-task=16")
+    job = submit(cluster, folder, shards, *RUN, *SAVES_AT_THE_END, "data.workers=1", options=one_to_three)
+    wait_for_step(job, folder, 3)
+    cluster("scontrol", "update", "nodename=n3", "state=resume")
+    make_room(cluster, tmp_path / "urgent.log")
+    assert job.wait_until_ended(limit=LIMIT) == ["COMPLETED"], job.log()
+    assert "restart 0: 2 processes, 1 on each of n[1-2];" in job.log()
+    assert "2 of n[1-3] are taken, because the run cannot go on on all with 1 process(es) on each" in job.log()
+    assert "restart 1: 2 processes, 1 on each of n[1-2];" in job.log()
+    assert steps(folder) == [*range(1, LAST + 1)] == sorted(taken(job.log()))
+    assert largest_difference(weights(folder, LAST), weights(unbroken_on(2), LAST)) == 0
 
 
 def test_a_job_that_loses_processes_is_requeued_without_a_new_checkpoint_but_only_so_often(lost: tuple[Job, Path]) -> None:

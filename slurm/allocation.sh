@@ -1,0 +1,41 @@
+# What slurm/train.sh and slurm/doctor.sh, which source this, make of the allocation of their job.
+#
+#   processes     on each node: one per GPU, or PROCESSES_PER_NODE
+#   cores         of a node
+#   hosts, first  the names of the nodes, one a line, and the first of them, on which this shell runs
+#   port          at which all processes meet there
+#
+# and take_nodes N, which sets
+#
+#   world         the number of processes in all, when N nodes are taken
+#   one_per_node  the options of srun for one launcher on each of the first N nodes, with all that the job has of it
+
+# shellcheck shell=bash disable=SC2034 # what is set here is for those scripts
+processes=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
+# Of nodes with different numbers of cores the least: 8(x2),4 is two nodes of 8 and one of 4.
+cores=${SLURM_CPUS_PER_TASK:-$(tr ',' '\n' <<<"${SLURM_JOB_CPUS_PER_NODE:-1}" | sed 's/(.*//' | sort --numeric-sort | sed -n 1p)}
+if [ "$cores" -lt $((2 * processes)) ]; then
+    echo "== job $SLURM_JOB_ID: $cores core(s) of a node are little for $processes process(es) and their loader workers; sbatch --cpus-per-task asks for more" >&2
+fi
+
+# The node list is quoted: unquoted, its brackets would be a file pattern.
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+first=${hosts%%$'\n'*} # no `head`: it would end before a long list does, and this script with it
+
+# Ports from 32768 on are those that the kernel gives away. Where somebody listens already, torchrun would wait for an answer for ever.
+port=$((10000 + SLURM_JOB_ID % 20000))
+while (exec 3<>"/dev/tcp/localhost/$port" || exec 3<>"/dev/tcp/$first/$port") 2>/dev/null; do
+    echo "== job $SLURM_JOB_ID: port $port of $first is taken, so the next one is tried" >&2
+    port=$((port + 1))
+done
+
+# srun takes from the environment how sbatch was asked, and refuses some of it for a step of one task per node. This one has all cores and
+# GPUs of the job, whatever they were asked by, and this environment, whatever sbatch was told to hand on (--export=NONE).
+unset SLURM_CPUS_PER_GPU SLURM_GPUS_PER_TASK SLURM_GPUS_PER_SOCKET SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_TRES SLURM_NTASKS_PER_NODE SLURM_TRES_PER_TASK
+export SLURM_EXPORT_ENV=ALL
+take_nodes() {
+    world=$(($1 * processes))
+    # It is srun that is told, not sbatch: there --ntasks-per-node would make one node of --nodes=1-4.
+    one_per_node=(--nodes="$1" --relative=0 --ntasks="$1" --ntasks-per-node=1 --cpus-per-task="$cores"
+        ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"})
+}
