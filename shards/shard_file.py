@@ -138,9 +138,10 @@ def image_record(picture: Picture, layout: Layout, seed: int) -> tuple[dict[str,
             raise ShardError(f"{row.file}: decodes to {found}, its header says {width}x{height}; save it anew")
     canvas = resize(photograph, *picture.stored)
     corners = patch_boxes(row.id, seed, *picture.stored, layout.patch_size, layout.patches)
+    places = corners.tolist()
     one_by_one = layout.name == "patches"
     stored = cut(canvas, corners, layout.patch_size) if one_by_one else canvas[None]
-    boxes = [[k, 0, 0] if one_by_one else [0, int(y), int(x)] for k, (y, x) in enumerate(corners)]
+    boxes = [[k, 0, 0] if one_by_one else [0, y, x] for k, (y, x) in enumerate(places)]
     record = {
         "id": row.id,
         "opinion": row.opinion,
@@ -153,7 +154,7 @@ def image_record(picture: Picture, layout: Layout, seed: int) -> tuple[dict[str,
         "sha256": hashlib.sha256(content).hexdigest(),
         "patch_size": layout.patch_size,
         "boxes": boxes,
-        "corners": corners.tolist(),
+        "corners": places,
         "codec": layout.codec,
         "shape": stored.shape,
     }
