@@ -3,9 +3,9 @@
 Of one side alone, the figure of the field is told: the median over ten rounds, with each of them.
 
 Each side is a run, or a pattern that matches several, such as the seeds or the splits of one config; a side's figure is then
-the median over its runs, as the field reports it. The images are resampled for all sides alike (a paired bootstrap, see
-`intervals`): how hard the images happen to be is common to both sides and cancels. An image that is in the test part of
-several splits is drawn in all of them together. What the interval tells of is other images, not other seeds.
+the median over its runs, as the field reports it. The images, by what they show, are resampled for all sides alike (a paired
+bootstrap, see `intervals`): how hard the images happen to be is common to both sides and cancels. An image that is in the test part
+of several splits is drawn in all of them together. What the interval tells of is other images, not other seeds.
 
 Runs on several data sets are compared set by set, and by the mean over the sets; each set's images are drawn for themselves.
 """
@@ -23,22 +23,26 @@ from typing import Any
 import numpy as np
 
 from dist_train.errors import ConfigError
-from dist_train.intervals import EQUAL, FEWEST_IMAGES, correlations, interval, resampled_counts, without_rounding
+from dist_train.intervals import EQUAL, FEWEST_IMAGES, correlations, drawn_by_content, interval, resampled_counts, without_rounding
 from dist_train.metrics import agreement
 from dist_train.run_folder import read_status
 
-_OF_CONTENTS = "images are resampled one by one, and several show one content: for other contents expect wider intervals"
+_OLD = "images are resampled one by one, as scores-test.csv does not tell what they show: for other contents expect wider intervals"
 MEAN = "the mean"  # no data set can be called so
 
 
 @dataclass(frozen=True)
 class TestedSet:
-    """What a run says of the test images of a data set: scores and opinions [n] by image id, and the file they are from."""
+    """What a run says of the test images of a data set: scores and opinions [n] by image id, and the file they are from.
+
+    `contents` is what each image shows; in a file that does not say so, the image itself.
+    """
 
     data: str  # its fingerprint
     split: str
     path: Path
     ids: tuple[str, ...]
+    contents: tuple[str, ...]
     scores: np.ndarray
     opinions: np.ndarray
 
@@ -181,10 +185,12 @@ def _figures(tested: Sequence[TestedSet], stream: int) -> np.ndarray:
     """SRCC and PLCC on one data set, as it is and in every resample: float64 [runs, 2, 1 + resamples]."""
     ids = sorted({image for one in tested for image in one.ids})
     place = {image: number for number, image in enumerate(ids)}
+    content_of = {image: content for one in tested for image, content in zip(one.ids, one.contents, strict=True)}
+    contents = np.array([content_of[image] for image in ids])
     columns = [np.array([place[image] for image in one.ids]) for one in tested]
     values = [agreement(one.scores, one.opinions) for one in tested]
     chunks = [np.array([[[value["srcc"]], [value["plcc"]]] for value in values])]
-    for counts in resampled_counts(len(ids), stream=stream):
+    for counts in resampled_counts(contents, stream=stream):
         chunks.append(np.array([correlations(one.scores, one.opinions, counts[:, own]) for one, own in zip(tested, columns, strict=True)]))
     return np.concatenate(chunks, axis=-1)
 
@@ -234,8 +240,13 @@ def _heading(sides: Sequence[Side], name: str) -> str:
         return f"mean over {', '.join(first.sets)}:"
     images = {len(run.sets[name].ids) for side in sides for run in side.runs}
     splits = ", ".join(sorted({run.sets[name].split for run in sides[0].runs}))
+    shown = {(image, content) for run in sides[0].runs for image, content in zip(run.sets[name].ids, run.sets[name].contents, strict=True)}
+    how = drawn_by_content(len(shown), len({content for _, content in shown}))
     label = f", label {first.status['label']}" if len(first.sets) == 1 else ""
-    return f"test images: {' or '.join(f'{n:,}' for n in sorted(images))} of {name} ({first.data[name]}), split {splits}{label}"
+    return (
+        f"test images: {' or '.join(f'{n:,}' for n in sorted(images))} of {name} ({first.data[name]}), split {splits}{label}"
+        + f"; intervals {how}" * bool(how)
+    )
 
 
 def _table(sides: Sequence[Side], estimates: Estimates) -> list[str]:
@@ -245,13 +256,15 @@ def _table(sides: Sequence[Side], estimates: Estimates) -> list[str]:
         cells = "".join(f"{_figure(found[name].value):>10}{_span(found[name]):>18}" for name in ("srcc", "plcc"))
         lines.append(f"{side.name:<{width}}{len(side.runs):>6}{cells}")
     lines += ["a side of several runs: the median over them"] * any(len(side.runs) > 1 for side in sides)
-    return lines + [_OF_CONTENTS] * any(_shares_contents(run) for side in sides for run in side.runs)
+    return lines + [_OLD] * any(_hides_contents(run) for side in sides for run in side.runs)
 
 
-def _shares_contents(run: TestedRun) -> bool:
-    """Whether several of the run's test images show one content, by what its status tells."""
-    test = run.status["test"]
-    return any(panel.get("contents", 0) < panel.get("images", 0) for panel in (test.get("sets") or {"": test}).values())
+def _hides_contents(run: TestedRun) -> bool:
+    """Whether several of the run's test images show one content, by what its status tells, and its tables do not say which."""
+    panels = run.status["test"].get("sets") or dict.fromkeys(run.sets, run.status["test"])
+    return any(
+        panels[name].get("contents", len(tested.ids)) < len(set(tested.contents)) for name, tested in run.sets.items() if name in panels
+    )
 
 
 def _gains(sides: Sequence[Side], estimates: Estimates) -> list[str]:
@@ -273,6 +286,8 @@ def _gain(more: Estimate) -> str:
         return "cannot be compared: one of the two has none (all scores equal, or one not finite)"
     if more.value == 0 and more.share_at_zero == 1:
         return "no difference, nor in any of the resamples"
+    if np.isnan(more.share_at_zero):
+        return f"{_figure(more.value, '+') if more.value else 'no difference'}, without an interval"
     ties = f", equal in {more.share_at_zero:.1%}" if more.share_at_zero else ""
     return f"{_figure(more.value, '+')} (95 %: {_span(more, '+')}), better in {more.share_above_zero:.1%} of the resamples{ties}"
 
@@ -290,7 +305,7 @@ def _splits(side: Side) -> str:
 
 
 def _span(found: Estimate, sign: str = "") -> str:
-    return " to ".join(_figure(end, sign) for end in found.interval)
+    return "none" if np.isnan(found.interval).any() else " to ".join(_figure(end, sign) for end in found.interval)
 
 
 def _figure(value: float, sign: str = "") -> str:
@@ -313,15 +328,18 @@ def _read_run(folder: Path) -> TestedRun:
     return TestedRun(folder, status, sets)
 
 
-def _read_scores(path: Path) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+def _read_scores(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray, np.ndarray]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [(row["image"], float(row["score"]), float(row["opinion"])) for row in csv.DictReader(file)]
-        ids, scores, opinions = zip(*rows, strict=True)
+            rows = [
+                (row["image"], row.get("content") or row["image"], float(row["score"]), float(row["opinion"]))
+                for row in csv.DictReader(file)
+            ]
+        ids, contents, scores, opinions = zip(*rows, strict=True)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: is not a table of image, opinion and score ({error}); it was changed after it was written") from error
     if len(set(ids)) < len(ids):
         raise ConfigError(f"{path}: holds an image twice; it was changed after it was written")
     if len(ids) < FEWEST_IMAGES:
         raise ConfigError(f"{path}: holds {len(ids)} images; at least {FEWEST_IMAGES} are needed")
-    return ids, without_rounding(np.array(scores)), np.array(opinions)
+    return ids, contents, without_rounding(np.array(scores)), np.array(opinions)

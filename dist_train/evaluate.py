@@ -1,7 +1,7 @@
 """A trained model on rated data sets, its own or others': the scores of each in a csv, and one table over all of them.
 
 DIR/
-  scores-SET.csv     image, opinion, score, spread, as training writes them; the scores as the model speaks them
+  scores-SET.csv     image, opinion, score, spread, content, as training writes them; the scores as the model speaks them
   evaluation.json    all figures, and what the model has seen of each set
 
 Batches, precision and memory format are the run's, so on its own test part a model gets the figures and the csv of its training
@@ -26,6 +26,7 @@ from dist_train.collection import Scale
 from dist_train.config import Data, load_config
 from dist_train.errors import ConfigError
 from dist_train.evaluation import score_images
+from dist_train.intervals import drawn_by_content
 from dist_train.journal import finite_or_none
 from dist_train.launch import refuse_another_world
 from dist_train.model_folder import SETTINGS, TrainedModel, find_weights, open_model
@@ -190,9 +191,8 @@ def describe(weights: Path, sets: Sequence[RatedSet], panels: Mapping[str, Mappi
         turned = one.scale.label.higher_is_better != one.shards.label.higher_is_better
         lines.append(f"{one.name}: {which}; {one.shards.label}" + "; the model's scores are turned" * turned)
         lines.append(f"{'':<{len(one.name)}}  {one.seen.told}")
-        if panels[one.name]["contents"] < panels[one.name]["images"]:
-            contents = f"the images show {panels[one.name]['contents']:,} contents: for other contents expect wider intervals"
-            lines.append(f"{'':<{len(one.name)}}  {contents}")
+        if how := drawn_by_content(panels[one.name]["images"], panels[one.name]["contents"]):
+            lines.append(f"{'':<{len(one.name)}}  intervals {how}")
     return "\n".join(lines)
 
 

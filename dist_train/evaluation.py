@@ -45,23 +45,27 @@ class Scores:
         """
         label = shards.label
         patches = self.patches if spoken.higher_is_better == label.higher_is_better else -self.patches
-        wanted = np.isin(np.arange(len(shards)), self.images)
-        rows = [row for row, here in zip(shards.image_rows(), wanted, strict=True) if here]
+        rows = self._rows(shards)
         means, _, opinions = per_image(self.images, patches, self.opinions)
         stds = np.array([float(row["std"] or "nan") for row in rows])
         panel = two_level_panel(self.images, patches, self.opinions)
-        panel = panel | image_figures(means, opinions, stds, len({row["group"] for row in rows}))
+        panel = panel | image_figures(means, opinions, stds, np.array([row["group"] for row in rows]))
         return panel if spoken == label else panel | dict.fromkeys(("rmse", "rmse_epsilon", "outlier_ratio"), np.nan)
 
     def write_csv(self, path: Path, shards: Shards) -> None:
-        """image, opinion, score, spread: a row per image, in the order of the shard folder."""
+        """image, opinion, score, spread, content: a row per image, in the order of the shard folder."""
         means, spreads, _ = per_image(self.images, self.patches, self.opinions)
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["image", "opinion", "score", "spread"])
-        for image, opinion, mean, spread in zip(self.images, self.opinions, means, spreads, strict=True):
-            writer.writerow([shards.ids[image], repr(float(opinion)), repr(float(mean)), repr(float(spread))])
+        writer.writerow(["image", "opinion", "score", "spread", "content"])
+        for row, opinion, mean, spread in zip(self._rows(shards), self.opinions, means, spreads, strict=True):
+            writer.writerow([row["id"], repr(float(opinion)), repr(float(mean)), repr(float(spread)), row["group"]])
         write_text(path, table.getvalue())
+
+    def _rows(self, shards: Shards) -> list[dict[str, str]]:
+        """What images.csv says of each image."""
+        wanted = np.isin(np.arange(len(shards)), self.images)
+        return [row for row, here in zip(shards.image_rows(), wanted, strict=True) if here]
 
 
 def score_part(model: nn.Module, collection: Collection, part: str, config: Config, device: torch.device) -> dict[str, Scores] | None:

@@ -1,7 +1,9 @@
-"""How far a correlation would move on other images: the bootstrap over images.
+"""How far a correlation would move on other images: the bootstrap over what they show.
 
-A resample draws as many images as there are, with replacement; what matters of it is how often each image was drawn. So a
-resample is a row of counts, a rank is a sum of counts, and thousands of resamples take a fraction of a second. An interval
+A resample draws as many contents as there are, with replacement, each with all of its images: versions of one photograph are no
+independent witnesses (the cluster bootstrap; Davison and Hinkley, "Bootstrap methods and their application", 1997, section 3.8).
+Where every image is its own content that is the bootstrap over images. What matters of a resample is how often each image was drawn.
+So a resample is a row of counts, a rank is a sum of counts, and thousands of resamples take a fraction of a second. An interval
 is the 2.5 and the 97.5 percentile (Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter 13). The draws
 are `order.bits` of a fixed seed: the resamples are the same every time and on every machine, and two runs on the same images are
 resampled alike, which is what makes their comparison a paired one.
@@ -18,6 +20,8 @@ from dist_train.order import bits
 RESAMPLES = 2000  # the ends then waver by about 2 % of the interval's width
 LEVEL = 0.95
 FEWEST_IMAGES = 3  # of which a correlation says anything: two always lie on a line
+FEWEST_CONTENTS = 3  # of which an interval says anything
+FEW_CONTENTS = 20  # below this it is too narrow all the same (Cameron, Gelbach and Miller, Rev. Econ. Stat. 90(3), 2008)
 FEW_IMAGES = 50  # below this one lucky image moves it: a SRCC of 0.8 has an interval wider than 0.2 (Fisher's z)
 
 EQUAL = 1e-12  # scores closer than this, in parts of the largest, differ by the rounding of their means alone
@@ -33,16 +37,16 @@ def without_rounding(scores: np.ndarray) -> np.ndarray:
     return np.full_like(scores, scores[0]) if finite and np.ptp(scores) <= EQUAL * np.abs(scores).max() else scores
 
 
-def correlation_intervals(scores: np.ndarray, opinions: np.ndarray) -> dict[str, list[float]]:
-    """95 % intervals of SRCC and PLCC of scores [n] against opinions [n]: [low, high] each.
+def correlation_intervals(scores: np.ndarray, opinions: np.ndarray, contents: np.ndarray) -> dict[str, list[float]]:
+    """95 % intervals of SRCC and PLCC of scores [n] against opinions [n] of images that show contents [n]: [low, high] each.
 
-    nan where a score is not finite or there are fewer than three images. A resample that has no correlation (all its scores
-    are equal) is left out. The images are drawn one by one: where many show the same content, the truth is less certain.
+    nan where a score is not finite or there are fewer than three contents. A resample that has no correlation (all its scores
+    are equal) is left out.
     """
     scores, opinions = without_rounding(np.asarray(scores, np.float64)), np.asarray(opinions, np.float64)
     values = np.full((2, 1), np.nan)
-    if len(scores) >= FEWEST_IMAGES and np.isfinite(scores).all():
-        values = np.concatenate([correlations(scores, opinions, counts) for counts in resampled_counts(len(scores))], axis=1)
+    if len(scores) and np.isfinite(scores).all():
+        values = np.concatenate([correlations(scores, opinions, counts) for counts in resampled_counts(contents)], axis=1)
     return {"srcc": list(interval(values[0])), "plcc": list(interval(values[1]))}
 
 
@@ -55,18 +59,34 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def resampled_counts(num_images: int, resamples: int = RESAMPLES, stream: int = 0) -> Iterator[np.ndarray]:
-    """How often each image is drawn in each resample: float64 [some, num_images], `resamples` rows in all.
+def resampled_counts(contents: np.ndarray, resamples: int = RESAMPLES, stream: int = 0) -> Iterator[np.ndarray]:
+    """How often each image is drawn in each resample: float64 [some, n], `resamples` rows in all.
 
-    Another `stream` draws apart from the first, for images that have nothing to do with each other.
+    `contents` [n] names what each image shows; their order is that of the names. Another `stream` draws apart from the first, for
+    images that have nothing to do with each other. Of fewer than three contents one resample of none of the images, which has no
+    correlation.
     """
-    rows = max(1, _CHUNK // num_images)
+    names, content_of = np.unique(contents, return_inverse=True)
+    if len(names) < FEWEST_CONTENTS:
+        yield np.zeros((1, len(contents)))
+        return
+    rows = max(1, _CHUNK // len(contents))
     for first in range(0, resamples, rows):
         numbers = np.arange(first, min(first + rows, resamples))
-        places = numbers[:, None] * num_images + np.arange(num_images)
-        drawn = (bits(_SEED, _RESAMPLING, places, stream) % np.uint64(num_images)).astype(np.int64)
-        flat = drawn + (numbers - first)[:, None] * num_images
-        yield np.bincount(flat.ravel(), minlength=flat.size).reshape(flat.shape).astype(np.float64)
+        places = numbers[:, None] * len(names) + np.arange(len(names))
+        drawn = (bits(_SEED, _RESAMPLING, places, stream) % np.uint64(len(names))).astype(np.int64)
+        flat = drawn + (numbers - first)[:, None] * len(names)
+        yield np.bincount(flat.ravel(), minlength=flat.size).reshape(flat.shape).astype(np.float64)[:, content_of]
+
+
+def drawn_by_content(images: int, contents: int) -> str:
+    """What is to be said of intervals over so many images that show so many contents; nothing where each shows its own."""
+    if contents == images:
+        return ""
+    few = "; of so few they are still too narrow" if contents < FEW_CONTENTS else ""
+    if contents < FEWEST_CONTENTS:
+        few = f", of which it takes {FEWEST_CONTENTS}"
+    return f"by resamples of the {contents:,} contents{few}"
 
 
 def correlations(scores: np.ndarray, opinions: np.ndarray, counts: np.ndarray) -> np.ndarray:

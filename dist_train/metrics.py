@@ -45,13 +45,13 @@ def root_mean_square(errors: np.ndarray) -> float:
     return float(np.sqrt(np.mean(errors**2))) if len(errors) else np.nan
 
 
-def image_figures(scores: np.ndarray, opinions: np.ndarray, stds: np.ndarray, contents: int) -> dict[str, Any]:
+def image_figures(scores: np.ndarray, opinions: np.ndarray, stds: np.ndarray, contents: np.ndarray) -> dict[str, Any]:
     """What a result is told with, besides its panel: intervals, fitted curves, errors beyond what people differ by.
 
-    `scores`, `opinions` and `stds` are [n], a row per image; `stds` is the standard deviation of the single ratings of an
-    image in units of the label, nan where the set has none; `contents` is the number of different contents.
+    All are [n], a row per image; `stds` is the standard deviation of the single ratings of an image in units of the label, nan
+    where the set has none; `contents` names what each image shows.
 
-    srcc_interval, plcc_interval: 95 %, by bootstrap over the images: [low, high].
+    srcc_interval, plcc_interval: 95 %, by bootstrap over the contents: [low, high].
     plcc_mapped4, rmse_mapped4, plcc_mapped5, rmse_mapped5: after the logistic of 4 and of 5 parameters. nan where none could
         be fitted, never the raw figure; mapping4 and mapping5 hold the status, which says why, and the parameters.
     plcc_mapped, mapped_by: the last of these that was fitted and nowhere falls, and its number of parameters; where there is
@@ -59,8 +59,8 @@ def image_figures(scores: np.ndarray, opinions: np.ndarray, stds: np.ndarray, co
     rmse_epsilon, outlier_ratio: see `beyond_tolerance`, of the scores as plcc_mapped has them; nan unless every image has a std.
     """
     scores, opinions = np.asarray(scores, np.float64), np.asarray(opinions, np.float64)
-    intervals = correlation_intervals(scores, opinions)
-    figures: dict[str, Any] = {"images": len(scores), "contents": contents}
+    intervals = correlation_intervals(scores, opinions, contents)
+    figures: dict[str, Any] = {"images": len(scores), "contents": len(np.unique(contents))}
     figures |= {"plcc_mapped": agreement(scores, opinions)["plcc"], "mapped_by": 0}
     figures |= {f"{name}_interval": ends for name, ends in intervals.items()}
     errors = scores - opinions

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dist_train.errors import ConfigError
+from dist_train.intervals import drawn_by_content
 from dist_train.journal import read_records
 from dist_train.mapping import CURVES, FITTED, RISING, Curve
 from dist_train.overfitting import train_and_val
@@ -86,11 +87,10 @@ def _further(part: str, panel: Mapping[str, Any]) -> list[str]:
     """What is told of a part below its row of figures; nothing of a panel that holds no more than that row."""
     if "srcc_interval" not in panel:
         return []
-    alone = panel["contents"] == panel["images"]
+    how = drawn_by_content(panel["images"], panel["contents"])
     told = [
-        f"{part}: {_images(panel, panel['images'])}; 95 % intervals"
-        + ("" if alone else ", for other images of these contents; for other contents expect wider ones")
-        + f": SRCC {_span(panel['srcc_interval'])}, PLCC {_span(panel['plcc_interval'])}"
+        f"{part}: {_images(panel, panel['images'])}; 95 % intervals{f' ({how})' * bool(how)}"
+        f": SRCC {_span(panel['srcc_interval'])}, PLCC {_span(panel['plcc_interval'])}"
     ]
     for number in CURVES:
         fit = panel[f"mapping{number}"]

@@ -4,7 +4,7 @@ run.folder/
   config.yaml              every setting, as resolved
   status.json              finished, stopped early, unfinished or failed, and the figures; scripts act on it
   metrics.jsonl            a line per step, per epoch and per checkpoint
-  scores-val.csv           image, opinion, score, spread of the best epoch
+  scores-val.csv           image, opinion, score, spread, content of the best epoch
   scores-test.csv          the same for the test part, from the best epoch
   best/model.safetensors   the best epoch's weights, with config.yaml and seen.safetensors beside it (best-ema/: of the averaged weights)
   checkpoints/step-*/      where an interrupted run goes on

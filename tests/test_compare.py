@@ -105,7 +105,7 @@ def test_ties_are_neither_better_nor_worse_and_zero_has_no_sign(tmp_path: Path) 
     turned = {low: OPINIONS[high], high: OPINIONS[low]}  # most resamples do not hold both of them
     lines[1:] = [f"image-{n},{float(OPINIONS[n])!r},{float(turned.get(n, OPINIONS[n]))!r},0.5" for n in range(10)]
     path.write_text("\n".join(lines) + "\n")
-    ties = np.mean(np.concatenate([(counts[:, [low, high]] == 0).any(axis=1) for counts in resampled_counts(10)]))
+    ties = np.mean(np.concatenate([(counts[:, [low, high]] == 0).any(axis=1) for counts in resampled_counts(np.arange(10))]))
     assert 0.3 < ties < 0.8
     told = compare([str(one), str(other)])
     assert re.search(rf"SRCC -0\.0121 \(95 %: -0\.\d{{4}} to 0\.0000\), better in 0\.0% of the resamples, equal in {ties:.1%}", told)
@@ -293,7 +293,7 @@ def test_scores_that_differ_by_rounding_alone_have_neither_a_correlation_nor_an_
     flat = run(tmp_path / "flat", 20.0)
     rows = [f"image-{n},{float(OPINIONS[n])!r},{50 + 7e-15 * (n % 3)!r},0.5" for n in range(IMAGES)]
     (flat / "scores-test.csv").write_text("\n".join(["image,opinion,score,spread", *rows]) + "\n")
-    assert re.search(rf"{flat} +1 +nan +nan to nan", compare([str(run(tmp_path / "good", 20.0)), str(flat)]))
+    assert re.search(rf"{flat} +1 +nan +none", compare([str(run(tmp_path / "good", 20.0)), str(flat)]))
 
 
 def test_real_runs_are_compared_by_the_command_with_the_figures_that_they_report(
@@ -305,11 +305,9 @@ def test_real_runs_are_compared_by_the_command_with_the_figures_that_they_report
     assert main(["compare", str(one), str(other)]) == 0
     told, status = capsys.readouterr().out, runs.status(one)
     assert re.search(rf"one +1 +{status['test']['srcc']:.4f} ", told)
-    assert "the same score on both sides" in told and "SRCC no difference" in told
+    assert "the same score on both sides" in told and "SRCC no difference, without an interval" in told
     for part in ("val", "test"):
-        low, high = status[part]["srcc_interval"]
-        assert low <= status[part]["srcc"] <= high
-        assert (status[part]["images"], status[part]["contents"]) == (10, 1)
+        assert status[part]["srcc_interval"] == [None, None] and (status[part]["images"], status[part]["contents"]) == (10, 1)
         assert status[part]["outlier_ratio"] is None  # these opinions have no deviations
         assert re.match("fitted|not fitted: ", status[part]["mapping5"]["status"])
     assert status["train_and_val"] == "too few epochs to say whether train and val SRCC part ways"
@@ -348,7 +346,38 @@ def test_a_run_alone_is_told_without_a_median(tmp_path: Path) -> None:
 def test_intervals_over_images_of_few_contents_are_told_as_that(tmp_path: Path) -> None:
     for contents, told in ((IMAGES, False), (8, True)):
         folder = run(tmp_path / str(contents), 15.0, test={"srcc": 0.5, "images": IMAGES, "contents": contents})
-        assert ("several show one content: for other contents expect wider intervals" in compare([str(folder)])) == told
+        assert (
+            "as scores-test.csv does not tell what they show: for other contents expect wider intervals" in compare([str(folder)])
+        ) == told
+
+
+def show(contents: int, *folders: Path) -> None:
+    """As if each of so many contents were shown by as many images, with opinions that are its own."""
+    for folder in folders:
+        rows = list(csv.DictReader((folder / "scores-test.csv").open()))
+        lines = [f"{','.join([*row.values()][:4])},content {number % contents}" for number, row in enumerate(rows)]
+        (folder / "scores-test.csv").write_text("\n".join(["image,opinion,score,spread,content", *lines]) + "\n")
+
+
+def test_images_of_one_content_are_drawn_together_on_both_sides(tmp_path: Path) -> None:
+    liked = np.resize(np.random.default_rng(3).uniform(0, 100, 25), 3 * IMAGES)
+    one, other = (run(tmp_path / name, noise, seed, opinions=liked) for name, noise, seed in (("one", 15.0, 1), ("other", 10.0, 2)))
+    widths = []
+    for contents in (IMAGES, 25):
+        show(contents, one, other)
+        told = compare([str(one), str(other)])
+        assert ("; intervals by resamples of the 25 contents\n" in told) == (contents == 25) and "expect wider" not in told
+        (low, high), *_ = re.findall(rf"{one} +1 +[\d.]+ +([\d.]+) to ([\d.]+)", told)
+        widths.append(float(high) - float(low))
+    assert widths[1] > 1.2 * widths[0]
+
+
+def test_of_two_contents_the_difference_is_told_without_an_interval(tmp_path: Path) -> None:
+    one, other = run(tmp_path / "one", 15.0), run(tmp_path / "other", 10.0)
+    show(2, one, other)
+    told = compare([str(one), str(other)])
+    assert "by resamples of the 2 contents, of which it takes 3" in told and "nan" not in told
+    assert re.search(r"SRCC \+[\d.]+, without an interval", told) and re.search(rf"{one} +1 +[\d.]+ +none", told)
 
 
 def test_of_one_side_over_several_sets_each_has_a_median(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dist_train.intervals import correlation_intervals, correlations, interval, resampled_counts
+from dist_train.intervals import correlation_intervals, correlations, drawn_by_content, interval, resampled_counts
 
 few_levels = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=3, max_size=12)  # so that ties are common
 
@@ -19,7 +19,7 @@ few_levels = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_siz
 @given(few_levels)
 def test_every_resample_has_the_correlations_that_scipy_finds_in_it(pairs: list[tuple[int, int]]) -> None:
     scores, opinions = np.array(pairs, np.float64).T
-    (counts,) = resampled_counts(len(pairs), 20)
+    (counts,) = resampled_counts(np.arange(len(pairs)), 20)
     found = correlations(scores, opinions, counts)
     for row, srcc, plcc in zip(counts, *found, strict=True):
         drawn = np.repeat(np.arange(len(pairs)), row.astype(int))
@@ -35,7 +35,7 @@ def test_the_ends_are_those_of_scipys_bootstrap() -> None:
     generator = np.random.default_rng(3)
     opinions = generator.normal(50, 10, 150)
     scores = opinions + generator.normal(0, 6, 150)
-    found = correlation_intervals(scores, opinions)
+    found = correlation_intervals(scores, opinions, np.arange(150))
 
     def srcc(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
         ranks = [stats.rankdata(values, axis=axis) for values in (a, b)]
@@ -54,7 +54,7 @@ def test_a_srcc_of_93_on_two_thousand_images_is_known_to_about_7_thousandths() -
     generator = np.random.default_rng(5)
     opinions = generator.normal(size=2015)
     scores = opinions + generator.normal(0, 0.37, 2015)
-    low, high = correlation_intervals(scores, opinions)["srcc"]
+    low, high = correlation_intervals(scores, opinions, np.arange(2015))["srcc"]
     assert low < stats.spearmanr(scores, opinions).statistic < high
     assert high - low == pytest.approx(0.014, abs=0.003)
 
@@ -65,7 +65,7 @@ def test_about_19_of_20_intervals_hold_the_truth() -> None:
     for _ in range(150):
         opinions = generator.normal(size=80)
         scores = 0.8 * opinions + 0.6 * generator.normal(size=80)  # a true PLCC of 0.8
-        low, high = correlation_intervals(scores, opinions)["plcc"]
+        low, high = correlation_intervals(scores, opinions, np.arange(80))["plcc"]
         held += low < 0.8 < high
     assert 0.88 <= held / 150 <= 0.99
 
@@ -73,14 +73,14 @@ def test_about_19_of_20_intervals_hold_the_truth() -> None:
 def test_equal_scores_have_equal_intervals_every_time() -> None:
     generator = np.random.default_rng(4)
     scores, opinions = generator.normal(size=(2, 40))
-    assert correlation_intervals(scores, opinions) == correlation_intervals(scores.copy(), opinions.copy())
-    counts = np.concatenate(list(resampled_counts(5000, 500)))
+    assert len({str(correlation_intervals(scores.copy(), opinions.copy(), np.arange(40))) for _ in range(2)}) == 1
+    counts = np.concatenate(list(resampled_counts(np.arange(5000), 500)))
     assert (counts.sum(axis=1) == 5000).all() and len(np.unique(counts, axis=0)) == 500
-    np.testing.assert_array_equal(counts[:50], np.concatenate(list(resampled_counts(5000, 50))))  # however many there are
+    np.testing.assert_array_equal(counts[:50], np.concatenate(list(resampled_counts(np.arange(5000), 50))))  # however many there are
 
 
 def test_every_image_is_drawn_equally_often() -> None:
-    drawn = np.concatenate(list(resampled_counts(50, 4000))).sum(axis=0)
+    drawn = np.concatenate(list(resampled_counts(np.arange(50), 4000))).sum(axis=0)
     assert stats.chisquare(drawn).pvalue > 1e-3
 
 
@@ -98,13 +98,60 @@ def test_every_image_is_drawn_equally_often() -> None:
 def test_scores_without_a_correlation_have_no_interval_and_no_warning(scores: np.ndarray) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = correlation_intervals(scores, np.arange(float(len(scores))))
+        found = correlation_intervals(scores, np.arange(float(len(scores))), np.arange(len(scores)))
     assert np.isnan(found["srcc"]).all() and np.isnan(found["plcc"]).all()
 
 
 def test_a_model_on_the_opposite_scale_has_a_negative_interval() -> None:
     opinions = np.random.default_rng(7).normal(size=100)
-    assert correlation_intervals(-opinions, opinions) == {"srcc": [pytest.approx(-1)] * 2, "plcc": [pytest.approx(-1)] * 2}
+    assert correlation_intervals(-opinions, opinions, np.arange(100)) == {"srcc": [pytest.approx(-1)] * 2, "plcc": [pytest.approx(-1)] * 2}
+
+
+def test_the_images_of_a_content_are_drawn_together_and_contents_equally_often() -> None:
+    contents = np.array(["c", "a", "c", "b", "b", "b"])
+    counts = np.concatenate(list(resampled_counts(contents, 4000)))
+    assert (counts[:, 0] == counts[:, 2]).all() and (counts[:, [3]] == counts[:, 4:]).all()
+    assert (counts[:, [0, 1, 3]].sum(axis=1) == 3).all()
+    assert stats.chisquare(counts[:, [0, 1, 3]].sum(axis=0)).pvalue > 1e-3
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.permutations(range(12)))
+def test_where_every_image_is_its_own_content_its_name_does_not_matter(names: list[int]) -> None:
+    counts = np.concatenate(list(resampled_counts(np.array(names), 30)))
+    np.testing.assert_array_equal(counts, np.concatenate(list(resampled_counts(np.arange(12), 30)))[:, names])
+
+
+def test_about_19_of_20_intervals_hold_the_truth_where_images_share_contents() -> None:
+    """Each of 40 contents is liked or not, and its 20 images with it: drawn one by one, less than half of the intervals would."""
+    generator, contents = np.random.default_rng(8), np.repeat(np.arange(40), 20)
+    by_content, one_by_one = [], []
+    for _ in range(100):
+        opinions, bias = generator.normal(size=800), np.repeat(generator.normal(size=(2, 40)), 20, axis=1)
+        scores, opinions = 0.8 * opinions + 0.6 * generator.normal(size=800) + bias[0], opinions + bias[1]  # a true PLCC of 0.4
+        for held, drawn in ((by_content, contents), (one_by_one, np.arange(800))):
+            low, high = correlation_intervals(scores, opinions, drawn)["plcc"]
+            held.append(low < 0.4 < high)
+    assert 0.85 <= np.mean(by_content) <= 0.99 and np.mean(one_by_one) < 0.7
+
+
+@pytest.mark.parametrize(
+    ("images", "contents", "told"),
+    [
+        (40, 40, ""),
+        (2000, 25, "by resamples of the 25 contents"),
+        (2000, 16, "by resamples of the 16 contents; of so few they are still too narrow"),
+        (40, 2, "by resamples of the 2 contents, of which it takes 3"),
+    ],
+)
+def test_it_is_told_what_was_drawn(images: int, contents: int, told: str) -> None:
+    assert drawn_by_content(images, contents) == told
+
+
+def test_two_contents_have_no_interval() -> None:
+    scores = np.arange(20.0)
+    assert np.isnan(correlation_intervals(scores, scores, np.repeat([0, 1], 10))["srcc"]).all()
+    assert correlation_intervals(scores, scores, np.arange(20) % 3)["srcc"] == [pytest.approx(1)] * 2
 
 
 def test_the_interval_is_the_middle_of_what_there_is() -> None:

@@ -118,12 +118,12 @@ def test_a_score_counts_as_an_error_only_beyond_two_standard_deviations() -> Non
 
 @pytest.mark.parametrize("stds", [[np.nan] * 5, [1.0, 1.0, np.nan, 1.0, 1.0]], ids=["no image", "not every image"])
 def test_without_a_deviation_for_every_image_there_is_no_outlier_ratio(stds: list[float]) -> None:
-    found = image_figures(np.arange(5.0), np.arange(5.0), np.array(stds), 5)
+    found = image_figures(np.arange(5.0), np.arange(5.0), np.array(stds), np.arange(5))
     assert math.isnan(found["rmse_epsilon"]) and math.isnan(found["outlier_ratio"])
 
 
 def test_a_score_that_is_no_number_is_an_outlier_and_has_no_figures() -> None:
-    found = image_figures(np.array([1.0, np.nan, 3.0, 4.0, 5.0, 6.0, 7.0]), np.arange(7.0), np.full(7, 10.0), 7)
+    found = image_figures(np.array([1.0, np.nan, 3.0, 4.0, 5.0, 6.0, 7.0]), np.arange(7.0), np.full(7, 10.0), np.arange(7))
     assert found["outlier_ratio"] == pytest.approx(1 / 7)
     assert all(math.isnan(found[name]) for name in ("rmse_epsilon", "plcc_mapped4", "rmse_mapped5"))
     assert np.isnan(found["srcc_interval"]).all() and np.isnan(found["plcc_interval"]).all()
@@ -132,7 +132,7 @@ def test_a_score_that_is_no_number_is_an_outlier_and_has_no_figures() -> None:
 def test_figures_of_a_bent_scale_are_better_after_the_curve() -> None:
     opinions = np.linspace(0, 100, 60)
     scores = 50 + 12 * np.log((opinions + 3) / (103 - opinions))  # opinions are a logistic of them
-    found = image_figures(scores, opinions, np.full(60, np.nan), 12)
+    found = image_figures(scores, opinions, np.full(60, np.nan), np.arange(60) % 12)
     plcc = stats.pearsonr(scores, opinions).statistic
     for number in (4, 5):
         assert found[f"plcc_mapped{number}"] == pytest.approx(1, abs=1e-6) and plcc < 0.999
@@ -144,21 +144,21 @@ def test_figures_of_a_bent_scale_are_better_after_the_curve() -> None:
 def test_scores_on_a_scale_of_their_own_are_mapped_before_they_are_held_against_what_people_differ_by() -> None:
     opinions = np.linspace(0, 100, 60)
     stds = np.full(60, 8.0)
-    found = image_figures((opinions - 50) / 30, opinions, stds, 60)  # as norm-in-norm or PLCC leave them
+    found = image_figures((opinions - 50) / 30, opinions, stds, np.arange(60))  # as norm-in-norm or PLCC leave them
     assert (found["outlier_ratio"], found["rmse_epsilon"]) == (0.0, 0.0) and found["mapped_by"]
-    turned = image_figures(-opinions, opinions, stds, 60)  # nothing is fitted there
+    turned = image_figures(-opinions, opinions, stds, np.arange(60))  # nothing is fitted there
     assert turned["mapped_by"] == 0 and turned["outlier_ratio"] == np.mean(2 * opinions > 16)
 
 
 def test_a_curve_as_steep_as_allowed_gives_the_mapped_figures_all_the_same() -> None:
     scores = np.linspace(-2, 2, 400)
-    found = image_figures(scores, np.tanh(50 * scores) + 0.3 * scores, np.full(400, np.nan), 400)
+    found = image_figures(scores, np.tanh(50 * scores) + 0.3 * scores, np.full(400, np.nan), np.arange(400))
     assert found["mapping5"]["status"] == "fitted, as steep as allowed"
     assert found["mapped_by"] == 5 and found["plcc_mapped"] == found["plcc_mapped5"]
 
 
 def test_where_no_curve_can_be_fitted_the_raw_figure_is_not_put_in_its_place() -> None:
-    found = image_figures(np.arange(4.0), np.arange(4.0), np.ones(4), 4)
+    found = image_figures(np.arange(4.0), np.arange(4.0), np.ones(4), np.arange(4))
     for number in (4, 5):
         assert math.isnan(found[f"plcc_mapped{number}"]) and math.isnan(found[f"rmse_mapped{number}"])
         assert found[f"mapping{number}"] == {"status": f"not fitted: 4 different scores for {number} parameters", "parameters": None}
@@ -169,19 +169,19 @@ def test_the_mapped_figure_falls_back_from_the_curve_of_5_to_that_of_4_to_none_a
     opinions = np.array([0.0, 1.0, 2.0, 3.5, 4.0, 5.0, 9.0])
     for different, number in ((7, 5), (5, 4), (4, 0)):
         scores = np.minimum(np.arange(7.0), different - 1)
-        found = image_figures(scores, opinions, np.full(7, np.nan), 7)
+        found = image_figures(scores, opinions, np.full(7, np.nan), np.arange(7))
         assert found["mapped_by"] == number
         assert found["plcc_mapped"] == (
             found[f"plcc_mapped{number}"] if number else pytest.approx(stats.pearsonr(scores, opinions).statistic)
         )
-    turned = image_figures(-opinions, opinions, np.full(7, np.nan), 7)
+    turned = image_figures(-opinions, opinions, np.full(7, np.nan), np.arange(7))
     assert (turned["plcc_mapped"], turned["mapped_by"]) == (pytest.approx(-1), 0)  # no curve turns a score round
 
 
 def test_a_curve_with_a_hump_is_told_of_but_gives_no_result_its_mapped_figure() -> None:
     scores = np.linspace(0, 1, 41)
     opinions = scores * (1.1 - scores)  # the best picture has a score in the middle
-    found = image_figures(scores, opinions, np.full(41, np.nan), 41)
+    found = image_figures(scores, opinions, np.full(41, np.nan), np.arange(41))
     assert found["mapping5"]["status"] == "fitted, not monotone"
     assert found["plcc_mapped5"] > 0.9 > found["plcc_mapped4"]
     assert (found["plcc_mapped"], found["mapped_by"]) == (found["plcc_mapped4"], 4)

@@ -86,7 +86,7 @@ def test_the_run_folder_holds_what_the_readme_says(own_photographs: Path) -> Non
     for part in ("val", "test"):
         with (folder / f"scores-{part}.csv").open() as file:
             rows = list(csv.DictReader(file))
-        assert list(rows[0]) == ["image", "opinion", "score", "spread"]
+        assert list(rows[0]) == ["image", "opinion", "score", "spread", "content"]
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         assert json.loads(line)["kind"] in ("step", "epoch", "save")
 
