@@ -12,11 +12,12 @@ builder and its parts.
 
 Two processes of the bare parts, each with half of the shards, tell what a second core is worth on the machine at hand.
 
-Measured on 2026-11-26, 2 cores of an AMD EPYC that others share, 3,000 rows, 4 rounds: 9.49 ms/image for one worker, 0.89 of decode,
-resize and write (rounds: 0.91, 0.92, 0.85, 0.87) and 0.96 of these and the checksums (0.98, 1.00, 0.92, 0.93). Two workers were 1.83
-times as fast as one (1.82, 1.83, 1.83, 1.94), two processes of the bare parts 1.73 times as one (1.83, 1.76, 1.70, 1.67). On 2 cores of
-an Intel Xeon, the same day: 13.8 ms/image, 0.91, 0.97, and two workers 1.77 times (1.56, 1.74, 1.80, 1.82). With 1,200 rows the 0.4 s in
-which workers start weigh more: 1.73.
+Measured on 2026-11-26, 2 cores of an AMD EPYC that others share, 3,000 rows, 4 rounds: 9.50 ms/image for one worker, 0.91 of decode,
+resize and write (rounds: 0.90, 0.91, 0.91, 0.91) and 0.98 of these and the checksums (0.97, 0.98, 0.98, 0.98). Two workers were 1.86
+times as fast as one (1.83, 1.83, 1.90, 1.94), two processes of the bare parts 1.73 times as one (1.70, 1.74, 1.72, 1.74). Before raw
+pixels went into a member without a copy of their own it was 0.89 (0.91, 0.92, 0.85, 0.87). On 2 cores of an Intel Xeon, the same day and
+with that copy: 13.8 ms/image, 0.91, 0.97, and two workers 1.77 times (1.56, 1.74, 1.80, 1.82). With 1,200 rows the 0.4 s in which workers
+start weigh more: 1.73.
 """
 
 from __future__ import annotations
