@@ -27,10 +27,8 @@
 #   VENV             the virtual environment (.venv)
 #   DIST_TRAIN_SITE  this site's own settings, as slurm/train.sh says (~/.config/dist_train/site.sh); a container sees the host's /tmp
 set -eo pipefail
-container=()
-site=${DIST_TRAIN_SITE:-$HOME/.config/dist_train/site.sh}
-# shellcheck source=/dev/null
-if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site" || echo "== note: the last command of $site gave $?" >&2; fi
+# shellcheck source=launch/site_settings.sh
+source launch/site_settings.sh
 set -u
 
 [ $# -ge 1 ] && [ -n "${FIRST_HOST:-}" ] || { echo "usage: FIRST_HOST=NAME HOSTS=1:4 bash launch/elastic.sh CONFIG [key=value ...]" >&2; exit 2; }

@@ -20,10 +20,8 @@
 # Before the time limit Slurm sends USR1 to this shell alone (B:), up to 60 s earlier than asked for.
 #SBATCH --signal=B:USR1@30
 set -eo pipefail
-container=() srun_options=()
-site=${DIST_TRAIN_SITE:-$HOME/.config/dist_train/site.sh}
-# shellcheck source=/dev/null
-if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site" || echo "== note: the last command of $site gave $?" >&2; fi
+# shellcheck source=launch/site_settings.sh
+source launch/site_settings.sh
 set -u
 
 # With gaps in the array the shares of the missing tasks would be written by nobody.

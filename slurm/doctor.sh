@@ -17,10 +17,8 @@
 #SBATCH --output=slurm-%x-%j.log
 #SBATCH --no-requeue
 set -eo pipefail
-container=() srun_options=()
-site=${DIST_TRAIN_SITE:-$HOME/.config/dist_train/site.sh}
-# shellcheck source=/dev/null
-if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site" || echo "== note: the last command of $site gave $?" >&2; fi
+# shellcheck source=launch/site_settings.sh
+source launch/site_settings.sh
 set -u
 
 [ $# -ge 1 ] || { echo "usage: sbatch slurm/doctor.sh CONFIG [key=value ...]" >&2; exit 2; }

@@ -17,10 +17,8 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
 set -eo pipefail
-container=()
-site=${DIST_TRAIN_SITE:-$HOME/.config/dist_train/site.sh}
-# shellcheck source=/dev/null
-if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site" || echo "== note: the last command of $site gave $?" >&2; fi
+# shellcheck source=launch/site_settings.sh
+source launch/site_settings.sh
 set -u
 
 [ $# -ge 1 ] || { echo "usage: bash slurm/sweep.sh CONFIG [key=value ...]" >&2; exit 2; }

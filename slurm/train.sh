@@ -26,10 +26,8 @@
 # 120 s before the time limit Slurm sends USR1 to this shell alone (B:), up to 60 s earlier than asked for.
 #SBATCH --signal=B:USR1@120
 set -eo pipefail
-container=() srun_options=()
-site=${DIST_TRAIN_SITE:-$HOME/.config/dist_train/site.sh}
-# shellcheck source=/dev/null
-if [ -n "${DIST_TRAIN_SITE:-}" ] || [ -e "$site" ]; then source "$site" || echo "== note: the last command of $site gave $?" >&2; fi
+# shellcheck source=launch/site_settings.sh
+source launch/site_settings.sh
 set -u # only now: the functions of many module systems use what they never set
 
 log=/proc/$$/fd/2 # in which the processes say why they fail
