@@ -102,7 +102,10 @@ def _nodes(options: argparse.Namespace) -> None:
     from dist_train.plan import most_nodes
 
     config = load_config(options.config, options.settings)
-    print(most_nodes(config, options.at_most, options.processes_per_node))
+    nodes, why = most_nodes(config, options.at_most, options.processes_per_node)
+    if why:
+        print(f"note: not on {options.at_most} nodes, because {why}", file=sys.stderr)
+    print(nodes)
 
 
 def _fetch(options: argparse.Namespace) -> None:
@@ -225,10 +228,10 @@ def _parser() -> argparse.ArgumentParser:
         help="and refuse what could not train, or go on, in it on each of these numbers of processes",
     )
 
-    command = _add(commands, "nodes", _nodes, "print on how many nodes at most the run can go on, for scripts")
+    command = _add(commands, "nodes", _nodes, "print on how many nodes at most the training can run, for scripts; and why not on more")
     _take_config(command)
-    command.add_argument("--at-most", type=int, required=True, metavar="N", help="of so many nodes")
-    command.add_argument("--processes-per-node", type=int, required=True, metavar="N", help="with so many processes on each")
+    command.add_argument("--at-most", type=_whole, required=True, metavar="N", help="of so many nodes")
+    command.add_argument("--processes-per-node", type=_whole, required=True, metavar="N", help="with so many processes on each")
 
     command = _add(commands, "fetch", _fetch, "download the pretrained weights ahead, where there is internet")
     _take_config(command)

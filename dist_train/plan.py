@@ -78,16 +78,17 @@ class Plan:
         return historical_rates(config.history, config.optim, step, self.steps_per_epoch, config.train.epochs)
 
 
-def most_nodes(config: Config, at_most: int, processes_per_node: int) -> int:
-    """The greatest number of nodes, `at_most` at most, on which the run can be planned; raises the ConfigError of all of them for none."""
-    refusals: list[ConfigError] = []
+def most_nodes(config: Config, at_most: int, processes_per_node: int) -> tuple[int, ConfigError | None]:
+    """The greatest number of nodes, `at_most` at most, on which the run can be planned, and why not on more; raises that for none."""
+    first: ConfigError | None = None
     for nodes in range(at_most, 0, -1):
         try:
             make_plan(config, nodes * processes_per_node)
-            return nodes
+            return nodes, first
         except ConfigError as refusal:
-            refusals.append(refusal)
-    raise refusals[0]
+            first = first or refusal
+    assert first is not None, "at_most is at least 1"
+    raise first
 
 
 def make_plan(config: Config, world: int, device: str | None = None) -> Plan:

@@ -5,8 +5,8 @@
 #
 # To be submitted from the root of the repository. --cpus-per-task is the cores of a node, for all its processes and their loader
 # workers; many sites give one otherwise. The job may be preempted, reach its time limit or lose a node: it goes back into the queue and
-# on from its checkpoint, on as many nodes as it then gets (--nodes=1-4), but for those whose processes train.global_batch does not divide
-# among: of three nodes it may take two.
+# on from its checkpoint, on as many nodes as it then gets (--nodes=1-4). Where train.global_batch does not divide among the processes of
+# all of them, it takes fewer, and the log says so.
 # These variables change it:
 #
 #   VENV                the virtual environment (.venv)
@@ -137,13 +137,13 @@ export TORCH_FR_BUFFER_SIZE=2000 TORCH_FR_DUMP_ON_TIMEOUT=1 TORCH_FR_DUMP_TEMP_F
 # After TERM torchrun kills its processes in 30 s; Slurm's own KillWait or GraceTime decides how long a last save may take.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
 
-# A job that was given another number of nodes goes on on as many of them as it can; on how many it begins is the user's choice. When the
-# answer cannot be had, the training itself says why.
+# Of the nodes that it was given (--nodes=1-4) the job takes as many as can share a global batch; the result is the same on any number. When
+# the answer cannot be had, the training itself says why.
 nodes=$SLURM_JOB_NUM_NODES taken=$SLURM_JOB_NODELIST
-if [ "$restarts" -gt 0 ] && [ "$nodes" -gt 1 ]; then
+if [ "$nodes" -gt 1 ]; then
     nodes=$("${container[@]}" "$bin/python" -m dist_train nodes --at-most "$nodes" --processes-per-node "$processes" "$config" "$@") || nodes=$SLURM_JOB_NUM_NODES
     if [ "$nodes" -lt "$SLURM_JOB_NUM_NODES" ]; then
-        echo "== job $SLURM_JOB_ID: $nodes of $taken are taken, because the run cannot go on on all with $processes process(es) on each"
+        echo "== job $SLURM_JOB_ID: only $nodes of $taken do something, for what is said above, with $processes process(es) on each"
         hosts=$(sed "${nodes}q" <<<"$hosts")
         taken=$(scontrol show hostlist "$(paste -sd , <<<"$hosts")")
     fi

@@ -70,7 +70,9 @@ def test_a_batch_that_does_not_divide_among_the_processes_is_refused_with_sizes_
 def test_of_more_nodes_than_the_batch_divides_among_the_most_are_taken(
     shards: Path, batch: int, at_most: int, per_node: int, found: int
 ) -> None:
-    assert most_nodes(config_of(shards, train={"global_batch": batch}), at_most, per_node) == found
+    nodes, why = most_nodes(config_of(shards, train={"global_batch": batch}), at_most, per_node)
+    assert nodes == found
+    assert (why is None) if nodes == at_most else f"does not divide among {at_most * per_node} processes" in str(why)
 
 
 def test_where_no_number_of_nodes_will_do_it_is_said_why(shards: Path) -> None:

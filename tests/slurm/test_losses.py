@@ -124,7 +124,8 @@ def test_a_job_that_gets_a_number_of_nodes_that_cannot_share_the_batch_goes_on_o
     make_room(cluster, tmp_path / "urgent.log")
     assert job.wait_until_ended(limit=LIMIT) == ["COMPLETED"], job.log()
     assert "restart 0: 2 processes, 1 on each of n[1-2];" in job.log()
-    assert "2 of n[1-3] are taken, because the run cannot go on on all with 1 process(es) on each" in job.log()
+    assert "note: not on 3 nodes, because train.global_batch=8 does not divide among 3 processes" in job.log()
+    assert "only 2 of n[1-3] do something, for what is said above, with 1 process(es) on each" in job.log()
     assert "restart 1: 2 processes, 1 on each of n[1-2];" in job.log()
     assert steps(folder) == [*range(1, LAST + 1)] == sorted(taken(job.log()))
     assert largest_difference(weights(folder, LAST), weights(unbroken_on(2), LAST)) == 0
