@@ -50,6 +50,12 @@ class Member:
         """The standard deviation of each image's ratings, in units of its opinion, nan where it is not known: float64 [images]."""
         return np.fromiter((float(row["std"] or "nan") for row in self.shards.image_rows()), np.float64, len(self.shards))
 
+    @cached_property
+    def contents(self) -> np.ndarray:
+        """What each image shows, as a number that is the same for all images of one content: uint64 [images]."""
+        digests = (hashlib.blake2b(row["group"].encode(), digest_size=8).digest() for row in self.shards.image_rows())
+        return np.fromiter((int.from_bytes(digest, "big") for digest in digests), np.uint64, len(self.shards))
+
     def split_fingerprint(self) -> str:
         """A short name for exactly these images in train, val and test."""
         return hashlib.sha256(b"/".join(self.parts[part].tobytes() for part in PARTS)).hexdigest()[:16]

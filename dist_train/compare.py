@@ -15,7 +15,7 @@ from __future__ import annotations
 import csv
 import glob
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,19 @@ from typing import Any
 import numpy as np
 
 from dist_train.errors import ConfigError
-from dist_train.intervals import EQUAL, FEWEST_IMAGES, correlations, drawn_by_content, interval, resampled_counts, without_rounding
+from dist_train.intervals import (
+    EQUAL,
+    FEWEST_IMAGES,
+    correlations,
+    effective_contents,
+    interval,
+    resampled_counts,
+    what_was_drawn,
+    without_rounding,
+)
 from dist_train.metrics import agreement
 from dist_train.run_folder import read_status
 
-_OLD = "images are resampled one by one, as scores-test.csv does not tell what they show: for other contents expect wider intervals"
 MEAN = "the mean"  # no data set can be called so
 
 
@@ -35,14 +43,14 @@ MEAN = "the mean"  # no data set can be called so
 class TestedSet:
     """What a run says of the test images of a data set: scores and opinions [n] by image id, and the file they are from.
 
-    `contents` is what each image shows; in a file that does not say so, the image itself.
+    `contents` is what each image shows, by its id; empty where the file, of an earlier version, does not say it.
     """
 
     data: str  # its fingerprint
     split: str
     path: Path
     ids: tuple[str, ...]
-    contents: tuple[str, ...]
+    contents: dict[str, str]
     scores: np.ndarray
     opinions: np.ndarray
 
@@ -183,16 +191,21 @@ def estimate(sides: Sequence[Side]) -> dict[str, Estimates]:
 
 def _figures(tested: Sequence[TestedSet], stream: int) -> np.ndarray:
     """SRCC and PLCC on one data set, as it is and in every resample: float64 [runs, 2, 1 + resamples]."""
-    ids = sorted({image for one in tested for image in one.ids})
+    content_of = _contents(tested)
+    ids = sorted(content_of)
     place = {image: number for number, image in enumerate(ids)}
-    content_of = {image: content for one in tested for image, content in zip(one.ids, one.contents, strict=True)}
-    contents = np.array([content_of[image] for image in ids])
     columns = [np.array([place[image] for image in one.ids]) for one in tested]
     values = [agreement(one.scores, one.opinions) for one in tested]
     chunks = [np.array([[[value["srcc"]], [value["plcc"]]] for value in values])]
-    for counts in resampled_counts(contents, stream=stream):
+    for counts in resampled_counts(np.array([content_of[image] for image in ids]), stream=stream):
         chunks.append(np.array([correlations(one.scores, one.opinions, counts[:, own]) for one, own in zip(tested, columns, strict=True)]))
     return np.concatenate(chunks, axis=-1)
+
+
+def _contents(tested: Sequence[TestedSet]) -> dict[str, str]:
+    """What each image of these shows, if any of their tables says it; else the image itself."""
+    shown = {image: image for one in tested for image in one.ids}
+    return shown | {image: content for one in tested for image, content in one.contents.items()}
 
 
 def _medians(of_runs: np.ndarray) -> dict[str, Estimate]:
@@ -237,16 +250,33 @@ def _deviation(values: Sequence[float]) -> float:
 def _heading(sides: Sequence[Side], name: str) -> str:
     first = sides[0].runs[0]
     if name == MEAN:
-        return f"mean over {', '.join(first.sets)}:"
+        drawn = [how for each in first.sets if (how := _what_was_drawn(sides, each))]
+        return f"mean over {', '.join(first.sets)}" + "; intervals as of each of them" * bool(drawn) + ":"
     images = {len(run.sets[name].ids) for side in sides for run in side.runs}
     splits = ", ".join(sorted({run.sets[name].split for run in sides[0].runs}))
-    shown = {(image, content) for run in sides[0].runs for image, content in zip(run.sets[name].ids, run.sets[name].contents, strict=True)}
-    how = drawn_by_content(len(shown), len({content for _, content in shown}))
     label = f", label {first.status['label']}" if len(first.sets) == 1 else ""
+    how = _what_was_drawn(sides, name)
     return (
         f"test images: {' or '.join(f'{n:,}' for n in sorted(images))} of {name} ({first.data[name]}), split {splits}{label}"
-        + f"; intervals {how}" * bool(how)
+        + f"; intervals: {how}" * bool(how)
     )
+
+
+def _what_was_drawn(sides: Sequence[Side], name: str) -> str:
+    """On what the intervals of a set rest: all contents are drawn, and each run has what was drawn of its own test images."""
+    runs = [run for side in sides for run in side.runs]
+    content_of = _contents([run.sets[name] for run in runs])
+    if any(_hides_contents(run, name, content_of) for run in runs):
+        return "by resamples of single images: scores-test.csv does not say what they show, and several show one content: too narrow"
+    fewest = min(effective_contents(np.array([content_of[image] for image in run.sets[name].ids])) for run in runs)
+    return what_was_drawn(len(content_of), len(set(content_of.values())), fewest)
+
+
+def _hides_contents(run: TestedRun, name: str, content_of: Mapping[str, str]) -> bool:
+    """Whether several of its test images show one content, by what the run's status tells, and no table says which."""
+    test = run.status["test"]
+    panel = (test.get("sets") or {name: test})[name]
+    return "contents" in panel and panel["contents"] < len({content_of[image] for image in run.sets[name].ids})
 
 
 def _table(sides: Sequence[Side], estimates: Estimates) -> list[str]:
@@ -256,15 +286,7 @@ def _table(sides: Sequence[Side], estimates: Estimates) -> list[str]:
         cells = "".join(f"{_figure(found[name].value):>10}{_span(found[name]):>18}" for name in ("srcc", "plcc"))
         lines.append(f"{side.name:<{width}}{len(side.runs):>6}{cells}")
     lines += ["a side of several runs: the median over them"] * any(len(side.runs) > 1 for side in sides)
-    return lines + [_OLD] * any(_hides_contents(run) for side in sides for run in side.runs)
-
-
-def _hides_contents(run: TestedRun) -> bool:
-    """Whether several of the run's test images show one content, by what its status tells, and its tables do not say which."""
-    panels = run.status["test"].get("sets") or dict.fromkeys(run.sets, run.status["test"])
-    return any(
-        panels[name].get("contents", len(tested.ids)) < len(set(tested.contents)) for name, tested in run.sets.items() if name in panels
-    )
+    return lines
 
 
 def _gains(sides: Sequence[Side], estimates: Estimates) -> list[str]:
@@ -328,18 +350,18 @@ def _read_run(folder: Path) -> TestedRun:
     return TestedRun(folder, status, sets)
 
 
-def _read_scores(path: Path) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray, np.ndarray]:
+def _read_scores(path: Path) -> tuple[tuple[str, ...], dict[str, str], np.ndarray, np.ndarray]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [
-                (row["image"], row.get("content") or row["image"], float(row["score"]), float(row["opinion"]))
-                for row in csv.DictReader(file)
-            ]
-        ids, contents, scores, opinions = zip(*rows, strict=True)
+            rows = list(csv.DictReader(file))
+        scores, opinions = (np.array([float(row[name]) for row in rows]) for name in ("score", "opinion"))
+        ids = tuple(row["image"] for row in rows)
+        if not rows:
+            raise ValueError("it has no rows")
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: is not a table of image, opinion and score ({error}); it was changed after it was written") from error
     if len(set(ids)) < len(ids):
         raise ConfigError(f"{path}: holds an image twice; it was changed after it was written")
     if len(ids) < FEWEST_IMAGES:
         raise ConfigError(f"{path}: holds {len(ids)} images; at least {FEWEST_IMAGES} are needed")
-    return ids, contents, without_rounding(np.array(scores)), np.array(opinions)
+    return ids, {row["image"]: row["content"] for row in rows if row.get("content")}, without_rounding(scores), opinions

@@ -26,7 +26,7 @@ from dist_train.collection import Scale
 from dist_train.config import Data, load_config
 from dist_train.errors import ConfigError
 from dist_train.evaluation import score_images
-from dist_train.intervals import drawn_by_content
+from dist_train.intervals import what_was_drawn
 from dist_train.journal import finite_or_none
 from dist_train.launch import refuse_another_world
 from dist_train.model_folder import SETTINGS, TrainedModel, find_weights, open_model
@@ -191,8 +191,9 @@ def describe(weights: Path, sets: Sequence[RatedSet], panels: Mapping[str, Mappi
         turned = one.scale.label.higher_is_better != one.shards.label.higher_is_better
         lines.append(f"{one.name}: {which}; {one.shards.label}" + "; the model's scores are turned" * turned)
         lines.append(f"{'':<{len(one.name)}}  {one.seen.told}")
-        if how := drawn_by_content(panels[one.name]["images"], panels[one.name]["contents"]):
-            lines.append(f"{'':<{len(one.name)}}  intervals {how}")
+        panel = panels[one.name]
+        if how := what_was_drawn(panel["images"], panel["contents"], panel["effective_contents"]):
+            lines.append(f"{'':<{len(one.name)}}  intervals: {how}")
     return "\n".join(lines)
 
 

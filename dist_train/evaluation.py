@@ -20,6 +20,7 @@ from dist_train import ranks
 from dist_train.collection import Collection
 from dist_train.config import Config
 from dist_train.data import EvaluationVisits, PatchReader, patch_batches
+from dist_train.intervals import effective_contents
 from dist_train.metrics import image_figures, per_image, two_level_panel
 from dist_train.whole_files import write_text
 from shards.manifest import Label, ShardError, Shards
@@ -41,7 +42,7 @@ class Scores:
 
         `spoken` is the label that the model was trained on, and so speaks. On a set whose label runs the other way, its scores
         are turned, so that more is better on both sides or on neither and correlations keep the sign of quality. Where the
-        labels are not the same, errors in units of the label mean nothing, and are nan.
+        labels are not the same, raw errors mean nothing, and are nan; those of scores that were mapped to the opinions stay.
         """
         label = shards.label
         patches = self.patches if spoken.higher_is_better == label.higher_is_better else -self.patches
@@ -50,7 +51,8 @@ class Scores:
         stds = np.array([float(row["std"] or "nan") for row in rows])
         panel = two_level_panel(self.images, patches, self.opinions)
         panel = panel | image_figures(means, opinions, stds, np.array([row["group"] for row in rows]))
-        return panel if spoken == label else panel | dict.fromkeys(("rmse", "rmse_epsilon", "outlier_ratio"), np.nan)
+        raw = ("rmse",) if panel["mapped_by"] else ("rmse", "rmse_epsilon", "outlier_ratio")
+        return panel if spoken == label else panel | dict.fromkeys(raw, np.nan)
 
     def write_csv(self, path: Path, shards: Shards) -> None:
         """image, opinion, score, spread, content: a row per image, in the order of the shard folder."""
@@ -80,8 +82,14 @@ def score_part(model: nn.Module, collection: Collection, part: str, config: Conf
 
 
 def panel_of(scores: dict[str, Scores], collection: Collection) -> dict[str, Any]:
-    """The panel of the only data set; of several, the means of what has no unit, with each one's own panel under 'sets'."""
-    return mean_panel({name: found.panel() for name, found in scores.items()}, collection)
+    """The panel of the only data set; of several, the means of what has no unit, with each one's own panel under 'sets'.
+
+    With the number of contents that the images count as, for who judges whether a difference is chance.
+    """
+    members = [member for member in collection.members if member.name in scores]
+    found = {member.name: (member, scores[member.name]) for member in members}
+    panels = {name: of.panel() | {"effective_contents": effective_contents(one.contents[of.images])} for name, (one, of) in found.items()}
+    return mean_panel(panels, collection)
 
 
 def final_panel_of(scores: dict[str, Scores], collection: Collection) -> dict[str, Any]:
@@ -93,13 +101,14 @@ def final_panel_of(scores: dict[str, Scores], collection: Collection) -> dict[st
 def mean_panel(panels: dict[str, dict[str, float]], collection: Collection) -> dict[str, Any]:
     """One panel for several sets: means over those that have one of the figures that have no unit, and all panels under 'sets'.
 
-    Its `images` are those of all sets together.
+    Its `images` and `effective_contents` are those of all sets together.
     """
     if len(collection.members) == 1:
         return next(iter(panels.values()))
     names = [name for name in next(iter(panels.values())) if name.endswith(("srcc", "plcc", "krcc"))]
     means: dict[str, Any] = {name: float(np.mean([panel[name] for panel in panels.values()])) for name in names}
-    return means | {"images": sum(panel["images"] for panel in panels.values()), "sets": panels}
+    together = {name: sum(panel[name] for panel in panels.values()) for name in ("images", "effective_contents")}
+    return means | together | {"sets": panels}
 
 
 def write_scores(folder: Path, stem: str, scores: dict[str, Scores], collection: Collection) -> None:

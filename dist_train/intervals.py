@@ -21,7 +21,8 @@ RESAMPLES = 2000  # the ends then waver by about 2 % of the interval's width
 LEVEL = 0.95
 FEWEST_IMAGES = 3  # of which a correlation says anything: two always lie on a line
 FEWEST_CONTENTS = 3  # of which an interval says anything
-FEW_CONTENTS = 20  # below this it is too narrow all the same (Cameron, Gelbach and Miller, Rev. Econ. Stat. 90(3), 2008)
+FEW_CONTENTS = 30  # below this it is too narrow all the same: few is "five to thirty" for Cameron, Gelbach and Miller, 2008, abstract
+MOST_LOST = 0.05  # of the resamples may have no correlation; of what is left of fewer, the middle is not the middle of all
 FEW_IMAGES = 50  # below this one lucky image moves it: a SRCC of 0.8 has an interval wider than 0.2 (Fisher's z)
 
 EQUAL = 1e-12  # scores closer than this, in parts of the largest, differ by the rounding of their means alone
@@ -51,9 +52,9 @@ def correlation_intervals(scores: np.ndarray, opinions: np.ndarray, contents: np
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The middle 95 % of values [resamples], those that are nan left out: low and high; nan when there are none."""
+    """The middle 95 % of values [resamples], low and high. Those that are nan are left out; nan where they are more than 5 %."""
     existing = values[np.isfinite(values)]
-    if not len(existing):
+    if not len(existing) or len(existing) < (1 - MOST_LOST) * len(values):
         return np.nan, np.nan
     low, high = np.quantile(existing, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
@@ -63,12 +64,12 @@ def resampled_counts(contents: np.ndarray, resamples: int = RESAMPLES, stream: i
     """How often each image is drawn in each resample: float64 [some, n], `resamples` rows in all.
 
     `contents` [n] names what each image shows; their order is that of the names. Another `stream` draws apart from the first, for
-    images that have nothing to do with each other. Of fewer than three contents one resample of none of the images, which has no
+    images that have nothing to do with each other. Of fewer than three contents every resample holds no image, and so has no
     correlation.
     """
     names, content_of = np.unique(contents, return_inverse=True)
     if len(names) < FEWEST_CONTENTS:
-        yield np.zeros((1, len(contents)))
+        yield np.zeros((resamples, len(contents)))
         return
     rows = max(1, _CHUNK // len(contents))
     for first in range(0, resamples, rows):
@@ -79,14 +80,30 @@ def resampled_counts(contents: np.ndarray, resamples: int = RESAMPLES, stream: i
         yield np.bincount(flat.ravel(), minlength=flat.size).reshape(flat.shape).astype(np.float64)[:, content_of]
 
 
-def drawn_by_content(images: int, contents: int) -> str:
-    """What is to be said of intervals over so many images that show so many contents; nothing where each shows its own."""
-    if contents == images:
-        return ""
-    few = "; of so few they are still too narrow" if contents < FEW_CONTENTS else ""
+def effective_contents(contents: np.ndarray) -> float:
+    """As how many contents of equally many images the contents [n] of images count: (sum of n)^2 / sum of n^2, n images of each.
+
+    Kish, "Survey sampling", 1965, section 11.7: where a few contents have most of the images, the others hardly count.
+    """
+    sizes = np.unique(contents, return_counts=True)[1].astype(np.float64)
+    return float(sizes.sum() ** 2 / (sizes**2).sum()) if len(sizes) else 0.0
+
+
+def what_was_drawn(images: int, contents: int, effective: float | None) -> str:
+    """What is to be said of intervals over so many images that show so many contents; nothing where nothing is to be.
+
+    `effective` is their `effective_contents`, the least where there are several runs; None of figures of earlier versions, which drew
+    the images one by one.
+    """
+    if effective is None:
+        return "" if contents == images else "by resamples of single images, though several show one content: too narrow"
     if contents < FEWEST_CONTENTS:
-        few = f", of which it takes {FEWEST_CONTENTS}"
-    return f"by resamples of the {contents:,} contents{few}"
+        return f"of {contents:,} content{'s' * (contents != 1)} no resamples can be drawn"
+    few = "so few that they are too narrow" if effective < FEW_CONTENTS else ""
+    if contents == images:
+        return few and f"by resamples of the {images:,} images, {few}"
+    counted = f" (those of a run count as {effective:.1f} of one size)" if few and effective < 0.9 * contents else ""
+    return f"by resamples of the {contents:,} contents{counted}" + (few and f", {few}")
 
 
 def correlations(scores: np.ndarray, opinions: np.ndarray, counts: np.ndarray) -> np.ndarray:

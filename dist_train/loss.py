@@ -138,10 +138,10 @@ def ranking_loss(scores: Tensor, opinions: Tensor, sets: Tensor, margin: float) 
 def fidelity_loss(scores: Tensor, opinions: Tensor, sets: Tensor, label_std: float) -> Tensor:
     """Mean of 1 - sqrt(q) over the pairs of one set with y_i > y_j, where q = Phi((p_i - p_j) / (sqrt(2) label_std)).
 
-    The fidelity loss of Tsai et al., "FRank", SIGIR 2007, as LIQE (Zhang et al., CVPR 2023; loss_m3 in the authors' code) uses it:
-    Thurstone's case V gives the probability q that the better image wins, and the truth is 1. A score's uncertainty is taken as
-    one standard deviation of the label, which is 1 in LIQE, and images of equal opinion form no pair; there they win half the
-    time. All are [n]; 0 when there is no pair.
+    The fidelity loss of Tsai et al., "FRank", SIGIR 2007, as LIQE (Zhang et al., CVPR 2023, equations 4 and 5) uses it: Thurstone's
+    case V gives the probability q that the better image wins, and the truth is 1. A score's uncertainty is taken as one standard
+    deviation of the label, which is 1 in LIQE. (The authors' code, loss_m3, divides by 1, not by sqrt(2).) Images of equal opinion
+    form no pair; there they win half the time. All are [n]; 0 when there is no pair.
     """
     return _infidelity(scores, opinions, sets, torch.full_like(opinions, label_std), torch.ones_like)
 

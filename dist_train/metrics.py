@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import scipy  # which loads scipy.stats when it is first used: of all ranks only the first has figures to compute
 
-from dist_train.intervals import FEWEST_IMAGES, correlation_intervals, without_rounding
+from dist_train.intervals import FEWEST_IMAGES, correlation_intervals, effective_contents, without_rounding
 from dist_train.mapping import CURVES, RISING, fit_logistic
 
 
@@ -51,6 +51,7 @@ def image_figures(scores: np.ndarray, opinions: np.ndarray, stds: np.ndarray, co
     All are [n], a row per image; `stds` is the standard deviation of the single ratings of an image in units of the label, nan
     where the set has none; `contents` names what each image shows.
 
+    images, contents, effective_contents: their numbers, the last as `intervals.effective_contents` counts.
     srcc_interval, plcc_interval: 95 %, by bootstrap over the contents: [low, high].
     plcc_mapped4, rmse_mapped4, plcc_mapped5, rmse_mapped5: after the logistic of 4 and of 5 parameters. nan where none could
         be fitted, never the raw figure; mapping4 and mapping5 hold the status, which says why, and the parameters.
@@ -61,6 +62,7 @@ def image_figures(scores: np.ndarray, opinions: np.ndarray, stds: np.ndarray, co
     scores, opinions = np.asarray(scores, np.float64), np.asarray(opinions, np.float64)
     intervals = correlation_intervals(scores, opinions, contents)
     figures: dict[str, Any] = {"images": len(scores), "contents": len(np.unique(contents))}
+    figures["effective_contents"] = effective_contents(contents)
     figures |= {"plcc_mapped": agreement(scores, opinions)["plcc"], "mapped_by": 0}
     figures |= {f"{name}_interval": ends for name, ends in intervals.items()}
     errors = scores - opinions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dist_train.intervals import FEW_IMAGES
+from dist_train.intervals import FEW_CONTENTS, FEW_IMAGES
 
 SATURATED = 0.95  # a train SRCC from here on has hardly room to rise, while the loss goes on falling
 TELLING = 0.002  # of SRCC: less than redrawing the patches of the same images would move it
@@ -15,11 +15,13 @@ def train_and_val(records: Sequence[Mapping[str, Any]]) -> str:
     """What became of the image SRCC of train and val, from the records of metrics.jsonl; of train and test where no val is.
 
     What counts is what came after the epoch that was best on val: where train rose and val fell, both by at least TELLING,
-    the run was overfitting from there on. Epochs without a SRCC are left out. Of fewer than FEW_IMAGES, no SRCC can tell.
+    the run was overfitting from there on. Epochs without a SRCC are left out. Of fewer than FEW_IMAGES, or FEW_CONTENTS, none can tell.
     """
     judged = [record for record in records if record["kind"] == "epoch"]
     part = "val" if any(record.get("val") for record in judged) else "test"
-    images = min((record[part]["images"] for record in judged if "images" in (record.get(part) or {})), default=FEW_IMAGES)
+    panels = [record[part] for record in judged if record.get(part)]
+    images = min((panel["images"] for panel in panels if "images" in panel), default=FEW_IMAGES)
+    contents = min((panel["effective_contents"] for panel in panels if panel.get("effective_contents")), default=FEW_CONTENTS)
     epochs = [
         (record["epoch"], record["train"]["srcc"], record[part]["srcc"])
         for record in judged
@@ -28,7 +30,11 @@ def train_and_val(records: Sequence[Mapping[str, Any]]) -> str:
     if len(epochs) < 2:
         return f"too few epochs to say whether train and {part} SRCC part ways"
     moved, verdict = _moved_apart(epochs, part)
-    return f"{moved}: {verdict if images >= FEW_IMAGES else f'{images} images in {part} are too few to tell overfitting from chance'}"
+    if images < FEW_IMAGES:
+        verdict = f"{images} images in {part} are too few to tell overfitting from chance"
+    elif contents < FEW_CONTENTS:
+        verdict = f"the images in {part} count as {contents:.1f} contents, too few to tell overfitting from chance"
+    return f"{moved}: {verdict}"
 
 
 def _moved_apart(epochs: Sequence[tuple[int, float, float]], part: str) -> tuple[str, str]:

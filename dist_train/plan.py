@@ -18,7 +18,7 @@ from dist_train.config import Config
 from dist_train.errors import ConfigError
 from dist_train.history import historical_rates
 from dist_train.idle_settings import idle_settings
-from dist_train.intervals import FEW_IMAGES, FEWEST_IMAGES
+from dist_train.intervals import FEW_CONTENTS, FEW_IMAGES, FEWEST_IMAGES, effective_contents
 from dist_train.loss import CORRELATIONS, needs_deviations
 from dist_train.mixture import Mixture, seed_of_set, shares_of
 from dist_train.model_folder import build_model
@@ -300,6 +300,13 @@ def worth_knowing(plan: Plan) -> list[str]:
             + ", and so is the choice of the epoch by it" * (part == chooser)
             for part in ("val", "test")
             if 0 < len(member.parts[part]) < FEW_IMAGES
+        ]
+        counted = {part: effective_contents(member.contents[member.parts[part]]) for part in ("val", "test")}
+        notes += [
+            f"{member.name}: the images in {part} count as {number:.1f} contents: below {FEW_CONTENTS}, another draw of contents moves a "
+            f"SRCC far" + ", and the choice of the epoch by it" * (part == chooser)
+            for part, number in counted.items()
+            if 0 < number < FEW_CONTENTS and len(member.parts[part]) >= FEW_IMAGES
         ]
         opinions = member.shards.opinions
         if doubt := member.shards.label.doubt(float(opinions.min()), float(opinions.max())):

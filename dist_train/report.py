@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dist_train.errors import ConfigError
-from dist_train.intervals import drawn_by_content
+from dist_train.intervals import what_was_drawn
 from dist_train.journal import read_records
 from dist_train.mapping import CURVES, FITTED, RISING, Curve
 from dist_train.overfitting import train_and_val
@@ -87,11 +87,9 @@ def _further(part: str, panel: Mapping[str, Any]) -> list[str]:
     """What is told of a part below its row of figures; nothing of a panel that holds no more than that row."""
     if "srcc_interval" not in panel:
         return []
-    how = drawn_by_content(panel["images"], panel["contents"])
-    told = [
-        f"{part}: {_images(panel, panel['images'])}; 95 % intervals{f' ({how})' * bool(how)}"
-        f": SRCC {_span(panel['srcc_interval'])}, PLCC {_span(panel['plcc_interval'])}"
-    ]
+    how = what_was_drawn(panel["images"], panel["contents"], panel.get("effective_contents"))
+    intervals = f"SRCC {_span(panel['srcc_interval'])}, PLCC {_span(panel['plcc_interval'])}" if _exists(panel["srcc_interval"]) else ""
+    told = [f"{part}: {_images(panel, panel['images'])}; 95 % intervals" + f" ({how})" * bool(how) + f": {intervals or 'none'}"]
     for number in CURVES:
         fit = panel[f"mapping{number}"]
         status = fit["status"]
@@ -237,7 +235,8 @@ def _draw_curve(axes: Any, scores: Sequence[float], panel: Mapping[str, Any]) ->
 
 
 def _scatter_title(part: str, panel: Mapping[str, Any], images: int) -> str:
-    spans = {name: f" ({_span(panel[f'{name}_interval'])})" if panel.get(f"{name}_interval") else "" for name in ("srcc", "plcc")}
+    ends = {name: panel.get(f"{name}_interval") for name in ("srcc", "plcc")}
+    spans = {name: f" ({_span(found)})" if found and _exists(found) else "" for name, found in ends.items()}
     told = ", ".join(f"{name.upper()} {_figure(panel[name])}{spans[name]}" for name in ("srcc", "plcc"))
     return f"{part}, {_images(panel, images)}\n{told}"
 
@@ -250,6 +249,11 @@ def _images(panel: Mapping[str, Any], images: int) -> str:
 
 def _cell(value: float | None) -> str:
     return f"{_figure(value):>12}"
+
+
+def _exists(ends: Sequence[float | None]) -> bool:
+    """Whether there is such an interval."""
+    return not any(end is None or math.isnan(end) for end in ends)
 
 
 def _span(ends: Sequence[float | None]) -> str:

@@ -346,9 +346,7 @@ def test_a_run_alone_is_told_without_a_median(tmp_path: Path) -> None:
 def test_intervals_over_images_of_few_contents_are_told_as_that(tmp_path: Path) -> None:
     for contents, told in ((IMAGES, False), (8, True)):
         folder = run(tmp_path / str(contents), 15.0, test={"srcc": 0.5, "images": IMAGES, "contents": contents})
-        assert (
-            "as scores-test.csv does not tell what they show: for other contents expect wider intervals" in compare([str(folder)])
-        ) == told
+        assert ("scores-test.csv does not say what they show, and several show one content: too narrow" in compare([str(folder)])) == told
 
 
 def show(contents: int, *folders: Path) -> None:
@@ -366,17 +364,49 @@ def test_images_of_one_content_are_drawn_together_on_both_sides(tmp_path: Path) 
     for contents in (IMAGES, 25):
         show(contents, one, other)
         told = compare([str(one), str(other)])
-        assert ("; intervals by resamples of the 25 contents\n" in told) == (contents == 25) and "expect wider" not in told
+        assert ("; intervals: by resamples of the 25 contents, so few that they are too narrow\n" in told) == (contents == 25)
         (low, high), *_ = re.findall(rf"{one} +1 +[\d.]+ +([\d.]+) to ([\d.]+)", told)
         widths.append(float(high) - float(low))
     assert widths[1] > 1.2 * widths[0]
+
+
+def test_what_one_table_says_of_an_image_holds_for_an_older_one_in_any_order(tmp_path: Path) -> None:
+    old, new = run(tmp_path / "old", 15.0), run(tmp_path / "new", 10.0, 2)
+    both = [run(tmp_path / name, noise, seed) for name, noise, seed in (("one", 15.0, 1), ("two", 10.0, 2))]
+    show(40, new, *both)
+    there, back = (compare([str(a), str(b)]) for a, b in ((old, new), (new, old)))
+    known = compare([str(one) for one in both])
+    assert all("; intervals: by resamples of the 40 contents\n" in told for told in (there, back, known))
+    assert re.findall(r"95 %: (.*?)\)", there) == re.findall(r"95 %: (.*?)\)", known)
+
+
+def test_runs_on_sets_of_which_one_has_two_contents_are_compared_on_the_other(tmp_path: Path) -> None:
+    one, other = (run_on_sets(tmp_path / name, {"a": noise, "b": noise}) for name, noise in (("one", 5.0), ("other", 25.0)))
+    for folder in (one, other):
+        (folder / "scores-test-a.csv").rename(folder / "scores-test.csv")
+        show(2, folder)
+        (folder / "scores-test.csv").rename(folder / "scores-test-a.csv")
+    told = compare([str(one), str(other)])
+    assert told.count("without an interval") == 4 and "mean over a, b; intervals as of each of them:" in told  # of a, and of the mean
+    assert re.search(r"SRCC -[\d.]+ \(95 %: ", told)
+
+
+def test_rounds_that_rest_on_few_contents_each_are_told_as_that(tmp_path: Path) -> None:
+    for number in range(1, 4):
+        folder = run(tmp_path / f"round-{number:02d}", 10.0, number, range(60 * number), split=f"round-{number:02d}")
+        show(10, folder)
+        rows = (folder / "scores-test.csv").read_text().splitlines()
+        rows[1:] = [re.sub(r"content \d+", f"content {n % (10 * (n // 60 + 1))}", row) for n, row in enumerate(rows[1:])]
+        (folder / "scores-test.csv").write_text("\n".join(rows) + "\n")
+    told = compare([str(tmp_path / "round-*")])
+    assert "by resamples of the 30 contents (those of a run count as 10.0 of one size), so few that they are too narrow" in told
 
 
 def test_of_two_contents_the_difference_is_told_without_an_interval(tmp_path: Path) -> None:
     one, other = run(tmp_path / "one", 15.0), run(tmp_path / "other", 10.0)
     show(2, one, other)
     told = compare([str(one), str(other)])
-    assert "by resamples of the 2 contents, of which it takes 3" in told and "nan" not in told
+    assert "; intervals: of 2 contents no resamples can be drawn" in told and "nan" not in told
     assert re.search(r"SRCC \+[\d.]+, without an interval", told) and re.search(rf"{one} +1 +[\d.]+ +none", told)
 
 

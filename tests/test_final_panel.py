@@ -74,5 +74,8 @@ def test_a_model_of_mos_that_is_right_about_quality_is_positive_on_a_set_of_dmos
         assert panel[name] == pytest.approx(1)
     assert panel["plcc_mapped4"] == pytest.approx(1, abs=1e-4)
     assert panel["rmse_mapped5"] == pytest.approx(0, abs=1e-3)  # on the scale of the set
-    assert all(math.isnan(panel[name]) for name in ("rmse", "rmse_epsilon", "outlier_ratio"))  # 1 to 5 is not 0 to 100
+    assert math.isnan(panel["rmse"])  # 1 to 5 is not 0 to 100
+    assert (panel["outlier_ratio"], panel["rmse_epsilon"]) == (0, pytest.approx(0))  # but these are of scores mapped to it
+    humped = scores_of(rated, -quality).final_panel(rated, MOS)
+    assert all(math.isnan(humped[name]) for name in ("rmse", "rmse_epsilon", "outlier_ratio"))  # nothing could be mapped
     assert scores_of(rated, -quality).final_panel(rated, MOS)["srcc"] == pytest.approx(-1)

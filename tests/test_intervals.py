@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dist_train.intervals import correlation_intervals, correlations, drawn_by_content, interval, resampled_counts
+from dist_train.intervals import correlation_intervals, correlations, effective_contents, interval, resampled_counts, what_was_drawn
 
 few_levels = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=3, max_size=12)  # so that ties are common
 
@@ -136,16 +136,31 @@ def test_about_19_of_20_intervals_hold_the_truth_where_images_share_contents() -
 
 
 @pytest.mark.parametrize(
-    ("images", "contents", "told"),
+    ("images", "contents", "effective", "told"),
     [
-        (40, 40, ""),
-        (2000, 25, "by resamples of the 25 contents"),
-        (2000, 16, "by resamples of the 16 contents; of so few they are still too narrow"),
-        (40, 2, "by resamples of the 2 contents, of which it takes 3"),
+        (40, 40, 40.0, ""),
+        (20, 20, 20.0, "by resamples of the 20 images, so few that they are too narrow"),
+        (2000, 40, 40.0, "by resamples of the 40 contents"),
+        (2000, 16, 16.0, "by resamples of the 16 contents, so few that they are too narrow"),
+        (2000, 40, 8.0, "by resamples of the 40 contents (those of a run count as 8.0 of one size), so few that they are too narrow"),
+        (40, 2, 2.0, "of 2 contents no resamples can be drawn"),
+        (40, 1, 1.0, "of 1 content no resamples can be drawn"),
+        (2000, 16, None, "by resamples of single images, though several show one content: too narrow"),
+        (40, 40, None, ""),
     ],
 )
-def test_it_is_told_what_was_drawn(images: int, contents: int, told: str) -> None:
-    assert drawn_by_content(images, contents) == told
+def test_it_is_told_what_was_drawn(images: int, contents: int, effective: float | None, told: str) -> None:
+    assert what_was_drawn(images, contents, effective) == told
+
+
+def test_contents_count_as_many_of_one_size() -> None:
+    assert effective_contents(np.repeat(np.arange(7), 3)) == pytest.approx(7)
+    assert effective_contents(np.array(["a"] * 9 + ["b"])) == pytest.approx(100 / 82)
+    assert effective_contents(np.empty(0)) == 0
+
+
+def test_where_many_resamples_have_no_value_there_is_no_interval() -> None:
+    assert np.isnan(interval(np.r_[np.arange(90.0), np.full(10, np.nan)])).all()
 
 
 def test_two_contents_have_no_interval() -> None:

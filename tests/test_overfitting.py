@@ -77,6 +77,16 @@ def test_of_a_few_images_it_is_not_said_to_overfit_nor_not_to(pairs: list[tuple[
     assert train_and_val(few).rpartition(":")[0] == train_and_val(enough).rpartition(":")[0]
 
 
+@pytest.mark.parametrize("pairs", [[(0.5, 0.5), (0.9, 1.0)], [(0.5, 1.0), (0.9, 0.5)]])
+def test_of_a_few_contents_it_is_not_said_either(pairs: list[tuple[float, float]]) -> None:
+    few, enough = epochs(*pairs), epochs(*pairs)
+    for contents, records in ((3.25, few), (30.0, enough)):
+        for record in records[1:]:
+            record["val"] |= {"images": 360, "effective_contents": contents}
+    assert train_and_val(few).endswith(": the images in val count as 3.2 contents, too few to tell overfitting from chance")
+    assert train_and_val(enough) == train_and_val(epochs(*pairs))
+
+
 def test_a_run_without_a_val_part_is_told_by_its_test_part() -> None:
     assert train_and_val(epochs((0.5, 0.7), (0.7, 0.6), part="test")) == (
         "from epoch 0 on, train SRCC rose by 0.200 while test SRCC fell by 0.100: overfitting"

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dist_train import plan
 from dist_train.__main__ import main
 from dist_train.collection import Collection, Member, Scale
 from dist_train.config import Config
@@ -123,6 +124,13 @@ def test_a_split_with_nothing_in_a_part_is_refused(noise: Path, part: str) -> No
     (noise / "splits" / "mine.csv").write_text("\n".join(["id,part", *rows]))
     with pytest.raises(ConfigError, match=rf"split 'mine' has no images in '{part}', at least {1 if part == 'train' else 3} are needed"):
         make_plan(config_of(noise, data={"split": "mine"}), 1)
+
+
+def test_a_part_of_few_contents_is_told(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "FEW_IMAGES", 10)  # as many as there are, all of one content
+    told = describe_plan(make_plan(config_of(shards), 1))
+    assert "tiny: the images in val count as 1.0 contents: below 30, another draw of contents moves a SRCC far, and the choice of" in told
+    assert "tiny: the images in test count as 1.0 contents: below 30, another draw of contents moves a SRCC far\n" in told
 
 
 def test_a_part_too_small_for_a_correlation_is_refused_and_a_small_one_is_told(noise: Path) -> None:

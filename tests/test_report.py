@@ -21,6 +21,7 @@ FINAL = {
     **{
         "images": 40,
         "contents": 8,
+        "effective_contents": 8.0,
         "srcc_interval": [0.75, 0.875],
         "plcc_interval": [0.7, 0.8],
         "plcc_mapped4": 0.76,
@@ -91,10 +92,18 @@ def test_a_figure_that_does_not_exist_is_a_dash_in_the_table(nothing: float | No
     assert row[0] == "-" and row[1] == "0.7500"
 
 
+def test_of_too_few_contents_no_interval_is_told_and_of_an_earlier_version_that_it_drew_images() -> None:
+    nothing: dict[str, Any] = {"contents": 2, "effective_contents": 2.0, "srcc_interval": [None, None], "plcc_interval": [None, None]}
+    table = final_table({**STATUS, "test": FINAL | nothing})
+    assert "test: 40 images of 2 contents; 95 % intervals (of 2 contents no resamples can be drawn): none\n" in table
+    earlier = final_table({**STATUS, "test": FINAL | {"effective_contents": None}})
+    assert "95 % intervals (by resamples of single images, though several show one content: too narrow): SRCC 0.7500" in earlier
+
+
 def test_below_the_figures_stand_intervals_curves_and_what_people_themselves_differ_by() -> None:
     table = final_table({**STATUS, "test": FINAL, "train_and_val": "train and val SRCC rose together"})
     assert table.splitlines()[-5:] == [
-        "test: 40 images of 8 contents; 95 % intervals (by resamples of the 8 contents; of so few they are still too narrow): "
+        "test: 40 images of 8 contents; 95 % intervals (by resamples of the 8 contents, so few that they are too narrow): "
         "SRCC 0.7500 to 0.8750, PLCC 0.7000 to 0.8000",
         "test: after the 4-parameter logistic: PLCC 0.7600, RMSE 7.2500 (fitted)",
         "test: after the 5-parameter logistic: not fitted: 4 different scores for 5 parameters",
@@ -117,8 +126,9 @@ def test_a_set_without_deviations_has_no_line_about_them(nothing: float | None) 
     assert "standard deviations" not in table and "test: 40 images; 95 %" in table
 
 
-def test_an_interval_that_does_not_exist_is_told_by_dashes() -> None:
-    assert "SRCC - to -, PLCC" in final_table({**STATUS, "test": {**FINAL, "srcc": None, "srcc_interval": [None, None]}})
+def test_an_interval_that_does_not_exist_is_told_as_none() -> None:
+    nothing: dict[str, Any] = {"srcc": None, "srcc_interval": [None, None], "plcc_interval": [None, None]}
+    assert "too narrow): none\n" in final_table({**STATUS, "test": FINAL | nothing})
 
 
 def test_the_table_across_data_sets_has_a_row_per_set_and_no_errors_in_units() -> None:
