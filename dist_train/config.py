@@ -7,6 +7,7 @@ says by itself how it was made. Unknown keys are errors that name the key one pr
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import reprlib
 from collections.abc import Iterator, Sequence
@@ -296,11 +297,27 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Writes every setting, defaults included, as YAML that `load_config` reads back to the same config.
+    """Writes every setting, defaults included, as YAML that `load_config` reads back to the same config, below its SHA-256.
 
     But for passwords and signatures in the addresses of shards: those come from the command line, each session anew.
     """
-    write_text(path, as_yaml(config))
+    text = as_yaml(config)
+    write_text(path, f"{_DIGEST}{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file holds all that `save_config` wrote there: by its SHA-256, or, where it has none, by its sections.
+
+    An earlier version left none, nor does a person. Raises OSError when the file cannot be read.
+    """
+    digest, _, text = path.read_bytes().partition(b"\n")
+    if digest.startswith(_DIGEST.encode()):
+        return digest.decode(errors="replace") == f"{_DIGEST}{hashlib.sha256(text).hexdigest()}"
+    try:
+        tree = yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError:
+        return False
+    return isinstance(tree, dict) and {*Config.model_fields} <= {*tree}
 
 
 def as_yaml(config: Config) -> str:
@@ -310,6 +327,9 @@ def as_yaml(config: Config) -> str:
 def known_keys() -> list[str]:
     """Every key as one writes it on the command line."""
     return [f"{section}.{key}" for section, field in Config.model_fields.items() for key in field.annotation.model_fields]  # type: ignore[union-attr]
+
+
+_DIGEST = "# SHA-256 of what follows: "
 
 
 class _EveryKeyOnce(yaml.SafeLoader):

@@ -8,10 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dist_train import ranks, run_lock
-from dist_train.config import Config, load_config, save_config
+from dist_train.config import Config, is_whole, load_config, save_config
 from dist_train.errors import ConfigError
 from dist_train.journal import finite_or_none
 from dist_train.plan import Plan
@@ -156,19 +154,11 @@ def refuse_other_settings(path: Path, config: Config) -> None:
 
 
 def _refuse_damaged_settings(path: Path) -> None:
-    """A run saves every section. What is left of a file must not be taken for the defaults."""
-    try:
-        lost = {*Config.model_fields} - {*(yaml.safe_load(path.read_bytes()) or {})}
-    except (yaml.YAMLError, TypeError) as error:
-        raise ConfigError(_damaged(path, " ".join(str(error).split()))) from error
-    if lost:
-        raise ConfigError(_damaged(path, f"it lacks {', '.join(sorted(lost))}"))
-
-
-def _damaged(path: Path, how: str) -> str:
-    whole = path.parent / "best" / "config.yaml"
-    mend = f"copy {whole} over it" if whole.is_file() else "write the settings that the run began with into it"
-    return f"{path}: was damaged ({how}); {mend}, and the run goes on, or choose another run.folder"
+    """Half a file must not be taken for the defaults, nor a flipped bit for another run."""
+    if not is_whole(path):
+        copy = path.parent / "best" / "config.yaml"
+        mend = f"copy {copy} over it" if copy.is_file() and is_whole(copy) else "write the settings that the run began with into it"
+        raise ConfigError(f"{path}: was damaged; {mend}, and the run goes on, or choose another run.folder")
 
 
 def _flat(config: Config) -> dict[str, Any]:

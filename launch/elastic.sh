@@ -98,11 +98,12 @@ port=${PORT:-29500}
 listens() { timeout 10 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$FIRST_HOST" "$port" 2>/dev/null; }
 is_a_store() {
     "${python[@]}" -c '
-import signal, sys
+import os, sys, threading
 from datetime import timedelta
 from torch.distributed import TCPStore
-signal.alarm(10)  # where nothing is answered its own timeout does not help
-TCPStore(sys.argv[1], int(sys.argv[2]), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))' "$FIRST_HOST" "$port" 2>/dev/null
+threading.Timer(10, os._exit, [1]).start()  # where nothing is answered its own timeout does not help
+TCPStore(sys.argv[1], int(sys.argv[2]), is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))
+os._exit(0)' "$FIRST_HOST" "$port" 2>/dev/null
 }
 meeting_is_free() { ! listens || is_a_store; }
 meeting_is_free || { sleep 5 && meeting_is_free; } || {

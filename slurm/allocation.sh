@@ -1,7 +1,7 @@
 # What slurm/train.sh and slurm/doctor.sh, which source this, make of the allocation of their job.
 #
 #   processes     on each node: one per GPU, or PROCESSES_PER_NODE
-#   cores         of a node
+#   cores         of a node, all that the job has there
 #   hosts, first  the names of the nodes, one a line, and the first of them, on which this shell runs
 #   port          at which all processes meet there
 #
@@ -12,8 +12,15 @@
 
 # shellcheck shell=bash disable=SC2034 # what is set here is for those scripts
 processes=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
+# Each node runs as many processes as the first, so each needs its GPUs; sbatch --gpus=8 may give one node 5 and another 3.
+if [[ $(scontrol show job "$SLURM_JOB_ID") =~ TresPerJob=[^\ ]*gpu[^\ ]*:([0-9]+) ]] &&
+    [ "${BASH_REMATCH[1]}" -ne $((SLURM_JOB_NUM_NODES * ${SLURM_GPUS_ON_NODE:-0})) ]; then
+    echo "error: the ${BASH_REMATCH[1]} GPUs of job $SLURM_JOB_ID are not spread evenly, ${SLURM_GPUS_ON_NODE:-0} are on the first of" \
+        "$SLURM_JOB_NUM_NODES nodes; ask for them with sbatch --gpus-per-node" >&2
+    exit 1
+fi
 # Of nodes with different numbers of cores the least: 8(x2),4 is two nodes of 8 and one of 4.
-cores=${SLURM_CPUS_PER_TASK:-$(tr ',' '\n' <<<"${SLURM_JOB_CPUS_PER_NODE:-1}" | sed 's/(.*//' | sort --numeric-sort | sed -n 1p)}
+cores=$(tr ',' '\n' <<<"${SLURM_JOB_CPUS_PER_NODE:-1}" | sed 's/(.*//' | sort --numeric-sort | sed -n 1p)
 if [ "$cores" -lt $((2 * processes)) ]; then
     echo "== job $SLURM_JOB_ID: $cores core(s) of a node are little for $processes process(es) and their loader workers; sbatch --cpus-per-task asks for more" >&2
 fi
@@ -29,13 +36,15 @@ while (exec 3<>"/dev/tcp/localhost/$port" || exec 3<>"/dev/tcp/$first/$port") 2>
     port=$((port + 1))
 done
 
-# srun takes from the environment how sbatch was asked, and refuses some of it for a step of one task per node. This one has all cores and
-# GPUs of the job, whatever they were asked by, and this environment, whatever sbatch was told to hand on (--export=NONE).
-unset SLURM_CPUS_PER_GPU SLURM_GPUS_PER_TASK SLURM_GPUS_PER_SOCKET SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_TRES SLURM_NTASKS_PER_NODE SLURM_TRES_PER_TASK
+# srun takes from the environment how sbatch was asked, also that of another job from which this one was submitted, and refuses some of it
+# for a step of one task per node. This one has all cores, memory and GPUs of the job, whatever they were asked by, and this environment,
+# whatever sbatch was told to hand on (--export=NONE).
+unset SLURM_CPUS_PER_GPU SLURM_CPU_BIND SLURM_GPUS SLURM_GPUS_PER_TASK SLURM_GPUS_PER_SOCKET SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_TRES \
+    SLURM_NTASKS_PER_NODE SLURM_TRES_PER_TASK SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU SLURM_MEM_PER_NODE
 export SLURM_EXPORT_ENV=ALL
 take_nodes() {
     world=$(($1 * processes))
     # It is srun that is told, not sbatch: there --ntasks-per-node would make one node of --nodes=1-4.
-    one_per_node=(--nodes="$1" --relative=0 --ntasks="$1" --ntasks-per-node=1 --cpus-per-task="$cores"
+    one_per_node=(--nodes="$1" --relative=0 --ntasks="$1" --ntasks-per-node=1 --cpus-per-task="$cores" --mem=0
         ${SLURM_GPUS_ON_NODE:+--gpus-per-node="$SLURM_GPUS_ON_NODE"})
 }

@@ -32,7 +32,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / process
 code=0
 # shellcheck disable=SC2016 # each node's own shell reads $SLURMD_NODENAME
 srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 "${srun_options[@]}" "${container[@]}" \
-    bash -c 'echo "== $SLURMD_NODENAME is here" && exec "$@"' here \
+    bash -c 'echo "== $SLURMD_NODENAME is here" >&2 && exec "$@"' here \
     "${VENV:-.venv}/bin/torchrun" --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
     --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.doctor" \
     --rdzv-conf="join_timeout=$patience" --module dist_train doctor "$@" "run.processes=$world" --wait "$patience" || code=$?

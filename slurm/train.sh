@@ -30,17 +30,17 @@ set -eo pipefail
 source launch/site_settings.sh
 set -u # only now: the functions of many module systems use what they never set
 
-log=/proc/$$/fd/2 # in which the processes say why they fail
-log_before=$(stat --dereference --printf=%s "$log")
-
 [ $# -ge 1 ] || { echo "usage: sbatch slurm/train.sh CONFIG [key=value ...]" >&2; exit 2; }
 config=$1
 shift
 bin=${VENV:-.venv}/bin
-restarts=${SLURM_RESTART_COUNT:-0}
 # What scontrol calls this job. The number of the last task of an array means the whole array: to requeue that would take all tasks along.
-this_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-this_job=${this_job:-$SLURM_JOB_ID}
+# A job that was submitted from within another has the other's variables, so it is asked whose they are, and how often this one began again.
+this_job=$SLURM_JOB_ID
+task=${SLURM_ARRAY_JOB_ID:-}_${SLURM_ARRAY_TASK_ID:-}
+if [ "$task" != _ ] && [[ $(scontrol show job "$task" 2>/dev/null) == "JobId=$SLURM_JOB_ID "* ]]; then this_job=$task; fi
+restarts=${SLURM_RESTART_COUNT:-0}
+if [[ $(scontrol show job "$this_job") =~ Restarts=([0-9]+) ]]; then restarts=${BASH_REMATCH[1]}; fi
 
 # USR1, the time is up: a file asks the training to save and to end at its next step. A file reaches every node, while a signal
 # would kill torchrun. What stands in the file, the training gives as the reason, which tells it from one by which a person stops the run.
@@ -105,8 +105,9 @@ requeue() {
     echo "== job $SLURM_JOB_ID: $why; the same sbatch line goes on"
     return 1
 }
+# What this turn's processes have written to the log, where they say why they fail.
 this_turn() { if [ -f "$log" ]; then tail --bytes="+$((log_before + 1))" "$log"; fi; }
-# Whether all errors that the log tells of since this turn began are that the processes have not met (srun --label puts numbers before
+# Whether all errors that they tell of are that the processes have not met (srun --label puts numbers before
 # them), or there is none but torchrun's own, of launchers that have not met.
 not_met() {
     local errors
@@ -155,11 +156,13 @@ echo "== job $SLURM_JOB_ID, restart $restarts: $world processes, $processes on e
 # One launcher per node; all meet on the first. When one fails the others end too (--kill-on-bad-exit), and when one has ended well they have
 # a minute. The turn is part of the meeting's name, so that nothing left over from the last one can come to it. Each node says that it is there: one
 # that hangs before its ranks can speak is known by its silence.
+log=/proc/$$/fd/2
+log_before=$(stat --dereference --printf=%s "$log")
 # shellcheck disable=SC2016 # each node's own shell reads $SLURMD_NODENAME
 srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 "${srun_options[@]}" "${container[@]}" \
-    bash -c 'echo "== $SLURMD_NODENAME is here" && exec "$@"' here "$bin/torchrun" --nnodes="$nodes" --nproc-per-node="$processes" \
+    bash -c 'echo "== $SLURMD_NODENAME is here" >&2 && exec "$@"' here "$bin/torchrun" --nnodes="$nodes" --nproc-per-node="$processes" \
     --rdzv-backend=c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.$restarts" --rdzv-conf="join_timeout=600,read_timeout=600" \
-    --module dist_train train "$config" "data.workers=$workers" "$@" "run.processes=$world" &
+    --module dist_train train "$config" "data.workers=$workers" "run.processes=$world" "$@" &
 step=$!
 
 # A trapped signal ends `wait` early, so wait again until the step has really ended.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,21 +64,44 @@ def test_a_damaged_status_is_named_with_what_to_do(shards: Path, folder: Path, c
     assert enter_run_folder(plan) is True
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 500, b"data: {", b"[]", b"7", b"run: {folder: a}\n", b"\xff\xfe"])
-def test_damaged_settings_are_not_taken_for_others(shards: Path, folder: Path, content: bytes) -> None:
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "zeros": lambda whole: b"\0" * len(whole),
+    "no text": lambda _: b"\xff\xfe",
+    "no YAML": lambda _: b"data: {",
+    "a list": lambda _: b"[]",
+    "a number": lambda _: b"7",
+    "one section": lambda _: b"run: {folder: a}\n",
+    "half": lambda whole: whole[: len(whole) // 2],
+    "a line less": lambda whole: whole.replace(b"  seed: 0\n", b""),
+    "a bit": lambda whole: whole.replace(b"seed: 0", b"seed: 1"),
+    "a bit of the digest": lambda whole: whole[:40] + bytes([whole[40] ^ 1]) + whole[41:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_settings_are_not_taken_for_others(shards: Path, folder: Path, damage: str) -> None:
     plan = plan_of(shards, folder)
     enter_run_folder(plan)
     settings, copy = folder / "config.yaml", folder / "best" / "config.yaml"
     whole = settings.read_bytes()
-    settings.write_bytes(content)
-    with pytest.raises(ConfigError, match=r"config\.yaml: was damaged .*; write the settings that the run began with into it"):
-        enter_run_folder(plan)
     copy.parent.mkdir()
-    copy.write_bytes(whole)
-    with pytest.raises(ConfigError, match=rf"config\.yaml: was damaged .*; copy {copy} over it, and the run goes on"):
-        enter_run_folder(plan)
-    settings.write_bytes(whole)
+    for content in (DAMAGE[damage](whole), whole):  # of the copy
+        copy.write_bytes(content)
+        settings.write_bytes(DAMAGE[damage](whole))
+        assert settings.read_bytes() != whole
+        mend = f"copy {copy} over it" if content == whole else "write the settings that the run began with into it"
+        with pytest.raises(ConfigError, match=rf"config\.yaml: was damaged; {mend}, and the run goes on"):
+            enter_run_folder(plan)
+    settings.write_bytes(copy.read_bytes())
     assert enter_run_folder(plan) is True
+
+
+def test_settings_that_a_person_or_an_earlier_version_wrote_are_taken(shards: Path, folder: Path) -> None:
+    enter_run_folder(plan_of(shards, folder))
+    settings = folder / "config.yaml"
+    settings.write_text(settings.read_text().partition("\n")[2])
+    assert enter_run_folder(plan_of(shards, folder)) is True
 
 
 def test_a_failed_run_goes_on(shards: Path, folder: Path) -> None:
