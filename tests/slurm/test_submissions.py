@@ -38,12 +38,20 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def probed(
-    cluster: Cluster, venv: Path, place: Path, shards: Path, *options: str, site: str = "", probe: str = "", **variables: str
+    cluster: Cluster,
+    venv: Path,
+    place: Path,
+    shards: Path,
+    *options: str,
+    site: str = "",
+    probe: str = "",
+    setting: str = "run.seed=0",
+    **variables: str,
 ) -> tuple[Job, list[str]]:
     """A job that has ended, and what its probes have said, one line of each node."""
     (place / "site.sh").write_text(f"{site}\n")
     words = {"VENV": str(venv), "DIST_TRAIN_SITE": str(place / "site.sh"), "PROBE": probe} | variables
-    job = submit(cluster, place / "run", shards, options=options, **words)
+    job = submit(cluster, place / "run", shards, setting, options=options, **words)
     job.wait_until_ended(limit=LIMIT)
     return job, sorted(re.findall(r"^probe on (.*)$", job.log(), re.MULTILINE))
 
@@ -54,6 +62,7 @@ def probed(
         (("--nodes=2", "--gpus-per-node=2", "--ntasks-per-gpu=1"), 2),
         (("--nodes=2", "--ntasks-per-node=2", "--gpus-per-task=1"), 2),
         (("--nodes=2", "--gpus-per-node=2", "--cpus-per-gpu=4"), 2),
+        (("--nodes=2", "--gpus=4"), 2),
         (("--nodes=2", "--ntasks=3"), 1),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -68,6 +77,65 @@ def test_however_it_is_asked_for_there_is_one_launcher_per_node_with_all_its_gpu
     said = f"--nnodes=2 --nproc-per-node={processes} --rdzv-endpoint=n1:{port[0]} gpus={gpus} home=known"
     assert probes == [f"n1: {said}", f"n2: {said}"], job.log()
     assert job.restarts() == 0 and "run failed (the training did not begin" in job.log()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--ntasks-per-node=2", "--cpus-per-task=4"), "2 thread(s) and 2 loader worker(s) each"),  # 8 cores for 2 processes
+        (("--ntasks-per-node=1", "--cpus-per-task=8"), "2 thread(s) and 2 loader worker(s) each"),
+        (("--exclusive", "--cpus-per-task=4"), "4 thread(s) and 4 loader worker(s) each"),  # all 16
+    ],
+)
+def test_however_cores_are_asked_for_all_of_a_node_are_used(
+    cluster: Cluster, venv: Path, shards: Path, tmp_path: Path, options: tuple[str, ...], told: str
+) -> None:
+    job, probes = probed(cluster, venv, tmp_path, shards, "--nodes=2", "--gpus-per-node=2", *options, site="unset OMP_NUM_THREADS")
+    assert len(probes) == 2 and told in job.log(), job.log()
+
+
+def test_gpus_that_are_spread_unevenly_are_told_with_how_to_ask_for_them(
+    cluster: Cluster, venv: Path, shards: Path, tmp_path: Path
+) -> None:
+    job, probes = probed(cluster, venv, tmp_path, shards, "--nodes=2", "--gpus=3")
+    assert not probes and re.search(
+        r"error: the 3 GPUs of job \d+ are not spread evenly, .*; ask for them with sbatch --gpus-per-node", job.log()
+    )
+    assert job.fields("JobState") == ["FAILED"] and job.restarts() == 0
+
+
+def test_a_job_that_was_submitted_from_within_another_is_itself(cluster: Cluster, venv: Path, shards: Path, tmp_path: Path) -> None:
+    others = cluster.submit(tmp_path / "other", "--array=7", "--wrap=sleep 50")
+    inherited = {"SLURM_ARRAY_JOB_ID": others.number, "SLURM_ARRAY_TASK_ID": "7", "SLURM_RESTART_COUNT": "5", "SLURM_MEM_PER_NODE": "100"}
+    not_met = 'echo "error: x (the processes have not met)"'
+    job, _ = probed(cluster, venv, tmp_path, shards, "--nodes=1", "--mem-per-cpu=50", probe=not_met, MAX_LOSSES="2", **inherited)
+    assert job.restarts() == 1 and "restart 0: run unfinished" in job.log() and "restart 1: run unfinished" in job.log()
+    assert others.restarts() == 0 and others.fields("JobState") == ["RUNNING"]
+    cluster("scancel", others.number)
+
+
+def test_a_number_of_processes_that_the_user_insists_on_is_the_last_word(
+    cluster: Cluster, venv: Path, shards: Path, tmp_path: Path
+) -> None:
+    job, _ = probed(cluster, venv, tmp_path, shards, *TWO, probe='echo "told: $*"', setting="run.processes=8")
+    assert re.search(r"^told: .* run.processes=2 .*run.processes=8", job.log(), re.MULTILINE), job.log()
+
+
+def test_what_goes_wrong_before_the_launchers_start_does_not_make_a_loss_final(
+    cluster: Cluster, venv: Path, shards: Path, tmp_path: Path
+) -> None:
+    not_met = 'echo "error: x (the processes have not met)"'
+    job, _ = probed(cluster, venv, tmp_path, shards, *TWO, site='echo "error: Stale file handle"', probe=not_met, MAX_LOSSES="2")
+    assert job.restarts() == 1 and "so many losses without a new checkpoint are enough (MAX_LOSSES)" in job.log()
+
+
+def test_a_node_that_has_said_that_it_is_here_is_not_called_silent_where_errors_have_a_file_of_their_own(
+    cluster: Cluster, venv: Path, shards: Path, tmp_path: Path
+) -> None:
+    not_met = 'echo "error: x (the processes have not met)" >&2'
+    errors = tmp_path / "errors"
+    job, _ = probed(cluster, venv, tmp_path, shards, *TWO, f"--error={errors}", probe=not_met, MAX_LOSSES="1")
+    assert errors.read_text().count(" is here\n") == 2 and "run unfinished (the processes have not met; the log says why)" in job.log()
 
 
 def test_an_environment_that_sbatch_was_told_not_to_hand_on_is_the_scripts_own_and_reaches_the_launchers(
