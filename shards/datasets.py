@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TypeVar
 
+from shards import flive_table
 from shards.folders import Pictures, missing_message
 from shards.manifest import Label, ShardError, is_plain_name
 from shards.rows import Row, Rows
@@ -26,7 +27,6 @@ CALLED_IMAGE = ("image", "name", "img_name", "image_name", "img_path", "dist_nam
 CALLED_SCORE = ("score", "mos", "gt_score", "dmos", "elo_score")
 CALLED_GROUP = ("group", "ref_name", "hq_name")
 CALLED_PART = ("split", "official_split")
-FLIVE_IMAGE = "img_name/patch_name"  # so pyiqa's table of FLIVE calls it
 
 Entry = TypeVar("Entry")
 Refuse = Callable[[ShardError], None]  # is told what is wrong with a row, which is left out unless that raises
@@ -71,7 +71,7 @@ def read_table(
     Raises ShardError naming the file and row of the first bad row, unless `refuse` takes it.
     """
     records = read_records(table)
-    if FLIVE_IMAGE in records:
+    if flive_table.IMAGE in records:
         raise ShardError(
             f"{table}: has the images of FLIVE and its patches, whose opinions are of different things: copy it into the folder of the "
             f"pictures, and give --root with that folder and --dataset flive (or flive_patches) instead of a table"

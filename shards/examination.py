@@ -15,18 +15,20 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from shards.datasets import DataSet
 from shards.duplicates import Look, look_of
 from shards.jpeg_files import has_end_marker
 from shards.manifest import ShardError
-from shards.photographs import DEEP, ORIENTATION, SUFFIXES, photograph_size, upright_photograph
+from shards.photographs import DEEP, SUFFIXES, orientation, photograph_size, upright_photograph
 from shards.progress import progress_bar
 from shards.rows import Row
 from shards.workers import WorkerPool
 
 _JPEG = ("JPEG", "MPO")  # the second is what telephones write: a photograph, and a preview or a map of depths behind it
+_NEARLY_BLACK = 32  # of 256: what 13 of 16 bits reach
 _KINDS = dict.fromkeys(("1", "L", "LA", *DEEP), "grey") | {"P": "palette", "PA": "palette", "CMYK": "CMYK"}
 
 
@@ -37,7 +39,7 @@ class PictureFile:
     missing: bool = False
     problem: str = ""  # why a build would refuse it
     size: tuple[int, int] | None = None  # width and height once upright
-    traits: frozenset[str] = frozenset()  # JPEG, open end, turned, grey, palette, CMYK, 16 bits, transparent, animated
+    traits: frozenset[str] = frozenset()  # JPEG, open end, turned, grey, palette, CMYK, 16 bits, transparent, animated, dark
     sha256: str = ""  # empty when only the header was read
     look: Look | None = None
 
@@ -86,6 +88,8 @@ def picture_at(file: Path, headers_only: bool = False) -> PictureFile:
     traits = _traits(io.BytesIO(content))
     if "JPEG" in traits and not has_end_marker(content):
         traits |= {"open end"}
+    if "16 bits" in traits and np.asarray(picture).max() < _NEARLY_BLACK:
+        traits |= {"dark"}
     return PictureFile(False, "", size, traits, hashlib.sha256(content).hexdigest(), look_of(picture))
 
 
@@ -93,7 +97,7 @@ def _traits(source: Path | io.BytesIO) -> frozenset[str]:
     """In what a picture that can be opened is unlike an ordinary one."""
     with Image.open(source) as picture:
         found = {_KINDS.get(picture.mode, ""), "JPEG" if picture.format in _JPEG else ""}
-        if Image.Image.getexif(picture).get(ORIENTATION, 1) in range(2, 9):
+        if orientation(picture) in range(2, 9):
             found.add("turned")
         if picture.mode in DEEP or any(";16" in str(tile) for tile in picture.tile):  # Pillow opens 16-bit colour as 8-bit
             found.add("16 bits")

@@ -75,8 +75,11 @@ class Root:
         beside = sorted(self.path.iterdir())
         expected = f"{self.path}: expected {' or '.join(names)} of {self.title}"
         for other in (self.path.resolve().parent, *filter(Path.is_dir, beside)):
-            if not self._is_right and any(Pictures(other).find(name).exists() for name in names):
-                raise ShardError(f"{expected}, which {other} has; give --root {other}")
+            if any(Pictures(other).find(name).exists() for name in names):
+                if not self._is_right:
+                    raise ShardError(f"{expected}, which {other} has; give --root {other}")
+                if other in beside:  # archives that were unpacked side by side
+                    raise ShardError(f"{expected}, which {other} has; move it to {self.path}")
         held = ", ".join(path.name for path in beside[:6]) + (" ..." if len(beside) > 6 else "")
         raise ShardError(f"{expected}; it holds {held or 'nothing'}; {_unpack(self.path) or 'point --root at the folder that has it'}")
 

@@ -45,7 +45,7 @@ def photograph_size(path: Path) -> tuple[int, int]:
         width, height = picture.size
         # A PNG may carry its orientation after the pixels, and Pillow's own PngImageFile.getexif would decode them all
         # to look there. Such a file is refused when it is decoded, because its size is then not the one found here.
-        sideways = Image.Image.getexif(picture).get(ORIENTATION) in _SIDEWAYS
+        sideways = orientation(picture) in _SIDEWAYS
     return (height, width) if sideways else (width, height)
 
 
@@ -61,11 +61,24 @@ def upright_photograph(content: bytes, name: str | Path) -> Image.Image:
     """The same as a picture of Pillow's, which Pillow resizes without copying it to an array and back."""
     with _opened(io.BytesIO(content), name) as picture:
         picture.load()
+        _leave_xmp_aside(picture)
         ImageOps.exif_transpose(picture, in_place=True)
         if picture.mode in DEEP:
             grey = (np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8)
             return Image.fromarray(np.repeat(grey[..., None], 3, axis=2))
         return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def orientation(picture: Image.Image) -> int:
+    """How a picture is to be turned by its EXIF, as far as its header tells: 1 to 8, 1 where it does not say."""
+    _leave_xmp_aside(picture)
+    return int(Image.Image.getexif(picture).get(ORIENTATION, 1))
+
+
+def _leave_xmp_aside(picture: Image.Image) -> None:
+    """Pillow would turn a picture by its XMP too, which the browsers and viewers in which people rated it do not."""
+    for name in ("xmp", "XML:com.adobe.xmp"):
+        picture.info.pop(name, None)
 
 
 @cache
@@ -90,4 +103,6 @@ def _opened(source: Path | io.BytesIO, name: str | Path) -> Iterator[Image.Image
     except MemoryError:
         raise
     except Exception as error:  # every decoder fails in its own way, from SyntaxError (PNG) to RuntimeError (AVIF)
-        raise ShardError(f"{name}: cannot be decoded ({error}); replace the file, or leave it out (a table: take its row out)") from error
+        length = source.stat().st_size if isinstance(source, Path) else source.getbuffer().nbytes
+        why = error if length else "it is empty"
+        raise ShardError(f"{name}: cannot be decoded ({why}); replace the file, or leave it out (a table: take its row out)") from error

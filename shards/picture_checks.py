@@ -26,6 +26,11 @@ _TRAITS = {
     "grey": ("note", "are grey", "nothing: they get three equal channels"),
     "palette": ("note", "have a palette", "nothing: they become RGB"),
     "16 bits": ("note", "have 16 bits per channel", "nothing: the upper 8 are kept"),
+    "dark": (
+        "warning",
+        "have 16 bits per channel, whose upper 3 are never used: nearly black, as 10 or 12 bits in 16 are",
+        "scale them to the full range, as the raters saw them",
+    ),
     "CMYK": ("warning", "are CMYK, whose colours depend on a profile that is left aside", "save them as RGB, as the raters saw them"),
     "transparent": ("warning", "have transparency, and what lies under it will be seen", "save them on the raters' background"),
     "animated": ("warning", "are animated, and the first picture alone is taken", "save as a still what the raters saw"),

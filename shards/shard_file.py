@@ -30,6 +30,7 @@ from shards.photographs import upright_photograph
 from shards.plan import Picture, ShardTask
 from shards.whole_files import whole_file, write_bytes
 
+_CLOCKS = 60  # seconds by which the clocks of machines that share a file system may differ
 _AT_ONCE = 16 << 20  # bytes of a member that go to the file in one piece; with the 16 KiB of tarfile itself that takes twice as long
 
 
@@ -106,6 +107,21 @@ def complete_record(out: Path, task: ShardTask) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError):
         return None
     return record if complete else None
+
+
+def replaced_pictures(out: Path, task: ShardTask) -> list[Path]:
+    """The pictures of a complete shard that are not those that it was written from; of other shards none.
+
+    Read are those alone that the disk has touched since the record was written, or shortly before: clocks of machines may differ.
+    """
+    if not complete_record(out, task):
+        return []
+    since, replaced = record_path(out, task).stat().st_mtime - _CLOCKS, []
+    for picture, row in zip(task.pictures, record_rows(out, task), strict=True):
+        file = picture.row.file
+        if file.stat().st_ctime > since and hashlib.sha256(file.read_bytes()).hexdigest() != row["sha256"]:
+            replaced.append(file)
+    return replaced
 
 
 def record_rows(out: Path, task: ShardTask) -> list[dict[str, Any]]:

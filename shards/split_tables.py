@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.datasets import FLIVE_IMAGE, image_id
+from shards import flive_table
+from shards.datasets import image_id
 from shards.manifest import PARTS, ShardError, Shards, file_sha256, part_number, pieces_sha256
 from shards.rows import Row, Rows
 from shards.shard_file import explained
@@ -32,7 +33,7 @@ from shards.whole_files import whole_file
 
 FORMS = ("pyiqa", "plain")
 
-_IMAGE_COLUMNS = ("id", "image", "name", "img_name", "image_name", "img_path", "dist_name", "dist_img")
+_IMAGE_COLUMNS = (flive_table.IMAGE, "id", "image", "name", "img_name", "image_name", "img_path", "dist_name", "dist_img")
 _PART_COLUMNS = ("part", "split")
 _PYIQA_ROUND = re.compile(r"ratio(?P<train>\d)(?P<val>\d)(?P<test>\d)_seed\d+_split_?\d+")
 _NAME = re.compile(r"[\w-][\w.-]*")  # of a table: its file lies in the folder splits, and nowhere else
@@ -96,7 +97,7 @@ def read_splits(
 
 
 def _stated(row: Row, record: Record, column: str) -> Row:
-    if (part := record.part(column)) is None:
+    if (part := flive_table.part_of(record) if flive_table.IMAGE in record else record.part(column)) is None:
         raise ShardError(f"{record.where}, column {column}: is empty; write train, val or test for every image")
     return replace(row, part=part, where=record.where)
 
@@ -192,19 +193,19 @@ def _columns(file: Path, header: Sequence[str], name: str | None) -> dict[str, s
 def _record_of_each_image(file: Path, table: Table, rows: Rows, practice: re.Pattern[str] | None) -> dict[str, Record]:
     """The record of every image, by id. Raises ShardError for images that are unknown, stand there twice, or are missing."""
     column = next((column for column in _IMAGE_COLUMNS if column in table), None)
-    if FLIVE_IMAGE in table:
-        raise ShardError(
-            f"{file}: is read by `shards build --dataset flive`, images and patches apart: copy it into the folder of the pictures"
-        )
     if column is None:
         raise ShardError(f"{file}: lacks a column with the images, such as id or image; it has: {', '.join(table.columns)}")
     ids, id_of = set(rows.ids()), _ids_by_name(rows)
     record_of: dict[str, Record] = {}
     unknown: list[Record] = []
     left_out: list[str] = []
+    of_patches = any(flive_table.is_patch(row.file.name) for row in rows)
     for record in table:
         name = record[column]
+        if column == flive_table.IMAGE and flive_table.is_patch(name) != of_patches:
+            continue  # it has images and patches, and the shards one of them
         image = name if name in ids else id_of.get(name.casefold()) or id_of.get(image_id(name, record.where).casefold())
+        image = image or id_of.get(re.split(r"[/\\]", name)[-1].casefold())
         if image is None and practice and practice.fullmatch(name):
             left_out.append(name)
         elif image is None:

@@ -73,6 +73,8 @@ class Table:
 
 def read_records(path: Path) -> Table:
     """The rows of a table of any kind, told by the suffix: .xlsx, .json, and csv for all others."""
+    if path.suffix.lower() == ".jsonl":
+        raise ShardError(f"{path}: a JSON object a line is not read; save them as one JSON list in a .json file, or as csv")
     readers: dict[str, Callable[[Path], Table]] = {**dict.fromkeys(_EXCEL, read_sheet), ".json": read_json}
     return readers.get(path.suffix.lower(), read_csv)(path)
 
@@ -94,8 +96,11 @@ def _csv_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
                 f"{path}: is separated by {'semicolons' if separator[0] == ';' else 'tabs'}, as {header[0].strip()!r} shows; "
                 f"save it with commas between the columns and points in the numbers"
             )
+        first = 1
         for fields in chain([header], reader):
-            yield f"line {reader.line_num}", [field.strip() for field in fields]
+            last = reader.line_num
+            yield f"line {first}" if first == last else f"lines {first} to {last}", [field.strip() for field in fields]
+            first = last + 1
 
 
 def read_sheet(path: Path, needed: Sequence[str] = (), sheet: str | None = None) -> Table:
@@ -142,7 +147,7 @@ def _sheet_lines(path: Path, sheet: str | None = None) -> list[tuple[str, list[s
         names = book.sheetnames
         cells: list[tuple[object, ...]] = []
         if not sheet or sheet in names:
-            page = book[sheet or names[0]]
+            page = book[sheet] if sheet else next((one for one in book.worksheets if one.sheet_state == "visible"), book.worksheets[0])
             page.reset_dimensions()  # the size that the file states is wrong in what some programs write
             cells = list(page.iter_rows(values_only=True))
         book.close()

@@ -30,7 +30,7 @@ from shards.manifest import ShardError, Shards
 from shards.photographs import decoder_versions
 from shards.plan import Plan, ShardTask, Tasks
 from shards.progress import Counts, Progress
-from shards.shard_file import complete_record, explained, write_shard
+from shards.shard_file import complete_record, explained, record_path, replaced_pictures, write_shard
 from shards.whole_files import write_once
 from shards.workers import WorkerPool
 
@@ -69,6 +69,7 @@ def build_share(plan: Plan, out: Path, share: Share, workers: int = 1) -> Shards
     """
     versions = _enter(out, plan)
     own = share.of(plan.tasks)
+    _forget_replaced(out, own)
     waiting = own.where(lambda task: not complete_record(out, task))
     if waiting and versions != _versions(plan):
         raise ShardError(
@@ -81,6 +82,21 @@ def build_share(plan: Plan, out: Path, share: Share, workers: int = 1) -> Shards
         return None
     finish(plan, out, versions)
     return Shards(out)
+
+
+def _forget_replaced(out: Path, tasks: Tasks) -> None:
+    """So that shards whose pictures were replaced are written again. Raises ShardError where the folder is finished, and so fixed."""
+    for task in tasks:
+        replaced: list[Path] = []
+        with suppress(OSError, ValueError):  # a record that is damaged, or that somebody writes just now
+            replaced = replaced_pictures(out, task)
+        if replaced and (out / "manifest.json").exists():
+            raise ShardError(
+                f"{replaced[0]}: was replaced since {out / task.file} was written from it; put the old one back, choose another --out, "
+                f"or delete that folder"
+            )
+        if replaced:
+            record_path(out, task).unlink(missing_ok=True)
 
 
 def missing_shards(plan: Plan, out: Path) -> int:

@@ -21,8 +21,9 @@ from PIL import Image
 from public_sets import MAKERS, cells, flive_of_pyiqa, flive_validation, make, write_csv
 from scipy.io import savemat
 
+from shards import flive_table
 from shards.__main__ import main
-from shards.adapters import ADAPTERS, authentic
+from shards.adapters import ADAPTERS
 from shards.datasets import DataSet
 from shards.manifest import PARTS, ShardError, Shards
 from shards.rows import Row
@@ -230,6 +231,27 @@ def test_flives_val_is_the_one_that_its_makers_chose(name: str, change: Callable
     ]
 
 
+def test_pyiqas_table_gives_flive_its_val_also_beside_the_makers_tables(tmp_path: Path) -> None:
+    makers, both = make("flive", tmp_path / "makers"), make("flive", tmp_path / "both")
+    flive_of_pyiqa(both)
+    for table in makers.glob("labels*.csv"):
+        (both / table.name).write_bytes(table.read_bytes())
+    parts = {row.id: row.part for row in read("flive", both).rows}
+    assert Counter(parts.values()) == {"train": 6, "val": 2, "test": 2}
+    table = both / "meta_info_FLIVEDataset.csv"
+    named = re.sub(r",([012])\n", lambda found: f",{PARTS[int(found[1])]}\n", table.read_text().replace("\r\n", "\n"))
+    table.write_text(named.replace(",split", ",official_split"))
+    assert {row.id: row.part for row in read("flive", both).rows} == parts
+
+
+def test_a_bad_row_of_a_patch_in_pyiqas_table_keeps_nobody_from_the_images(tmp_path: Path) -> None:
+    flive_of_pyiqa(make("flive", tmp_path))
+    edit("meta_info_FLIVEDataset.csv", "JPEGImages__2008_0000.jpg_patch_1.jpg,35.0", "JPEGImages__2008_0000.jpg_patch_1.jpg,nan")(tmp_path)
+    assert len(read("flive", tmp_path).rows) == 10
+    with pytest.raises(ShardError, match="column mos: 'nan' is not finite"):
+        read("flive_patches", tmp_path)
+
+
 def test_a_short_row_of_bid_leaves_the_others_as_they_are(tmp_path: Path) -> None:
     bid_as_csv("1,3.5\n2\n3,1.2\n")(make("bid", tmp_path))
     refused: list[ShardError] = []
@@ -262,7 +284,16 @@ def test_the_columns_of_bid_are_taken_by_their_place_whatever_the_header_is(tmp_
     ],
 )
 def test_a_patch_of_flive_is_called_after_the_whole_name_of_its_picture(name: str, content: str) -> None:
-    assert authentic._flive_content(name) == content
+    assert flive_table.content_of(name) == content
+
+
+def test_pictures_that_were_unpacked_beside_their_table_are_told_to_move(tmp_path: Path) -> None:
+    root = make("uhd_iqa", tmp_path)
+    (root / "UHD-IQA-database").mkdir()
+    for part in ("training", "validation", "test"):
+        (root / part).rename(root / "UHD-IQA-database" / part)
+    with pytest.raises(ShardError, match=rf"expected training of UHD-IQA, which {root}/UHD-IQA-database has; move it to {root}$"):
+        read("uhd_iqa", root)
 
 
 def test_a_picture_and_its_patches_are_one_content_on_one_side(unpacked: Callable[[str], Path]) -> None:
@@ -514,17 +545,27 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a picture in test and in val": (
         "flive",
         lambda root: (flive_validation(root), edit("labels=640_padded.csv", "motion_0005", "motion_0003")(root)),
-        r"labels=640_padded.csv, line 6: 'blur_dataset/motion_0003.jpg' is in test too, by .*/labels640.csv, line 2; unpack both again",
+        r"labels=640_padded.csv, line 6: 'blur_dataset/motion_0003.jpg' is in val, and in test by .*/labels640.csv, line 2; unpack",
     ),
     "a word that is neither True nor False": (
         "flive_patches",
         lambda root: (flive_validation(root), edit("labels=640_padded.csv", "True", "yes")(root)),
         r"labels=640_padded.csv, line 4, column is_valid: 'yes' is neither True nor False; download the table again",
     ),
-    "a part without a number": (
+    "a part that is none": (
         "flive",
-        lambda root: (flive_of_pyiqa(root), edit("meta_info_FLIVEDataset.csv", ",1\n", ",val\n")(root)),
-        r"meta_info_FLIVEDataset.csv, line 4, column split: 'val' is none of 0, 1 and 2, for train, val and test; download the table again",
+        lambda root: (flive_of_pyiqa(root), edit("meta_info_FLIVEDataset.csv", ",1\n", ",3\n")(root)),
+        r"meta_info_FLIVEDataset.csv, line 4, column split: '3' is no part of a split; write train, val, test",
+    ),
+    "no part": (
+        "flive_patches",
+        lambda root: (flive_of_pyiqa(root), edit("meta_info_FLIVEDataset.csv", ",1\n", ",\n")(root)),
+        r"meta_info_FLIVEDataset.csv, line 4, column split: is empty; download the table again",
+    ),
+    "a patch of no picture": (
+        "flive_patches",
+        edit("labels_patch.csv", "motion_0003.jpg_patch_2", "motion_3.jpg_patch_2"),
+        r"labels_patch.csv, line 12: 'blur_dataset/motion_3.jpg_patch_2.jpg' is of no picture in labels_image.csv that can be read",
     ),
     "a picture of no part": (
         "koniq10k",

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from openpyxl import Workbook
+from openpyxl import Workbook, load_workbook
+from openpyxl.chart import BarChart
 from photographs import NAMES, make_folder
 
 from shards.datasets import DataSet, image_id, missing_pictures, read_table
@@ -280,6 +281,30 @@ def test_an_excel_file_that_is_called_csv_is_recognised(tmp_path: Path) -> None:
     write_book(tmp_path / "scores.xlsx", ["image", "score"], ["a.png", 3]).rename(tmp_path / "scores.csv")
     with pytest.raises(ShardError, match=r"scores.csv: is an Excel file whatever its name says; save it as csv in UTF-8, or name it .xlsx"):
         read_table(tmp_path / "scores.csv", tmp_path)
+
+
+@pytest.mark.parametrize("first", ["a chart", "hidden"])
+def test_of_a_book_the_first_sheet_that_can_be_seen_is_read(tmp_path: Path, first: str) -> None:
+    table = write_book(tmp_path / "scores.xlsx", ["image", "score"], ["a.png", 3], ["b.png", 4])
+    book = load_workbook(table)
+    if first == "hidden":
+        book.create_sheet("notes", 0).sheet_state = "hidden"
+    else:
+        book.create_chartsheet("chart", 0).add_chart(BarChart())
+    book.save(table)
+    assert [row.opinion for row in read_table(table, tmp_path).rows] == [3.0, 4.0]
+
+
+def test_a_quote_that_is_not_closed_is_told_with_the_line_that_opens_it(tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_text('image,score\na.png,3\n"b.png,4\nc.png,5\n')
+    with pytest.raises(ShardError, match=r"scores.csv, lines 3 to 4: has 1 fields for 2 columns; .* double quotes"):
+        read_table(tmp_path / "scores.csv", tmp_path)
+
+
+def test_a_json_object_a_line_is_told_what_to_become(tmp_path: Path) -> None:
+    (tmp_path / "scores.jsonl").write_text('{"image": "a.png", "gt_score": 3}\n')
+    with pytest.raises(ShardError, match=r"scores.jsonl: a JSON object a line is not read; save them as one JSON list"):
+        read_table(tmp_path / "scores.jsonl", tmp_path)
 
 
 def test_a_csv_file_that_is_called_xlsx_is_recognised(tmp_path: Path) -> None:

@@ -328,7 +328,9 @@ def test_sixteen_bits_and_animation_are_told(tmp_path: Path) -> None:
     Image.fromarray(pixels[..., 1].astype(np.uint16) * 257).save(tmp_path / "grey.png")
     (tmp_path / "colour.png").write_bytes(sixteen_bit_colour(pixels))
     first.save(tmp_path / "moving.gif", save_all=True, append_images=[first.transpose(Image.Transpose.ROTATE_180)])
+    Image.fromarray(pixels[..., 1].astype(np.uint16) * 4).save(tmp_path / "ten.png")
     assert picture_at(tmp_path / "grey.png").traits == {"grey", "16 bits"}
+    assert picture_at(tmp_path / "ten.png").traits == {"grey", "16 bits", "dark"}
     assert picture_at(tmp_path / "colour.png").traits == {"16 bits"}
     assert picture_at(tmp_path / "moving.gif").traits == {"palette", "animated"}
 

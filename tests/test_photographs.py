@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from photographs import crop
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from shards.manifest import ShardError
 from shards.photographs import decode_photograph, photograph_size
@@ -40,6 +41,25 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 def test_a_lossless_picture_comes_back_as_it_was_saved() -> None:
     assert np.array_equal(decode_photograph(encoded(Image.fromarray(crop(0))), "cup.png"), crop(0))
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+@pytest.mark.parametrize("form", ["jpg", "webp", "png"])
+def test_an_orientation_that_only_xmp_tells_of_turns_nothing(tmp_path: Path, form: str) -> None:
+    file, picture = tmp_path / f"cup.{form}", Image.fromarray(crop(1, 64, 48))
+    if form == "png":
+        about = PngInfo()
+        about.add_itxt("XML:com.adobe.xmp", XMP.decode())
+        picture.save(file, pnginfo=about)
+    else:
+        picture.save(file, xmp=XMP)
+    assert Image.open(file).getexif()[0x0112] == 6  # Pillow's word
+    assert photograph_size(file) == (64, 48) and decode_photograph(file.read_bytes(), file).shape == (48, 64, 3)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def test_an_exported_table_is_what_pyiqa_reads() -> None:
     [
         table(GOOD),
         table(GOOD, "image", "split", [row.file.name for row in ROWS]),
+        table(GOOD, "image", "split", [f"/data/mine/{row.file.name}" for row in ROWS]),
         table(GOOD, "ID", "Part"),
         table(GOOD, "img_name", "part", [row.id.upper() + ".png" for row in ROWS]),
         table(["training"] * 12 + ["Validation"] * 4 + ["testing"] * 4),
@@ -107,6 +108,7 @@ def test_an_exported_table_is_what_pyiqa_reads() -> None:
     ids=[
         "id,part",
         "image,split",
+        "whole paths",
         "columns in another case",
         "names in another case",
         "other words for the parts",
@@ -121,6 +123,17 @@ def test_a_plain_table_is_taken_under_the_name_of_its_file(tmp_path: Path, conte
 def test_an_image_that_a_split_leaves_out_has_an_empty_field() -> None:
     rows = list(csv.DictReader(io.StringIO(pyiqa_table(ROWS, {"mine": {"cup01": "train"}}).decode())))
     assert [row["mine_split"] for row in rows[:3]] == ["", "train", ""]
+
+
+@pytest.mark.parametrize("patch", ["", "_patch_2.jpg"])
+def test_pyiqas_table_of_flive_is_taken_for_images_and_for_patches(tmp_path: Path, patch: str) -> None:
+    rows = Rows(Row(f"{row.id}{patch[:-4]}", Path(f"{row.id}.jpg{patch}"), 1.0, None, row.id, None) for row in ROWS)
+    number = {row.id: PARTS.index(STATED[row.id]) for row in ROWS}
+    lines = [f"voc/{row.id}.jpg{of},1.0,{number[row.id]}" for of in ("", "_patch_1.jpg", "_patch_2.jpg") for row in ROWS]
+    if patch:
+        lines = [line for line in lines if "_patch_1" not in line]
+    (parts,) = read_splits(file_with(tmp_path, "\n".join(["img_name/patch_name,mos,split", *lines])), rows, 0).values()
+    assert [parts[row.id] for row in rows] == [STATED[row.group] for row in rows]
 
 
 def test_images_are_told_apart_by_their_path_where_their_file_names_are_the_same(tmp_path: Path) -> None:
@@ -204,7 +217,6 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "two test images": (table(["train"] * 17 + ["val"] * 2 + ["test"]), r"column part: 'test' would have 2 image.* at least 3; put more"),
     "two val images": (table(["train"] * 17 + ["val"] + ["test"] * 2), r"column part: 'val' would have 2 image.* at least 3; put more"),
     "a val too small to be cut": (table(["train"] * 2 + ["test"] * 18), r"column part: 'val' would have 2 image"),
-    "pyiqa's table of FLIVE": (table(GOOD, first="img_name/patch_name"), r"mine.csv: is read by `shards build --dataset flive`, .* apart"),
     "no column of images": (table(GOOD, first="photograph"), r"mine.csv: lacks a column with the images, .*; it has: photograph, part"),
     "no column of parts": (table(GOOD, second="fold"), r"mine.csv: lacks a column part, or one with 'split' in its name; it has: id, fold"),
     "one split in two columns": (

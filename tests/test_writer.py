@@ -55,6 +55,48 @@ def test_another_opinion_or_another_split_changes_the_fingerprint(folder: Path, 
     assert len(fingerprints) == 3
 
 
+# what was replaced
+
+
+def replace_with_as_many_bytes(folder: Path) -> Path:
+    """Another picture under the name of the first, in a file of the same length."""
+    file = folder / "images" / NAMES[0]
+    before = file.read_bytes()
+    Image.fromarray(255 - np.asarray(Image.open(file))).save(file, "BMP")
+    assert len(file.read_bytes()) == len(before) and file.read_bytes() != before
+    return file
+
+
+@pytest.fixture
+def uncompressed(tmp_path: Path) -> Path:
+    """The photographs as files whose lengths follow from their sizes, some to a shard."""
+    folder = make_folder(tmp_path / "bmp")
+    for name in NAMES:
+        Image.open(folder / "images" / name).save(folder / "images" / name, "BMP")
+    return folder
+
+
+def test_a_picture_that_was_replaced_by_one_of_as_many_bytes_is_written_again(uncompressed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shards_of(uncompressed, out, shard_bytes=30_000)
+    (out / "manifest.json").unlink()  # it was not finished yet
+    untouched = (out / "shard-000001.tar").stat().st_mtime_ns
+    replace_with_as_many_bytes(uncompressed)
+    assert contents(shards_of(uncompressed, out, shard_bytes=30_000).folder) == contents(
+        shards_of(uncompressed, tmp_path / "anew", shard_bytes=30_000).folder
+    )
+    assert (out / "shard-000001.tar").stat().st_mtime_ns == untouched
+
+
+def test_shards_that_are_finished_are_not_said_to_be_of_a_picture_that_was_replaced(uncompressed: Path, tmp_path: Path) -> None:
+    shards = shards_of(uncompressed, tmp_path / "out")
+    before = contents(shards.folder)
+    file = replace_with_as_many_bytes(uncompressed)
+    with pytest.raises(ShardError, match=rf"{file}: was replaced since .*/shard-000000.tar was written from it; put the old one back"):
+        shards_of(uncompressed, tmp_path / "out")
+    assert contents(shards.folder) == before
+
+
 # what is in them
 
 

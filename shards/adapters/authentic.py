@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from itertools import chain
-from pathlib import PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from shards import flive_table
 from shards.adapters.adapter import Adapter, Found
-from shards.datasets import FLIVE_IMAGE, OtherTableError, each, faults_in, image_id, row_of
+from shards.datasets import OtherTableError, each, faults_in, image_id, row_of
 from shards.folders import Pictures, Root
-from shards.manifest import PARTS, Label, ShardError
-from shards.photographs import SUFFIXES
+from shards.manifest import Label, ShardError
 from shards.rows import Row
 from shards.tables import Record, number_in, read_csv, read_mat, read_mat_texts, read_places, read_sheet
-
-FLIVE_OF_PYIQA = "meta_info_FLIVEDataset.csv"
-_OF_A_PATCH = re.compile(r"_patch_\d+\.\w+$")  # the makers append it to the whole name of the picture
 
 
 def _koniq10k(root: Root, label: str) -> Found:
@@ -99,68 +95,81 @@ def _flive_patches(root: Root, _: str) -> Found:
 
 
 def _flive_rows(root: Root, patches: bool) -> Found:
-    """From the makers' tables, or else from pyiqa's, which has images and patches with opinions and parts."""
-    tests = root.part("labels640.csv", FLIVE_OF_PYIQA)
-    if tests.name.casefold() == FLIVE_OF_PYIQA.casefold():
-        whole = read_csv(tests, (FLIVE_IMAGE, "mos", "split"))
-        rows = each(whole, _flive_row(root, FLIVE_IMAGE, lambda record, _: _numbered_part(record)))
-        return tests, (row for row in rows if isinstance(row, ShardError) or bool(_OF_A_PATCH.search(row.file.name)) == patches)
-    images = root.part("labels_image.csv")
-    table = root.part("labels_patch.csv") if patches else images
-    validation = root.optional("labels=640_padded.csv", "labels<=640_padded.csv")
-    known, stated = set[str](), dict[str, tuple[str, Record]]()  # the part of each content that a table puts into one
-
-    def state(record: Record, part: str) -> None:
-        content = _flive_content(record["name_image"])
-        if stated.setdefault(content, (part, record))[0] != part:
-            raise ShardError(f"{record.where}: '{record['name_image']}' is in test too, by {stated[content][1].where}; unpack both again")
-
-    faults = faults_in(read_csv(tests, ("name_image",)), lambda record: state(record, "test"))
-    if validation:
-        faults += faults_in(
-            read_csv(validation, ("name_image", "is_valid")), lambda record: state(record, "val") if _is_valid(record) else None
-        )
-    others = faults_in(read_csv(images, ("name",)), lambda record: known.add(_flive_content(record["name"])))
-    if patches:  # else they are told with the rows
-        faults += others
+    """Opinions from the makers' tables, or else from pyiqa's; so the parts, but for a val that only pyiqa's tells of."""
+    opinions = root.part("labels_patch.csv" if patches else "labels_image.csv", flive_table.NAME)
+    images = root.part("labels_image.csv", flive_table.NAME)
+    known = set[str]()
+    faults = faults_in(_flive_records(images, False), lambda record: known.add(flive_table.content_of(record[_flive_name(record)])))
+    part_of, of_parts = _flive_parts(root)
     strangers = (  # the images that are meant would be trained on
         OtherTableError(f"{record.where}: '{record['name_image']}' has no row in {images.name} that can be read; unpack both again")
-        for content, (_, record) in stated.items()
-        if content not in known
+        for content, (_, record) in part_of.items()
+        if content not in known and "name_image" in record
     )
-    row = _flive_row(root, "name", lambda _, content: stated[content][0] if content in stated else "train")
-    return table, chain(faults, each(read_csv(table, ("name", "mos")), row), strangers)
-
-
-def _flive_row(root: Root, name: str, part: Callable[[Record, str], str]) -> Callable[[Record], Row]:
-    """The row of a record of any of FLIVE's tables; `part` is told the record and its content."""
     places = [Pictures(root.path / folder) for folder in (".", "database", "patches", "database/patches")]
 
     def row(record: Record) -> Row:
+        name = _flive_name(record)
         folder = next((place for place in places if place.find(record[name]).is_file()), places[0])
-        content = _flive_content(record[name])
-        return row_of(record, name, "mos", folder, group=content, part=part(record, content))
+        content = flive_table.content_of(record[name])
+        if content not in known:  # of which nobody knows whether it is tested
+            raise ShardError(f"{record.where}: '{record[name]}' is of no picture in {images.name} that can be read; unpack both again")
+        part = part_of[content][0] if content in part_of else "train"
+        return row_of(record, name, "mos", folder, group=content, part=part)
 
-    return row
+    return opinions, _once(chain(each(_flive_records(opinions, patches), row), faults, of_parts, strangers))
+
+
+def _once(found: Iterable[Row | ShardError]) -> Iterator[Row | ShardError]:
+    """Without what was said before: a table is read for its opinions, its names and its parts, and a bad row is one each time."""
+    said = set[str]()
+    for one in found:
+        if isinstance(one, ShardError):
+            if str(one) in said:
+                continue
+            said.add(str(one))
+        yield one
+
+
+def _flive_name(record: Record) -> str:
+    return flive_table.IMAGE if flive_table.IMAGE in record else "name"
+
+
+def _flive_records(table: Path, patches: bool) -> Iterator[Record]:
+    """Of pyiqa's table the images alone, or the patches; of the makers' all."""
+    if table.name.casefold() != flive_table.NAME.casefold():
+        yield from read_csv(table, ("name", "mos"))
+        return
+    for record in read_csv(table, (flive_table.IMAGE, "mos")):
+        if flive_table.IMAGE not in record or flive_table.is_patch(record[flive_table.IMAGE]) == patches:
+            yield record
+
+
+def _flive_parts(root: Root) -> tuple[dict[str, tuple[str, Record]], list[OtherTableError]]:
+    """The part of each content that a table puts into one, with the row that does; the others are train. And what is wrong there."""
+    tested, of_pyiqa = root.optional("labels640.csv"), root.optional(flive_table.NAME)
+    validation = root.optional("labels=640_padded.csv", "labels<=640_padded.csv")
+    found: dict[str, tuple[str, Record]] = {}
+
+    def state(record: Record, column: str, part: str | None) -> None:
+        content = flive_table.content_of(record[column])
+        if part and (first := found.setdefault(content, (part, record)))[0] != part:
+            raise ShardError(f"{record.where}: '{record[column]}' is in {part}, and in {first[0]} by {first[1].where}; unpack both again")
+
+    if of_pyiqa and not (tested and validation):
+        table = read_csv(of_pyiqa, (flive_table.IMAGE,))
+        return found, faults_in(table, lambda record: state(record, flive_table.IMAGE, flive_table.part_of(record)))
+    faults = faults_in(read_csv(root.part("labels640.csv"), ("name_image",)), lambda record: state(record, "name_image", "test"))
+    if validation:
+        rows = read_csv(validation, ("name_image", "is_valid"))
+        faults += faults_in(rows, lambda record: state(record, "name_image", "val" if _is_valid(record) else None))
+    return found, faults
 
 
 def _is_valid(record: Record) -> bool:
     if (said := record["is_valid"]).casefold() not in ("true", "false"):
         raise ShardError(f"{record.where}, column is_valid: '{said}' is neither True nor False; download the table again")
     return said.casefold() == "true"
-
-
-def _numbered_part(record: Record) -> str:
-    """The part of a row of pyiqa's table, which numbers them."""
-    if (said := record["split"]) not in ("0", "1", "2"):
-        raise ShardError(f"{record.where}, column split: '{said}' is none of 0, 1 and 2, for train, val and test; download the table again")
-    return PARTS[int(said)]
-
-
-def _flive_content(name: str) -> str:
-    """voc_emotic_ava/AVA__1.jpg and its patch patches/AVA__1.jpg_patch_2.jpg show the content AVA__1."""
-    picture = _OF_A_PATCH.sub("", PurePosixPath(name).name)
-    return PurePosixPath(picture).stem if PurePosixPath(picture).suffix.lower() in SUFFIXES else picture
 
 
 def _uhd_iqa(root: Root, _: str) -> Found:
