@@ -101,13 +101,14 @@ def final_panel_of(scores: dict[str, Scores], collection: Collection) -> dict[st
 def mean_panel(panels: dict[str, dict[str, float]], collection: Collection) -> dict[str, Any]:
     """One panel for several sets: means over those that have one of the figures that have no unit, and all panels under 'sets'.
 
-    Its `images` and `effective_contents` are those of all sets together.
+    Its `images`, and `effective_contents` where the panels have it, are those of all sets together.
     """
     if len(collection.members) == 1:
         return next(iter(panels.values()))
     names = [name for name in next(iter(panels.values())) if name.endswith(("srcc", "plcc", "krcc"))]
     means: dict[str, Any] = {name: float(np.mean([panel[name] for panel in panels.values()])) for name in names}
-    together = {name: sum(panel[name] for panel in panels.values()) for name in ("images", "effective_contents")}
+    counts = [name for name in ("images", "effective_contents") if all(name in panel for panel in panels.values())]
+    together = {name: sum(panel[name] for panel in panels.values()) for name in counts}
     return means | together | {"sets": panels}
 
 
