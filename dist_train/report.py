@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dist_train.overfitting import train_and_val
 
 COLUMNS = ("srcc", "plcc", "krcc", "rmse", "patch_srcc", "patch_plcc", "spread")
 FEW_PER_PARAMETER = 10  # images for each parameter of a curve, below which its figures flatter
+_WIDTH_OF_A_PLOT = 100  # letters of the smaller size
 FEW_POINTS = 30  # steps that each get a marker in the picture: a line of one alone cannot be seen
 
 
@@ -151,7 +153,7 @@ def draw_report(folder: Path) -> Path:
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     order.set(title="SRCC (train: as said while the weights moved)")
-    order.set_xlabel(f"epoch\n{train_and_val(epochs)}", fontsize=8)
+    order.set_xlabel("\n".join(["epoch", *textwrap.wrap(train_and_val(epochs), _WIDTH_OF_A_PLOT)]), fontsize=8)
     spread.set(title="spread of the patch scores within images", xlabel="epoch", ylabel="label units")
     for axes in (losses, order, spread):
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
@@ -237,8 +239,10 @@ def _draw_curve(axes: Any, scores: Sequence[float], panel: Mapping[str, Any]) ->
 def _scatter_title(part: str, panel: Mapping[str, Any], images: int) -> str:
     ends = {name: panel.get(f"{name}_interval") for name in ("srcc", "plcc")}
     spans = {name: f" ({_span(found)})" if found and _exists(found) else "" for name, found in ends.items()}
+    how = what_was_drawn(images, panel.get("contents", images), panel.get("effective_contents"))
+    narrow = "; intervals too narrow" * (any(spans.values()) and how.endswith("too narrow"))
     told = ", ".join(f"{name.upper()} {_figure(panel[name])}{spans[name]}" for name in ("srcc", "plcc"))
-    return f"{part}, {_images(panel, images)}\n{told}"
+    return f"{part}, {_images(panel, images)}{narrow}\n{told}"
 
 
 def _images(panel: Mapping[str, Any], images: int) -> str:
