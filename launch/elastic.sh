@@ -63,8 +63,6 @@ leave() {
 }
 trap leave TERM INT HUP
 
-# Otherwise a host that joins waits for the address of a key-value store that the others made before it came, until it times out.
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 # A training that is asked to make room for one more host has so long, in seconds, for its last save (torch >= 2.13; before, 30).
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
 # On GPUs a rank that is ended while it waits leaves its last 2,000 collectives as run.folder/collectives-RANK, for torchfrtrace.
@@ -123,8 +121,8 @@ while [ "$asked" = no ]; do
     # torchrun on FIRST_HOST keeps the list of the hosts. Once the least number is there it waits 5 s for more (last_call_timeout), and
     # one that comes later makes every torchrun start its processes anew. It starts nothing anew by itself after a failure
     # (--max-restarts=0): what follows from one is decided below, alike whether a process, a host or FIRST_HOST was lost.
-    setsid "${python[@]}" -m torch.distributed.run --nnodes="$hosts" --nproc-per-node="$processes" --max-restarts=0 \
-        --rdzv-backend=c10d --rdzv-endpoint="$FIRST_HOST:$port" --rdzv-id="$id" --rdzv-conf=last_call_timeout=5 --log-dir="$errors" \
+    setsid "${container[@]}" "${VENV:-.venv}/bin/torchrun" --nnodes="$hosts" --nproc-per-node="$processes" --max-restarts=0 \
+        --rdzv-backend=bound_c10d --rdzv-endpoint="$FIRST_HOST:$port" --rdzv-id="$id" --rdzv-conf=last_call_timeout=5 --log-dir="$errors" \
         --module dist_train train --fail-if-unfinished "$config" "data.workers=$workers" "$@" run.processes=null &
     agent=$!
     if [ "$asked" = yes ]; then leave; fi # it came before torchrun had a number

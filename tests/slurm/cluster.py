@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 MINI_SLURM = Path(__file__).parent / "mini-slurm"
 SECRET = "a-secret-of-mine"  # is in the environment of every job, and must be in no log
+LISTENING = """
+import psutil
+for process in psutil.process_iter(["cmdline"]):
+    words = process.info["cmdline"]
+    if "dist_train" in words and "python" in words[0]:  # srun has the word, too
+        for connection in process.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN:
+                print(connection.laddr.ip)
+"""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
@@ -37,6 +47,10 @@ class Cluster:
     def machine(self, *arguments: str, limit: float = 90, codes: Sequence[int] = (0,)) -> str:
         """A command of mini-slurm."""
         return self(MINI_SLURM, *arguments, limit=limit, codes=codes)
+
+    def listening(self, node: str) -> list[str]:
+        """The addresses at which launchers and ranks of trainings listen on a machine, each once; 0.0.0.0 and :: are any that it has."""
+        return sorted(set(self.machine("exec", node, sys.executable, "-c", LISTENING).split()))
 
     def start(self, node: str, *command: str | Path) -> subprocess.Popen[str]:
         """Starts a command on a machine, outside Slurm."""

@@ -125,6 +125,7 @@ def test_a_host_that_dies_costs_a_restart_and_joins_when_it_is_back_and_a_stop_f
     run = tmp_path / "run"
     hosts = [Host(cluster, node, run, shards) for node in ("n1", "n2", "n3")]
     wait_until(train_on(run, world=3, beyond=3), hosts, "three train")
+    assert [cluster.listening(host.node) for host in hosts] == [["10.77.77.1"], ["10.77.77.2"], ["10.77.77.3"]]
     hosts[2].lose_power()
     taken = len(steps(run))
     wait_until(train_on(run, world=2, beyond=1), hosts, "the two that are left train")

@@ -40,6 +40,7 @@ def cancelled(whole_cluster: Cluster, shards: Path, tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("cancelled") / "run"
     job = submit(whole_cluster, folder, shards, *RUN, *SAVES_AT_THE_END)
     wait_for_step(job, folder, 3)
+    folder.with_name("listening").write_text("\n".join([*whole_cluster.listening("n1"), *whole_cluster.listening("n2")]))
     whole_cluster("scancel", job.number)
     job.wait_until_ended(limit=LIMIT)
     return job, folder
@@ -107,6 +108,10 @@ def test_a_cancelled_job_saves_and_stays_ended(cancelled: tuple[Job, Path]) -> N
     assert job.fields("JobState") == ["CANCELLED"] and job.restarts() == 0
     assert status(folder)["status"] == "unfinished" and status(folder)["world_size"] == 4
     assert (folder / "checkpoints" / f"step-{steps(folder)[-1]:08d}").is_dir()
+
+
+def test_its_processes_listen_at_the_one_address_of_their_node(cancelled: tuple[Job, Path]) -> None:
+    assert cancelled[1].with_name("listening").read_text().split() == ["10.77.77.1", "10.77.77.2"]
 
 
 def test_a_run_that_a_person_stops_is_not_requeued(stopped: tuple[Job, Path]) -> None:
