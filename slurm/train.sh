@@ -162,7 +162,7 @@ log_before=$(stat --dereference --printf=%s "$log")
 srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 "${srun_options[@]}" "${container[@]}" \
     bash -c 'echo "== $SLURMD_NODENAME is here" >&2 && exec "$@"' here "$bin/torchrun" --nnodes="$nodes" --nproc-per-node="$processes" \
     --rdzv-backend=bound_c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.$restarts" --rdzv-conf="join_timeout=600,read_timeout=600" \
-    --module dist_train train "$config" "data.workers=$workers" "run.processes=$world" "$@" &
+    --module dist_train train "$config" "data.workers=$workers" "$@" &
 step=$!
 
 # A trapped signal ends `wait` early, so wait again until the step has really ended.
