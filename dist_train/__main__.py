@@ -52,19 +52,26 @@ def _nobody_reads() -> bool:
 
 def _fail(error: Exception, text: str) -> int:
     """Says why, if this process was the first to fail, and leaves it to the launcher to say it last."""
-    from dist_train import ranks
-
-    if ranks.claim_failure(error):
+    if _is_first_to_fail(error):
         say_last(error, text)
     elif isinstance(error, ConfigError | ShardError | TrainingError):  # all ranks raise what rank 0 refuses; this host has its own launcher
         leave_to_the_launcher(error, text)
     return 1
 
 
+def _is_first_to_fail(error: Exception) -> bool:
+    if "RANK" not in os.environ and "dist_train.ranks" not in sys.modules:
+        return True  # nobody else is there, and nobody waits seconds for torch to read of a misspelt word
+    from dist_train import ranks
+
+    return ranks.claim_failure(error)
+
+
+# In each of these the config is read before what needs torch is imported: a wrong one is told at once.
 def _train(options: argparse.Namespace) -> int:
     from dist_train.stopping import StopRequest
 
-    config = load_config(options.config, options.settings)  # a wrong one is told before accelerate and timm are imported
+    config = load_config(options.config, options.settings)
     with StopRequest(config.run.folder) as request:
         from dist_train.training import train
 
@@ -73,10 +80,10 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> None:
+    config = load_config(options.config, options.settings)
     from dist_train.plan import describe_plan, make_plan
     from dist_train.pretrained import weights_file
 
-    config = load_config(options.config, options.settings)
     world = config.run.processes or 1 if options.processes is None else options.processes
     if world < 1:
         raise ConfigError(f"--processes {world}: a run has at least one process")
@@ -99,9 +106,9 @@ def _folder(options: argparse.Namespace) -> None:
 
 
 def _nodes(options: argparse.Namespace) -> None:
+    config = load_config(options.config, options.settings)
     from dist_train.plan import most_nodes
 
-    config = load_config(options.config, options.settings)
     nodes, why = most_nodes(config, options.at_most, options.processes_per_node)
     if why:
         print(f"note: not on {options.at_most} nodes, because {why}", file=sys.stderr)
@@ -109,10 +116,10 @@ def _nodes(options: argparse.Namespace) -> None:
 
 
 def _fetch(options: argparse.Namespace) -> None:
+    model = load_config(options.config, options.settings).model
     from dist_train.backbone import features_only
     from dist_train.pretrained import load_pretrained
 
-    model = load_config(options.config, options.settings).model
     if model.pretrained is True:
         print(f"asking for the weights of {model.backbone}; without a connection this takes a minute to give up", file=sys.stderr)
     load_pretrained(features_only(model.backbone), model.backbone, model.pretrained)
@@ -121,9 +128,10 @@ def _fetch(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.settings)
     from dist_train.doctor import examine
 
-    return 0 if examine(load_config(options.config, options.settings), options.wait, options.json) else 1
+    return 0 if examine(config, options.wait, options.json) else 1
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -165,9 +173,10 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _compare_history(options: argparse.Namespace) -> None:
+    config = load_config(options.config, options.settings)
     from dist_train.compare_history import compare_history
 
-    print(compare_history(load_config(options.config, options.settings), options.seeds, options.processes))
+    print(compare_history(config, options.seeds, options.processes))
 
 
 def _import_hyperiqa(options: argparse.Namespace) -> None:

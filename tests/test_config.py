@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -311,3 +312,14 @@ def test_what_is_no_setting_is_still_refused(words: list[str], capsys: pytest.Ca
     with pytest.raises(SystemExit):
         main(words)
     assert "unrecognized arguments: " + " ".join(words[2:]) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "plan", "folder", "nodes --at-most 2 --processes-per-node 1", "fetch", "doctor", "compare-history"]
+)
+def test_a_wrong_config_is_told_before_torch_is_imported(command: str, tmp_path: Path) -> None:
+    name, *options = command.split()
+    words = [name, *options, str(tmp_path / "none.yaml")]
+    look = f"import sys; from dist_train.__main__ import main; print(main({words}), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "1 False\n" and "there is no such config file" in done.stderr
