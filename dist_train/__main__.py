@@ -137,6 +137,7 @@ def _doctor(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> None:
     import torch
 
+    from dist_train.loss import leaves_scale_open
     from dist_train.model_folder import open_model
     from dist_train.predict import predict, write_predictions
 
@@ -145,8 +146,17 @@ def _predict(options: argparse.Namespace) -> None:
     name = options.scale or next(iter(trained.scales))
     if name not in trained.scales:
         raise ConfigError(f"--scale {name}: the model was trained on {', '.join(trained.scales)}")
-    print(f"scores on the scale of {name}: {trained.scales[name].label}", file=sys.stderr)
-    predictions = predict(trained, trained.scales[name], options.pictures, device, options.batch_images, options.workers)
+    loss, cutting = trained.config.loss, trained.cuttings[name]
+    on = (
+        f"no scale, since loss.regression={loss.regression} leaves it open, in the direction of"
+        if leaves_scale_open(loss)
+        else "the scale of"
+    )
+    print(
+        f"scores on {on} {name}: {trained.scales[name].label}; pictures are cut like those of {name} (resize {cutting.resize})",
+        file=sys.stderr,
+    )
+    predictions = predict(trained, name, options.pictures, device, options.batch_images, options.workers)
     with nullcontext(sys.stdout) if options.out is None else options.out.open("w", encoding="utf-8", newline="") as file:
         failed = write_predictions(predictions, file)
     if failed:
@@ -258,7 +268,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="a run folder, or the folder of a model")
     command.add_argument("pictures", type=Path, nargs="+", help="pictures, and folders of pictures")
     command.add_argument("--out", type=Path, metavar="FILE", help="the csv file to write: image, score, spread, id (default: the terminal)")
-    command.add_argument("--scale", metavar="SET", help="of a model of several data sets: whose scale (default: the first's)")
+    command.add_argument(
+        "--scale", metavar="SET", help="of a model of several data sets: on whose scale, and cut like whose pictures (default: the first's)"
+    )
     command.add_argument("--batch-images", type=int, default=4, metavar="N", help="pictures scored together (default: %(default)s)")
     command.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode (default: %(default)s)")
     command.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU when there is one)")

@@ -8,15 +8,16 @@ by their standard deviation, and turned round where lower is better; what the mo
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import permutations
 
 import numpy as np
 
 from dist_train.config import Data
 from dist_train.errors import ConfigError
-from shards.manifest import PARTS, Label, Shards
+from shards.manifest import BUILD_AGAIN, PARTS, Label, ShardError, Shards
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,34 @@ class Member:
     scale: Scale
     weight: float  # of its images in a batch, relative to the others'
 
-    @cached_property
+    @property
     def deviations(self) -> np.ndarray:
         """The standard deviation of each image's ratings, in units of its opinion, nan where it is not known: float64 [images]."""
-        return np.fromiter((float(row["std"] or "nan") for row in self.shards.image_rows()), np.float64, len(self.shards))
+        return self._told["deviation"]
 
-    @cached_property
+    @property
     def contents(self) -> np.ndarray:
         """What each image shows, as a number that is the same for all images of one content: uint64 [images]."""
-        digests = (hashlib.blake2b(row["group"].encode(), digest_size=8).digest() for row in self.shards.image_rows())
-        return np.fromiter((int.from_bytes(digest, "big") for digest in digests), np.uint64, len(self.shards))
+        return self._told["content"]
+
+    @property
+    def files(self) -> np.ndarray:
+        """The file of each image, as a number that is the same for all copies of it (`file_number`): uint64 [images]."""
+        return self._told["file"]
+
+    @cached_property
+    def _told(self) -> np.ndarray:
+        """What images.csv tells of each image, in one reading."""
+        kinds = np.dtype([("deviation", np.float64), ("content", np.uint64), ("file", np.uint64)])
+        rows = self.shards.image_rows()
+        told = ((float(row["std"] or "nan"), _content_number(row["group"]), file_number(row, self.shards)) for row in rows)
+        return np.fromiter(told, kinds, len(self.shards))
+
+    def trained_too(self, part: str) -> np.ndarray:
+        """Those images of a part whose content, or whose very file, is in train as well: their numbers, int64."""
+        here, train = self.parts[part], self.parts["train"]
+        known: np.ndarray = here[np.isin(self.contents[here], self.contents[train]) | np.isin(self.files[here], self.files[train])]
+        return known
 
     def split_fingerprint(self) -> str:
         """A short name for exactly these images in train, val and test."""
@@ -124,6 +143,21 @@ class Collection:
         return self.members[number], image - int(self.offsets[number])
 
 
+def file_number(row: Mapping[str, str], shards: Shards) -> int:
+    """The number of a picture's file, by what is in it: the first 64 bits of its SHA-256, of a row of images.csv.
+
+    Two different files among ten million and ten million others have the same one with a chance of 5e-6.
+    """
+    try:
+        return int(row["sha256"][:16], 16)
+    except ValueError as error:
+        raise ShardError(f"{shards.where('images.csv')}: has a sha256 that is none ({error}); {BUILD_AGAIN}") from error
+
+
+def _content_number(group: str) -> int:
+    return int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest(), "big")
+
+
 def open_collection(data: Data) -> Collection:
     """Opens every shard folder that the config names. Raises ConfigError or ShardError."""
     if not data.sets:
@@ -151,18 +185,16 @@ def open_collection(data: Data) -> Collection:
 
 def _refuse_leaks(members: Sequence[Member]) -> None:
     """Raises ConfigError when the very file of a photograph trains in one set and chooses or tests in another."""
-    first: dict[str, tuple[str, str, str]] = {}
-    for member in members:
-        part_of = {number: part for part, numbers in member.parts.items() for number in numbers.tolist()}
-        for number, row in enumerate(member.shards.image_rows()):
-            if number in part_of:
-                here = (member.name, row["id"], part_of[number])
-                there = first.setdefault(row["sha256"], here)
-                if there[0] != here[0] and (there[2] == "train") != (here[2] == "train"):
-                    raise ConfigError(
-                        f"data.sets: '{there[1]}' of {there[0]} ({there[2]}) and '{here[1]}' of {here[0]} ({here[2]}) are the same "
-                        f"photograph: a model would be judged on what it has trained on; choose other splits, or leave one set out"
-                    )
+    for one, other in permutations(members, 2):
+        for part in ("val", "test"):
+            here = other.parts[part]
+            copies = here[np.isin(other.files[here], one.files[one.parts["train"]])]
+            if len(copies):
+                raise ConfigError(
+                    f"data.sets: {len(copies):,} of the {len(here):,} images in {part} of {other.name}, such as "
+                    f"'{other.shards.ids[copies[0]]}', are the same files as photographs in train of {one.name}: "
+                    f"a model would be judged on what it has trained on; choose other splits, or leave one set out"
+                )
 
 
 def _standard_scale(shards: Shards, training: np.ndarray) -> Scale:

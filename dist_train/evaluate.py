@@ -29,6 +29,7 @@ from dist_train.evaluation import score_images
 from dist_train.intervals import what_was_drawn
 from dist_train.journal import finite_or_none
 from dist_train.launch import refuse_another_world
+from dist_train.loss import leaves_scale_open
 from dist_train.model_folder import SETTINGS, TrainedModel, find_weights, open_model
 from dist_train.report import cross_table
 from dist_train.seen import file_numbers
@@ -88,7 +89,7 @@ def evaluate(
         if spoken is not None:
             scores = replace(spoken, patches=one.scale.to_opinions(spoken.patches))
             scores.write_csv(folder / f"scores-{one.name}.csv", one.shards)
-            panels[one.name] = scores.final_panel(one.shards, one.scale.label)
+            panels[one.name] = scores.final_panel(one.shards, one.scale.label, scale_is_open=leaves_scale_open(config.loss))
     if ranks.is_first():
         about = {"model": str(weights), "model_sha256": file_sha256(weights), "epoch": trained.about.get("epoch")}
         write_json(folder / RESULTS, finite_or_none(about | {"sets": {one.name: _about(one) | panels[one.name] for one in sets}}))
@@ -136,10 +137,10 @@ def _own_places(data: Data) -> list[str]:
 
 def _choose(trained: TrainedModel, shards: Shards, split: str | None, part: str | None) -> RatedSet:
     size = shards.layout.patch_size
-    if size != trained.cutting.patch_size:
+    if size != trained.patch_size:
         raise ConfigError(
-            f"{shards.folder}: has patches of {size} pixels, but the model takes {trained.cutting.patch_size}; "
-            f"build the set once more, with --size {trained.cutting.patch_size}, in another folder"
+            f"{shards.folder}: has patches of {size} pixels, but the model takes {trained.patch_size}; "
+            f"build the set once more, with --size {trained.patch_size}, in another folder"
         )
     own = _own_name(trained, shards)
     name = own or shards.manifest["data_set"]

@@ -37,12 +37,13 @@ class Scores:
     def panel(self) -> dict[str, float]:
         return two_level_panel(self.images, self.patches, self.opinions)
 
-    def final_panel(self, shards: Shards, spoken: Label) -> dict[str, Any]:
+    def final_panel(self, shards: Shards, spoken: Label, *, scale_is_open: bool) -> dict[str, Any]:
         """The panel with all that a result is told with (`metrics.image_figures`): for the best epoch and the test.
 
         `spoken` is the label that the model was trained on, and so speaks. On a set whose label runs the other way, its scores
         are turned, so that more is better on both sides or on neither and correlations keep the sign of quality. Where the
-        labels are not the same, raw errors mean nothing, and are nan; those of scores that were mapped to the opinions stay.
+        labels are not the same, or the loss left the scale of the scores open, raw errors mean nothing, and are nan; those of
+        scores that were mapped to the opinions stay.
         """
         label = shards.label
         patches = self.patches if spoken.higher_is_better == label.higher_is_better else -self.patches
@@ -52,7 +53,7 @@ class Scores:
         panel = two_level_panel(self.images, patches, self.opinions)
         panel = panel | image_figures(means, opinions, stds, np.array([row["group"] for row in rows]))
         raw = ("rmse",) if panel["mapped_by"] else ("rmse", "rmse_epsilon", "outlier_ratio")
-        return panel if spoken == label else panel | dict.fromkeys(raw, np.nan)
+        return panel if spoken == label and not scale_is_open else panel | dict.fromkeys(raw, np.nan)
 
     def write_csv(self, path: Path, shards: Shards) -> None:
         """image, opinion, score, spread, content: a row per image, in the order of the shard folder."""
@@ -92,22 +93,25 @@ def panel_of(scores: dict[str, Scores], collection: Collection) -> dict[str, Any
     return mean_panel(panels, collection)
 
 
-def final_panel_of(scores: dict[str, Scores], collection: Collection) -> dict[str, Any]:
-    """The same with everything that is told of a run's end: intervals, mappings, tolerance."""
-    members = [member for member in collection.members if member.name in scores]
-    return mean_panel({member.name: scores[member.name].final_panel(member.shards, member.shards.label) for member in members}, collection)
+def final_panel_of(scores: dict[str, Scores], collection: Collection, part: str, *, scale_is_open: bool) -> dict[str, Any]:
+    """The same with everything that is told of a part at a run's end: intervals, mappings, tolerance, and what was trained on, too."""
+    panels = {}
+    for member in (member for member in collection.members if member.name in scores):
+        panel = scores[member.name].final_panel(member.shards, member.shards.label, scale_is_open=scale_is_open)
+        panels[member.name] = panel | {"trained_too": len(member.trained_too(part))}
+    return mean_panel(panels, collection)
 
 
 def mean_panel(panels: dict[str, dict[str, float]], collection: Collection) -> dict[str, Any]:
-    """One panel for several sets: means over those that have one of the figures that have no unit, and all panels under 'sets'.
+    """One panel for several sets: means of the figures that have no unit (nan where a set has none), and all panels under 'sets'.
 
-    Its `images`, and `effective_contents` where the panels have it, are those of all sets together.
+    Its `images`, and `effective_contents` and `trained_too` where the panels have them, are those of all sets together.
     """
     if len(collection.members) == 1:
         return next(iter(panels.values()))
     names = [name for name in next(iter(panels.values())) if name.endswith(("srcc", "plcc", "krcc"))]
     means: dict[str, Any] = {name: float(np.mean([panel[name] for panel in panels.values()])) for name in names}
-    counts = [name for name in ("images", "effective_contents") if all(name in panel for panel in panels.values())]
+    counts = [name for name in ("images", "effective_contents", "trained_too") if all(name in panel for panel in panels.values())]
     together = {name: sum(panel[name] for panel in panels.values()) for name in counts}
     return means | together | {"sets": panels}
 

@@ -89,7 +89,7 @@ class Journal:
         for name in next(iter(panels.values())).get("sets", {}):
             self.say(f"   {name}: {_shown({part: of['sets'][name] for part, of in panels.items() if name in of.get('sets', {})})}")
         if math.isnan(panels[chooser]["srcc"]):
-            why = "all scores equal, one not finite, or fewer than three images"
+            why = "all scores or all opinions of a set equal, or a score not finite"
             self.say(f"WARNING: there is no {chooser} SRCC ({why}): never the best epoch")
         self._restart_line_clock()
 

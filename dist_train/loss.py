@@ -75,6 +75,11 @@ def compares_images(config: Loss) -> bool:
     return config.rank_weight > 0 or config.regression in CORRELATIONS
 
 
+def leaves_scale_open(config: Loss) -> bool:
+    """Whether scores mean nothing but their order and how far they lie apart, relative to each other: no term asks for their values."""
+    return config.regression in CORRELATIONS
+
+
 def needs_deviations(config: Loss) -> bool:
     """Whether the loss asks for the standard deviation of every image's ratings."""
     return config.rank_weight > 0 and config.rank_kind == "fidelity" and config.fidelity_truth == "soft"

@@ -50,9 +50,14 @@ class TrainedModel:
     model: HyperIQA
     config: Config
     scales: Mapping[str, Scale]  # by the name of the data set; a model of several speaks on none of theirs
-    cutting: Cutting
+    cuttings: Mapping[str, Cutting]  # likewise
     about: Mapping[str, Any]
     seen: SeenFiles | None  # None where nobody knows
+
+    @property
+    def patch_size(self) -> int:
+        """Width and height, in pixels, of the patches that the model takes: those of every set."""
+        return next(iter(self.cuttings.values())).patch_size
 
 
 def build_model(config: Config, patch_size: int, output_scale: tuple[float, float]) -> HyperIQA:
@@ -72,13 +77,18 @@ def build_model(config: Config, patch_size: int, output_scale: tuple[float, floa
 
 
 def save_model(
-    folder: Path, weights: Mapping[str, Tensor], config: Config, scales: Mapping[str, Scale], cutting: Cutting, more: Mapping[str, Any]
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    config: Config,
+    scales: Mapping[str, Scale],
+    cuttings: Mapping[str, Cutting],
+    more: Mapping[str, Any],
 ) -> None:
     """Writes the folder, each file at once, the weights last. `more` is told with the weights, as JSON, and so is their SHA-256."""
     folder.mkdir(parents=True, exist_ok=True)
     save_config(config, folder / SETTINGS)
-    about = {"scales": {name: asdict(scale) for name, scale in scales.items()}, "cutting": asdict(cutting), "weights": digest_of(weights)}
-    save_tensors(folder / WEIGHTS, weights, {**more, **about})
+    of_sets = {name: {key: asdict(value) for key, value in of.items()} for name, of in (("scales", scales), ("cuttings", cuttings))}
+    save_tensors(folder / WEIGHTS, weights, {**more, **of_sets, "weights": digest_of(weights)})
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -104,13 +114,13 @@ def open_model(place: Path) -> TrainedModel:
         scales = {name: Scale(**{**said, "label": Label(**said["label"])}) for name, said in about["scales"].items()}
         if odd := [name for name in (*scales, *about.get("trained_on", ())) if not is_plain_name(name)]:
             raise ValueError(f"'{odd[0]}' cannot be part of a file name")
-        cutting = Cutting(**about["cutting"])
-        model = build_model(config, cutting.patch_size, (0.0, 100.0))
+        cuttings = {name: Cutting(**(about["cuttings"][name] if "cuttings" in about else about["cutting"])) for name in scales}
+        model = build_model(config, next(iter(cuttings.values())).patch_size, (0.0, 100.0))
         model.load_state_dict(weights)  # the scale of the scores is among the buffers
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise ConfigError(f"{path}: holds no model of this version ({error}); train it again, or take another") from error
     known = path.with_name(SEEN)
-    return TrainedModel(model.eval(), config, scales, cutting, about, SeenFiles.read(known) if known.is_file() else None)
+    return TrainedModel(model.eval(), config, scales, cuttings, about, SeenFiles.read(known) if known.is_file() else None)
 
 
 def find_weights(place: Path) -> Path:

@@ -157,9 +157,10 @@ def _refuse_small_parts(member: Member, config: Config) -> None:
                 f"choose another with data.split ({', '.join(shards.split_names())}), or make one: "
                 f"python -m shards split {shards.folder} --rounds 10 --ratio 60/20/20 --name NAME"
             )
-    opinions = shards.opinions[member.parts["train"]]
-    if opinions.min() == opinions.max():
-        raise ConfigError(f"{shards.folder}: all training opinions are {opinions[0]:g}, so there is nothing to learn")
+    for part, why in (("train", "there is nothing to learn"), (config.stop.select_on, "no epoch can be the best")):
+        opinions = shards.opinions[member.parts[part]]
+        if opinions.min() == opinions.max():
+            raise ConfigError(f"{shards.folder}: all opinions in {part} of split '{member.split}' are {opinions[0]:g}, so {why}")
 
 
 def _refuse_unknown_deviations(member: Member) -> None:
@@ -308,6 +309,13 @@ def worth_knowing(plan: Plan) -> list[str]:
             for part, number in counted.items()
             if 0 < number < FEW_CONTENTS and len(member.parts[part]) >= FEW_IMAGES
         ]
+        for part in ("val", "test"):
+            if len(copies := member.trained_too(part)):
+                notes.append(
+                    f"{member.name}: {len(copies):,} of the {len(member.parts[part]):,} images in {part} show a content, or are the very "
+                    f"file, that is in train, too, such as '{member.shards.ids[copies[0]]}': figures of {part} are too good; "
+                    f"`python -m shards split` makes splits by content, and `python -m shards doctor` finds copies"
+                )
         opinions = member.shards.opinions
         if doubt := member.shards.label.doubt(float(opinions.min()), float(opinions.max())):
             notes.append(f"{member.name}: {doubt} Build it again with the --range that people rated on")

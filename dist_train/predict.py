@@ -1,4 +1,4 @@
-"""Scores for pictures that nobody has rated: decoded, resized and cut as the training shards were.
+"""Scores for pictures that nobody has rated: decoded, resized and cut as the training shards were, of several sets those of one.
 
 A picture of the training shards gets the patches it has there, when it is named by the same path, and so the same score.
 """
@@ -17,13 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dist_train.arithmetic import fix_arithmetic
-from dist_train.collection import Scale
 from dist_train.errors import ConfigError
 from dist_train.living import refuse_long_temporary_folder
 from dist_train.model_folder import Cutting, TrainedModel
 from shards.datasets import image_id
 from shards.manifest import ShardError
-from shards.patches import cut, patch_boxes, resize, resized_size
+from shards.patches import LONGEST_SIDE, cut, is_too_large, patch_boxes, resize, resized_size
 from shards.photographs import SUFFIXES, decode_photograph
 
 _TABLES = (".csv", ".json", ".txt", ".xlsx")
@@ -62,14 +61,18 @@ class _Pictures(Dataset[tuple[int, torch.Tensor | str]]):
 
 
 def predict(
-    trained: TrainedModel, scale: Scale, pictures: Sequence[Path], device: torch.device, batch_images: int, workers: int
+    trained: TrainedModel, data_set: str, pictures: Sequence[Path], device: torch.device, batch_images: int, workers: int
 ) -> Iterator[Prediction | str]:
-    """A prediction per picture, in order, on `scale`; for a picture that cannot be scored, the sentence that says why. In float32."""
+    """A prediction per picture, in order; for a picture that cannot be scored, the sentence that says why. In float32.
+
+    Pictures are cut as those of `data_set`, one of the sets that the model was trained on, and scores are told on its scale.
+    """
     if workers:
         refuse_long_temporary_folder()
     fix_arithmetic("no")
     named = [picture for place in pictures for picture in _found(place)]
-    loader = DataLoader(_Pictures(named, trained.cutting), batch_images, num_workers=workers, collate_fn=list)
+    scale = trained.scales[data_set]
+    loader = DataLoader(_Pictures(named, trained.cuttings[data_set]), batch_images, num_workers=workers, collate_fn=list)
     model = trained.model.to(device)
     with tqdm(total=len(named), unit=" images", desc="predict", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
         for batch in loader:
@@ -123,5 +126,11 @@ def _patches(picture: _Picture, cutting: Cutting) -> np.ndarray:
     """uint8 [patches, size, size, 3], cut as the shards cut them."""
     pixels = decode_photograph(picture.path.read_bytes(), picture.path)
     width, height = resized_size(pixels.shape[1], pixels.shape[0], cutting.resize, cutting.patch_size)
+    if is_too_large(width, height):
+        size = f"{pixels.shape[1]}x{pixels.shape[0]}"
+        raise ShardError(
+            f"{picture.path}: {size} would become {width}x{height} before patches are cut, more than {LONGEST_SIDE:,} pixels on a side "
+            f"or 2 GiB in all; leave it out"
+        )
     corners = patch_boxes(picture.id, cutting.seed, width, height, cutting.patch_size, cutting.patches)
     return cut(resize(pixels, width, height), corners, cutting.patch_size)

@@ -51,7 +51,14 @@ def import_hyperiqa(file: Path, folder: Path, label: Label = KONIQ_LABEL, cuttin
     _refuse_differences(file, {their: weights[name].shape for their, name in wanted.items()}, theirs)
     _refuse_numbers(file, {their: weights[name].is_floating_point() for their, name in wanted.items()}, theirs)
     model.load_state_dict(weights | {name: theirs[their] for their, name in wanted.items()})
-    save_model(folder, model.state_dict(), OURS, {"published": Scale(label)}, cutting, {"imported": file.name, "sha256": file_sha256(file)})
+    save_model(
+        folder,
+        model.state_dict(),
+        OURS,
+        {"published": Scale(label)},
+        {"published": cutting},
+        {"imported": file.name, "sha256": file_sha256(file)},
+    )
     return len(wanted)
 
 

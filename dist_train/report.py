@@ -91,7 +91,10 @@ def _further(part: str, panel: Mapping[str, Any]) -> list[str]:
         return []
     how = what_was_drawn(panel["images"], panel["contents"], panel.get("effective_contents"))
     intervals = f"SRCC {_span(panel['srcc_interval'])}, PLCC {_span(panel['plcc_interval'])}" if _exists(panel["srcc_interval"]) else ""
-    told = [f"{part}: {_images(panel, panel['images'])}; 95 % intervals" + f" ({how})" * bool(how) + f": {intervals or 'none'}"]
+    copies = panel.get("trained_too") or 0  # of a run of before there was this figure, nobody knows
+    shown = f"{copies:,} of the {panel['images']:,} images show a content, or are the very file, that was trained on"
+    told = [f"{part}: WARNING: {shown}: the figures are too good"] * bool(copies)
+    told += [f"{part}: {_images(panel, panel['images'])}; 95 % intervals" + f" ({how})" * bool(how) + f": {intervals or 'none'}"]
     for number in CURVES:
         fit = panel[f"mapping{number}"]
         status = fit["status"]

@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from dist_train.collection import Collection
+from dist_train.collection import Collection, file_number
 from dist_train.errors import ConfigError
 from dist_train.tensor_files import save_tensors
-from shards.manifest import BUILD_AGAIN, ShardError, Shards
+from shards.manifest import Shards
 
 SEEN = "seen.safetensors"
 
@@ -34,9 +34,9 @@ class SeenFiles:
     @classmethod
     def of(cls, collection: Collection, chooser: str) -> SeenFiles:
         """Of a run on `collection` whose epoch is chosen by the part `chooser`."""
-        files = [(member.parts, file_numbers(member.shards)) for member in collection.members]
-        trained_on, chosen_on = (np.unique(np.concatenate([of[parts[part]] for parts, of in files])) for part in ("train", chooser))
-        return cls(trained_on, chosen_on)
+        members = collection.members
+        trained_on, chosen_on = (np.unique(np.concatenate([m.files[m.parts[part]] for m in members])) for part in ("train", chooser))
+        return cls(trained_on.view(np.int64), chosen_on.view(np.int64))
 
     @classmethod
     def read(cls, path: Path) -> SeenFiles:
@@ -53,12 +53,5 @@ class SeenFiles:
 
 
 def file_numbers(shards: Shards) -> np.ndarray:
-    """A number for each picture's file, by what is in it: the first 64 bits of its SHA-256, as int64 [images].
-
-    Two different files among ten million and ten million others have the same one with a chance of 5e-6.
-    """
-    try:
-        bits = np.fromiter((int(row["sha256"][:16], 16) for row in shards.image_rows()), np.uint64, len(shards))
-    except ValueError as error:
-        raise ShardError(f"{shards.where('images.csv')}: has a sha256 that is none ({error}); {BUILD_AGAIN}") from error
-    return bits.view(np.int64)
+    """The number of each picture's file (`file_number`): int64 [images]."""
+    return np.fromiter((file_number(row, shards) for row in shards.image_rows()), np.uint64, len(shards)).view(np.int64)

@@ -44,7 +44,7 @@ from dist_train.heartbeat import doing, meeting
 from dist_train.history import forget_hyper_gradient, forget_moments
 from dist_train.journal import cost_of_saving, finite_or_none, read_records
 from dist_train.launch import refuse_another_world
-from dist_train.loss import any_slope, needs_deviations
+from dist_train.loss import any_slope, leaves_scale_open, needs_deviations
 from dist_train.model import HyperIQA
 from dist_train.model_folder import WEIGHTS, Cutting, read_weights, save_model
 from dist_train.optim import set_rates, starting_rates
@@ -330,7 +330,8 @@ def _test_best(training: Training, model: HyperIQA, suffix: str) -> dict[str, An
     if scores is None:
         return {}
     write_scores(folder, f"scores-test{suffix}", scores, training.plan.collection)
-    return {"best_epoch": about["epoch"], "val": about["panels"].get("val"), "test": final_panel_of(scores, training.plan.collection)}
+    tested = final_panel_of(scores, training.plan.collection, "test", scale_is_open=leaves_scale_open(training.config.loss))
+    return {"best_epoch": about["epoch"], "val": about["panels"].get("val"), "test": tested}
 
 
 def _leave_before_it_began(folder: Path, stopped_by: str) -> None:
@@ -384,16 +385,17 @@ def _save_best(training: Training, model: HyperIQA, best: Best, scores: dict[str
 
     def save() -> None:
         training.lock.refuse_if_lost()
-        panels = {part: final_panel_of(found, collection) for part, found in scores.items()}
+        is_open = leaves_scale_open(config.loss)
+        panels = {part: final_panel_of(found, collection, part, scale_is_open=is_open) for part, found in scores.items()}
         about = {"epoch": best.early_stop.best_epoch, "panels": finite_or_none(panels)} | about_data(training.plan)
         for part, found in scores.items():
             write_scores(config.run.folder, f"scores-{part}{suffix}", found, collection)
         scales = {member.name: member.scale for member in collection.members}
-        cutting = Cutting.of(collection.members[0].shards)
+        cuttings = {member.name: Cutting.of(member.shards) for member in collection.members}
         folder = config.run.folder / f"best{suffix}"
         folder.mkdir(exist_ok=True)
         if not (folder / SEEN).is_file():  # the same for every epoch
             SeenFiles.of(collection, config.stop.select_on).save(folder / SEEN)
-        save_model(folder, model.state_dict(), config, scales, cutting, about)
+        save_model(folder, model.state_dict(), config, scales, cuttings, about)
 
     ranks.first_does(save)

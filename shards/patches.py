@@ -15,6 +15,8 @@ from PIL import Image
 from shards.manifest import ShardError
 
 _RULE = re.compile(r"none|exact:(?P<width>[1-9]\d*)x(?P<height>[1-9]\d*)|short:(?P<short>[1-9]\d*)")
+LONGEST_SIDE = np.iinfo(np.uint16).max  # the index keeps sizes and corners in 16 bits
+_LARGEST_PLANE = 2**31 - 2**16  # bytes; Linux reads no more at once, and the index keeps lengths in 32 bits
 
 
 def resized_size(width: int, height: int, rule: str, patch_size: int) -> tuple[int, int]:
@@ -34,6 +36,11 @@ def resized_size(width: int, height: int, rule: str, patch_size: int) -> tuple[i
     if min(width, height) < patch_size:
         width, height = _scaled_to_short_side(width, height, patch_size)
     return width, height
+
+
+def is_too_large(width: int, height: int) -> bool:
+    """Whether an image of that size can be neither stored nor cut."""
+    return max(width, height) > LONGEST_SIDE or 3 * width * height > _LARGEST_PLANE
 
 
 def is_enlarged(width: int, height: int, stored_width: int, stored_height: int) -> bool:

@@ -13,9 +13,8 @@ from shards.duplicates import near_pairs, same_files
 from shards.examination import Examination, PictureFile
 from shards.findings import PLACES, Finding, places
 from shards.folders import where_to_look
-from shards.patches import is_enlarged, resized_size
+from shards.patches import is_enlarged, is_too_large, resized_size
 from shards.photographs import decoder_versions
-from shards.plan import is_too_large
 from shards.rows import Row
 from shards.splits import briefly
 from shards.table_checks import known_as, sides

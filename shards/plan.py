@@ -17,16 +17,14 @@ import numpy as np
 
 from shards.datasets import DataSet, naming, refuse_missing_pictures
 from shards.manifest import FORMAT, Layout, ShardError, pieces_sha256
-from shards.patches import resized_size
+from shards.patches import LONGEST_SIDE, is_too_large, resized_size
 from shards.photographs import photograph_size
 from shards.progress import progress_bar
 from shards.rows import Row, Rows
 from shards.scratch import Scratch
 from shards.splits import RATIO, all_splits, split_table
 
-_LONGEST_SIDE = np.iinfo(np.uint16).max  # the index keeps sizes and corners in 16 bits
 _MOST_PATCHES = 10_000  # a row of the index names every one, and all are in memory when they are cut
-_LARGEST_PLANE = 2**31 - 2**16  # bytes; Linux reads no more at once, and the index keeps lengths in 32 bits
 
 
 Header = tuple[int, int, int, int, int]  # the bytes of a file, its upright width and height, those at which it is stored
@@ -201,11 +199,6 @@ def plan_build(data_set: DataSet, settings: Settings) -> Plan:
     return Plan(data_set, settings, rule, layout, pictures, Tasks(pictures, layout, settings.seed, shares), splits)
 
 
-def is_too_large(width: int, height: int) -> bool:
-    """Whether an image of that size cannot be stored."""
-    return max(width, height) > _LONGEST_SIDE or 3 * width * height > _LARGEST_PLANE
-
-
 def _headers(rows: Rows, rule: str, patch_size: int) -> Iterator[Header]:
     for row in progress_bar("picture headers", len(rows), rows, leave=False, delay=2):
         with naming(row):
@@ -214,7 +207,7 @@ def _headers(rows: Rows, rule: str, patch_size: int) -> Iterator[Header]:
             if is_too_large(*stored):
                 raise ShardError(
                     f"{row.file}: {size[0]}x{size[1]} would be stored at {stored[0]}x{stored[1]}, and a side has at most "
-                    f"{_LONGEST_SIDE:,} pixels, all of them 2 GiB; choose a smaller --resize, or take its row out of the table"
+                    f"{LONGEST_SIDE:,} pixels, all of them 2 GiB; choose a smaller --resize, or take its row out of the table"
                 )
         yield row.file.stat().st_size, *size, *stored
 

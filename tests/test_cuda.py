@@ -458,7 +458,7 @@ def test_predictions_are_equal_twice_and_those_of_the_evaluation_up_to_rounding(
     for device in ("cuda", "cuda", "cpu"):
         model = open_model(trained)
         pictures = sorted((photographs / "images").glob("parrots-*.png"))  # the test part
-        predictions = list(predict(model, next(iter(model.scales.values())), pictures, torch.device(device), 4, 0))
+        predictions = list(predict(model, next(iter(model.scales)), pictures, torch.device(device), 4, 0))
         assert len(predictions) == 10 and all(isinstance(each, Prediction) for each in predictions)
         found.append(np.array([each.score for each in predictions if isinstance(each, Prediction)]))
     assert np.array_equal(found[0], found[1])

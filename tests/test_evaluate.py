@@ -111,7 +111,7 @@ def test_the_test_part_of_the_run_gets_the_figures_of_its_training_to_the_last_b
     assert figures["srcc"] is not None
     for results, printed in on_two_sets.values():
         assert (results / "scores-tiny.csv").read_bytes() == (run / "scores-test.csv").read_bytes()
-        assert {name: told(results)["tiny"][name] for name in figures} == figures
+        assert {name: told(results)["tiny"][name] for name in figures if name != "trained_too"} | {"trained_too": 0} == figures
         assert "tiny: test of split 'official'; pseudo-opinion (0 to 100, higher is better)" in printed
         assert "the model was trained on other images of this data set" in printed
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from photographs import NAMES, make_folder, shards_of
 from PIL import Image
 
 from dist_train import plan
@@ -18,10 +21,11 @@ from dist_train.__main__ import main
 from dist_train.collection import Collection, Member, Scale
 from dist_train.config import Config
 from dist_train.errors import ConfigError
+from dist_train.evaluation import Scores, final_panel_of
 from dist_train.order import Order
 from dist_train.plan import Plan, describe_plan, irreproducible, make_plan, most_nodes
 from shards.__main__ import main as build_shards
-from shards.manifest import Label, ShardError
+from shards.manifest import Label, ShardError, Shards
 
 
 def config_of(shards: Path | None, **sections: dict[str, Any]) -> Config:
@@ -79,6 +83,41 @@ def test_of_more_nodes_than_the_batch_divides_among_the_most_are_taken(
 def test_where_no_number_of_nodes_will_do_it_is_said_why(shards: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.global_batch=8 does not divide among 9 processes"):
         most_nodes(config_of(shards), 3, 3)
+
+
+def with_split(shards: Path, place: Path, part_of: Callable[[int], str]) -> Path:
+    """A copy of the shards with a split `mine` that somebody has put there, of the image of each number in the order of the rows."""
+    copy = Path(shutil.copytree(shards, place / "copy"))
+    lines = [f"{name},{part_of(number)}" for number, name in enumerate(Shards(shards).ids)]
+    (copy / "splits" / "mine.csv").write_text("\n".join(["id,part", *lines]) + "\n")
+    return copy
+
+
+def test_a_split_that_parts_contents_is_told_of_before_training_and_with_the_figures(shards: Path, tmp_path: Path) -> None:
+    torn = with_split(shards, tmp_path, lambda number: ("train", "train", "val", "test")[number % 4])
+    found = make_plan(config_of(torn, data={"split": "mine"}), 1)
+    assert re.search(r"tiny: 15 of the 15 images in test show a content, .* that is in train, too", describe_plan(found))
+    (member,) = found.collection.members
+    scores = {"tiny": Scores(member.parts["test"], np.arange(15.0)[:, None], member.shards.opinions[member.parts["test"]])}
+    panel = final_panel_of(scores, found.collection, "test", scale_is_open=False)
+    assert panel["trained_too"] == 15
+    assert "is in train, too" not in describe_plan(make_plan(config_of(shards), 1))
+
+
+def test_the_same_file_in_train_and_test_is_told_of(tmp_path: Path) -> None:
+    make_folder(tmp_path, split=["train"] * 6 + ["val"] * 3 + ["test"] * 3)
+    shutil.copy(tmp_path / "images" / NAMES[0], tmp_path / "images" / NAMES[11])
+    shards_of(tmp_path, tmp_path / "shards")
+    (member,) = make_plan(config_of(tmp_path / "shards"), 1).collection.members
+    assert member.trained_too("test").tolist() == [11] and not len(member.trained_too("val"))
+
+
+def test_opinions_in_val_that_are_all_equal_are_refused_since_no_epoch_could_be_the_best(tmp_path: Path) -> None:
+    make_folder(tmp_path, split=["train"] * 6 + ["val"] * 3 + ["test"] * 3, score=[*range(6), 3, 3, 3, 1, 2, 3])
+    shards_of(tmp_path, tmp_path / "shards")
+    with pytest.raises(ConfigError, match="all opinions in val of split 'official' are 3, so no epoch can be the best"):
+        make_plan(config_of(tmp_path / "shards"), 1)
+    assert make_plan(config_of(tmp_path / "shards", stop={"select_on": "test"}), 1)
 
 
 def test_more_patches_than_are_stored_are_refused(shards: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import runs
 import warm
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dist_train.errors import ConfigError
@@ -46,6 +47,22 @@ def test_a_picture_gets_the_score_that_evaluation_gave_it(run: Path, photographs
             score, spread = predicted[picture_of[row["image"]]]
             assert score == pytest.approx(float(row["score"]), rel=1e-4)
             assert spread == pytest.approx(float(row["spread"]), rel=1e-2, abs=1e-4)
+
+
+def test_a_picture_too_long_to_be_cut_is_named_and_the_others_are_scored(run: Path, photographs: Path, tmp_path: Path) -> None:
+    for name in ("a.png", "z.png"):
+        shutil.copy(photographs / "images" / "coffee-pristine.png", tmp_path / name)
+    Image.new("RGB", (2000, 1)).save(tmp_path / "line.png")
+    done = predict("--checkpoint", run, tmp_path, "--workers", 0)
+    assert done.returncode == 1 and set(scores(done.stdout)) == {"a.png", "z.png"}
+    assert "line.png: 2000x1 would become 128000x64 before patches are cut, more than 65,535 pixels on a side" in done.stderr
+
+
+def test_scores_of_a_loss_without_a_scale_are_told_as_that(shards: Path, photographs: Path, tmp_path: Path) -> None:
+    runs.train(1, tmp_path / "run", shards, "train.epochs=1", "loss.regression=plcc")
+    done = predict("--checkpoint", tmp_path / "run", photographs / "images" / "coffee-pristine.png", "--workers", 0)
+    assert "scores on no scale, since loss.regression=plcc leaves it open, in the direction of tiny: pseudo-opinion" in done.stderr
+    assert runs.status(tmp_path / "run")["test"]["rmse"] is None
 
 
 def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_scored(run: Path, photographs: Path, tmp_path: Path) -> None:

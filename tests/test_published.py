@@ -138,7 +138,8 @@ def test_evaluate_runs_the_imported_model_at_once(folder: Path, photographs: Pat
 def test_what_the_file_does_not_say_is_as_the_paper_has_it_unless_told(folder: Path) -> None:
     found = open_model(folder)
     assert str(found.scales["published"].label) == "MOS_zscore (0 to 100, higher is better)"
-    assert (found.cutting.patch_size, found.cutting.patches, found.cutting.resize) == (224, 2, "exact:384x512")
+    cutting = found.cuttings["published"]
+    assert (cutting.patch_size, cutting.patches, cutting.resize) == (224, 2, "exact:384x512")
     assert found.about["imported"] == "koniq_pretrained.pkl" and len(found.about["sha256"]) == 64
     assert found.model.output_scale.tolist() == [0.0, 1.0]
 

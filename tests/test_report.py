@@ -113,6 +113,12 @@ def test_below_the_figures_stand_intervals_curves_and_what_people_themselves_dif
     ]
 
 
+def test_figures_of_images_that_were_trained_on_are_told_as_too_good() -> None:
+    told = final_table({**STATUS, "test": {**FINAL, "trained_too": 15}})
+    assert "test: WARNING: 15 of the 40 images show a content, or are the very file, that was trained on: the figures are too good" in told
+    assert "WARNING" not in final_table({**STATUS, "test": {**FINAL, "trained_too": 0}})
+
+
 @pytest.mark.parametrize(("images", "few"), [(39, ["4", "5"]), (40, ["5"]), (49, ["5"]), (50, [])])
 def test_a_curve_of_many_parameters_for_few_images_is_told_as_that(images: int, few: list[str]) -> None:
     fitted = {"images": images, "contents": images, "mapping5": {"status": "fitted", "parameters": [1.0] * 5}}

@@ -145,7 +145,7 @@ def test_a_model_whose_data_set_is_a_path_is_refused(tmp_path: Path) -> None:
     config = Config(model=Model(backbone="test_convnext", pretrained=False))
     weights = build_model(config, 64, (0.0, 100.0)).state_dict()
     label, cutting = Label("MOS", 0.0, 100.0, True), Cutting(64, 4, "none", 0)
-    save_model(tmp_path, weights, config, {"tiny": Scale(label)}, cutting, {"trained_on": {OUTSIDE: {}}})
+    save_model(tmp_path, weights, config, {"tiny": Scale(label)}, {"tiny": cutting}, {"trained_on": {OUTSIDE: {}}})
     with pytest.raises(ConfigError, match="cannot be part of a file name"):
         open_model(tmp_path)
 

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def worse_is_more(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same photographs with an opinion from 1 to 9 of which less is better, as shards."""
+    """The same photographs, resized, with an opinion from 1 to 9 of which less is better, as shards."""
     folder = tmp_path_factory.mktemp("worse")
     with (photographs / "scores.csv").open() as file, (folder / "scores.csv").open("w", newline="") as turned:
         rows = list(csv.DictReader(file))
@@ -41,7 +41,7 @@ def worse_is_more(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -
         writer.writeheader()
         writer.writerows(row | {"score": 9 - 8 * float(row["score"]) / 100} for row in rows[::2])  # half of them
     data_set = read_table(folder / "scores.csv", photographs / "images", "worse", Label("made-up DMOS", 1.0, 9.0, False))
-    build(plan_build(data_set, Settings(patch_size=64, patches=4)), folder / "shards")
+    build(plan_build(data_set, Settings(patch_size=64, patches=4, resize="short:90")), folder / "shards")
     return folder / "shards"
 
 
@@ -122,7 +122,9 @@ def test_a_photograph_that_trains_in_one_set_and_tests_in_another_is_refused(sha
         rows = [f"{row['id']},{parts[row['part']]}" for row in csv.DictReader(file)]
     (turned / "splits" / "turned.csv").write_text("\n".join(["id,part", *rows]))
     sets = {"tiny": {"shards": shards}, "turned": {"shards": turned, "split": "turned"}}
-    with pytest.raises(ConfigError, match=r"of tiny \(\w+\) and '[\w-]+' of turned \(\w+\) are the same photograph"):
+    with pytest.raises(
+        ConfigError, match=r"20 of the 20 images in test of turned, such as '[\w-]+', are the same files as .* in train of tiny"
+    ):
         open_collection(Data.model_validate({"sets": sets}))
 
 
@@ -185,6 +187,20 @@ def test_evaluate_gives_a_run_on_two_sets_the_figures_of_its_training_and_compar
     told, panel = capsys.readouterr().out, runs.status(run_of_both)["test"]
     srcc = [*(of["srcc"] for of in panel["sets"].values()), panel["srcc"]]
     assert re.findall(rf"^{run_of_both} +1 +(-?0\.\d{{4}})", told, re.MULTILINE) == [f"{value:.4f}" for value in srcc for _ in range(2)]
+
+
+@pytest.mark.parametrize("name", ["tiny", "worse"])
+def test_predict_cuts_pictures_like_those_of_the_set_whose_scale_it_speaks(
+    name: str, run_of_both: Path, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores.csv"
+    words = ["predict", "--checkpoint", run_of_both, photographs / "images", "--scale", name, "--out", out, "--workers", 0]
+    assert main([*map(str, words)]) == 0
+    assert f"pictures are cut like those of {name} (resize {'short:90' if name == 'worse' else 'none'})" in capsys.readouterr().err
+    with out.open() as predicted, (run_of_both / f"scores-test-{name}.csv").open() as tested:
+        scores = {row["id"]: float(row["score"]) for row in csv.DictReader(predicted)}
+        rows = list(csv.DictReader(tested))
+    assert rows and all(scores[row["image"]] == pytest.approx(float(row["score"]), rel=1e-4) for row in rows)
 
 
 def test_averaged_weights_have_their_own_best_and_test_and_load_without_the_average(run_of_both: Path) -> None:
