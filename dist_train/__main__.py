@@ -138,11 +138,16 @@ def _predict(options: argparse.Namespace) -> None:
     import torch
 
     from dist_train.loss import leaves_scale_open
-    from dist_train.model_folder import open_model
+    from dist_train.model_folder import find_weights, open_model
     from dist_train.predict import predict, write_predictions
+    from dist_train.run_folder import how_far_the_run_is
 
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if options.out is not None and options.out.exists():
+        raise ConfigError(f"--out {options.out}: is there already; name another file, or delete it")
     trained = open_model(options.checkpoint)
+    if note := how_far_the_run_is(find_weights(options.checkpoint)):
+        print(f"note: {note}", file=sys.stderr)
     name = options.scale or next(iter(trained.scales))
     if name not in trained.scales:
         raise ConfigError(f"--scale {name}: the model was trained on {', '.join(trained.scales)}")
@@ -266,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "predict", _predict, "score pictures that nobody has rated, with a trained model")
     command.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="a run folder, or the folder of a model")
-    command.add_argument("pictures", type=Path, nargs="+", help="pictures, and folders of pictures")
+    command.add_argument("pictures", type=Path, nargs="+", help="pictures, and folders, with all pictures below them")
     command.add_argument("--out", type=Path, metavar="FILE", help="the csv file to write: image, score, spread, id (default: the terminal)")
     command.add_argument(
         "--scale", metavar="SET", help="of a model of several data sets: on whose scale, and cut like whose pictures (default: the first's)"
@@ -302,8 +307,8 @@ def _parser() -> argparse.ArgumentParser:
         _compare,
         "say whether runs are better than the first, on the same test images; of one side, each run and their median",
     )
-    command.add_argument("first", metavar="SIDE", help="a run folder, or a pattern in quotes such as 'runs/a-*': the median over its runs")
-    command.add_argument("others", metavar="SIDE", nargs="*", help="what is compared with the first")
+    command.add_argument("first", metavar="FIRST", help="a run folder, or a pattern in quotes such as 'runs/a-*': the median over its runs")
+    command.add_argument("others", metavar="OTHER", nargs="*", help="what is compared with the first")
 
     command = _add(
         commands, "compare-history", _compare_history, "train with each of the three old bugs, with all and without, and compare"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, retention: Retention, 
     target = folder / f"step-{checkpoint.step:08d}"
     part, replaced = folder / f".{target.name}.part", folder / f".{target.name}.replaced"
     for leftover in folder.glob(".step-*.part"):  # of a save that was cut off
-        shutil.rmtree(leftover)
+        _remove(leftover)
     part.mkdir(parents=True)
     try:
         tensors = dict(zip(NEEDED, (checkpoint.model, checkpoint.optimizer, checkpoint.scores), strict=True))
@@ -86,8 +87,16 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, retention: Retention, 
     sync(folder)
     standing = {_step_of(path): path for path in _standing(folder)}
     for old in [*folder.glob(".step-*.replaced"), *(standing[step] for step in retention.superseded(standing, checkpoint.step))]:
-        shutil.rmtree(old)
+        _remove(old)
     return target
+
+
+def _remove(path: Path) -> None:
+    """Takes away what is not needed any more. Where that cannot be done, it is said: the run goes on, for its checkpoint is whole."""
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        print(f"note: {path} could not be removed ({error}), so it stays; delete it when you can", file=sys.stderr, flush=True)
 
 
 def newest_complete_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:

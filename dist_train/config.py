@@ -373,5 +373,7 @@ def _did_you_mean(key: str) -> str:
     name = key.rpartition(".")[2]
     close = [WORDS_OF_OTHERS[name]] if name in WORDS_OF_OTHERS else []
     close = close or [known for known in known_keys() if known.rpartition(".")[2] == name][:1]  # right, but in another section
+    if key in known_keys():
+        return f"; did you mean '{key}=VALUE'?"
     close = close or difflib.get_close_matches(key, [*known_keys(), *Config.model_fields], n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""

@@ -12,7 +12,7 @@ import json
 import statistics
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from shards.findings import SEVERITIES, Finding, counted, is_safe, told
@@ -92,6 +92,7 @@ class Check:
     found: str
     expected: str
     findings: tuple[Finding, ...] = ()
+    skipped: bool = False  # nobody could look, or there was nothing to look at
 
 
 def judge(reports: Sequence[Report], facts: Facts) -> list[Check]:
@@ -102,14 +103,19 @@ def judge(reports: Sequence[Report], facts: Facts) -> list[Check]:
         _precision(reports, facts),
         _clocks(reports, facts),
         _shards(reports),
-        Check("plan", facts.plan or "not examined on rank 0", "settings that fit the data and the number of processes"),
+        Check(
+            "plan",
+            facts.plan or "not examined on rank 0",
+            "settings that fit the data and the number of processes",
+            skipped=not facts.plan,
+        ),
         _folder(reports, facts),
         _disk(facts),
         _speed(reports, facts),
         _all_reduce(reports, facts),
         _meeting(facts),
     ]
-    return [Check(check.name, check.found, check.expected, (*_failed(check, reports), *check.findings)) for check in checks]
+    return [replace(check, findings=(*_failed(check, reports), *check.findings)) for check in checks]
 
 
 def is_fit(checks: Sequence[Check]) -> bool:
@@ -129,7 +135,8 @@ def as_text(checks: Sequence[Check]) -> str:
     """The table for a person, then what is not as expected and what to do, then the verdict."""
     width, lines = max(len(check.name) for check in checks), []
     for check in checks:
-        grade = next((each for each in SEVERITIES if any(finding.severity == each for finding in check.findings)), "ok")
+        well = "skipped" if check.skipped else "ok"
+        grade = next((each for each in SEVERITIES if any(finding.severity == each for finding in check.findings)), well)
         for title, text, name, state in (("found", check.found, check.name, grade), ("expected", check.expected, "", "")):
             head = f"{name:<{width}}  {state:<7}  {title:<8}  "
             lines.append(textwrap.fill(text, 130, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False))
@@ -270,7 +277,7 @@ def _shards(reports: Sequence[Report]) -> Check:
     known = [report for report in reports if report.reading]
     readings = [report.reading for report in known if report.reading]
     if not readings:
-        return Check("shards", "none could be read", expected)
+        return Check("shards", "none could be read", expected, skipped=True)
     findings = []
     kinds = _grouped(known, lambda report: report.reading and report.reading.fingerprint)
     if len(kinds) > 1:
@@ -296,7 +303,7 @@ def _folder(reports: Sequence[Report], facts: Facts) -> Check:
 
 def _disk(facts: Facts) -> Check:
     if facts.folder_bytes is None or facts.free_bytes is None:
-        return Check("disk", "not examined on rank 0", "room for the checkpoints")
+        return Check("disk", "not examined on rank 0", "room for the checkpoints", skipped=True)
     found, expected = (
         f"{_size(facts.free_bytes)} for this run in {facts.folder}",
         f"{_size(facts.folder_bytes)} for its checkpoints at most",
@@ -312,7 +319,7 @@ def _speed(reports: Sequence[Report], facts: Facts) -> Check:
     known = [(report.seconds_of_work, report) for report in reports if report.seconds_of_work is not None]
     timed = sorted(known, key=lambda pair: pair[0])
     if not timed:
-        return Check("speed", "not measured", expected)
+        return Check("speed", "not measured", expected, skipped=True)
     median = statistics.median_low([seconds for seconds, _ in timed])
     slow = [(seconds, report) for seconds, report in timed if seconds > SLOW * median]
     findings = [
@@ -332,9 +339,9 @@ def _speed(reports: Sequence[Report], facts: Facts) -> Check:
 def _all_reduce(reports: Sequence[Report], facts: Facts) -> Check:
     expected = "a gradient is summed in less time than it is computed in"
     if len(reports) == 1:
-        return Check("all-reduce", "one process has nobody to sum with", expected)
+        return Check("all-reduce", "one process has nobody to sum with", expected, skipped=True)
     if facts.sum_seconds is None or facts.small_seconds is None:
-        return Check("all-reduce", "not measured", expected)
+        return Check("all-reduce", "not measured", expected, skipped=True)
     size, seconds = facts.summed_bytes, facts.sum_seconds
     work = statistics.median_low(times) if (times := [r.seconds_of_work for r in reports if r.seconds_of_work is not None]) else None
     findings = []
@@ -358,7 +365,7 @@ def _all_reduce(reports: Sequence[Report], facts: Facts) -> Check:
 def _meeting(facts: Facts) -> Check:
     expected = "an address that only the nodes of the job can reach: whoever else does can run programs as you (SECURITY.md)"
     if not facts.meeting:
-        return Check("meeting", "one process meets nobody", expected)
+        return Check("meeting", "one process meets nobody", expected, skipped=True)
     findings = []
     if public := [address for address in facts.addresses if ipaddress.ip_address(address.partition("%")[0]).is_global]:
         found = f"the processes meet at {facts.meeting}, a public address ({', '.join(public)})"

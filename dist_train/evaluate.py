@@ -32,6 +32,7 @@ from dist_train.launch import refuse_another_world
 from dist_train.loss import leaves_scale_open
 from dist_train.model_folder import SETTINGS, TrainedModel, find_weights, open_model
 from dist_train.report import cross_table
+from dist_train.run_folder import how_far_the_run_is
 from dist_train.seen import file_numbers
 from dist_train.training import open_accelerator
 from dist_train.whole_files import write_json
@@ -81,6 +82,8 @@ def evaluate(
     sets = choose_sets(trained, shards, split, part)
     folder = out or (checkpoint if checkpoint.is_dir() else checkpoint.parent) / "evaluation"
     ranks.first_does(lambda: _refuse_older_results(folder))
+    if ranks.is_first() and (note := how_far_the_run_is(weights)):
+        print(f"WARNING: {note}", flush=True)
 
     model = accelerator.prepare_model(trained.model.to(memory_format=torch.channels_last), evaluation_mode=True)
     panels: dict[str, dict[str, Any]] = {}

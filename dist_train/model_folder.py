@@ -126,7 +126,7 @@ def open_model(place: Path) -> TrainedModel:
 def find_weights(place: Path) -> Path:
     """The weights file that a run folder, a model folder or the file itself names. Raises ConfigError when there is none."""
     for path in (place, place / WEIGHTS, place / "best" / WEIGHTS):
-        if path.is_file() and path.name == WEIGHTS:
+        if path.is_file() and path.name == WEIGHTS and path.with_name(SETTINGS).is_file():  # a checkpoint of training has none
             return path
     raise ConfigError(
         f"{place}: holds no trained model ({WEIGHTS}, or best/{WEIGHTS} of a run that has judged an epoch); name a run folder or its best/"

@@ -96,6 +96,8 @@ def make_plan(config: Config, world: int, device: str | None = None) -> Plan:
 
     `device` is the kind that a run finds itself on; None where it is only planned for.
     """
+    if config.run.precision in NEED_A_GPU and config.run.device == "cpu":
+        raise ConfigError(f"run.precision={config.run.precision} needs a GPU, and run.device=cpu takes none; use bf16 or no")
     if config.model.batch_norm == "sync" and world > 1:
         _refuse_sync_without_gpus("cpu" if config.run.device == "cpu" else device, world)
     collection = open_collection(config.data)
@@ -330,11 +332,13 @@ def worth_knowing(plan: Plan) -> list[str]:
         notes.append(f"old bugs are switched back on: {', '.join(old)}")
     if plan.config.model.batch_norm == "sync" and plan.world > 1 and not torch.cuda.is_available():
         notes.append("model.batch_norm=sync needs a GPU for each process, and this machine has none: here the run would be refused")
-    if plan.config.run.precision in NEED_A_GPU and (plan.config.run.device == "cpu" or not torch.cuda.is_available()):
+    if plan.config.run.precision in NEED_A_GPU and not torch.cuda.is_available():
         notes.append(f"run.precision={plan.config.run.precision} needs a GPU, and here the run has none: it would be refused")
     if plan.config.train.global_batch > (images := len(plan.collection.training_images)):
+        times = plan.config.train.global_batch / images
         notes.append(
-            f"train.global_batch={plan.config.train.global_batch} is more than the {images} training images: a step shows some twice"
+            f"train.global_batch={plan.config.train.global_batch} is more than the {images} training images: "
+            f"a step shows each {times:.1f} times on average"
         )
     if plan.config.loss.scope == "rank":
         notes.append("loss.scope=rank: each rank's share is its own batch, so another number of processes takes other steps")

@@ -397,6 +397,9 @@ def _give_up(store: TCPStore) -> None:
 def _end_all(error: TrainingError) -> None:
     """Ends this process for that, and with it the run, unless another has failed first: then its claim will end this one."""
     if claim_failure(error):
+        unwritten = threading.Timer(_LAST_RESORT, _end, [f"{error} (and the run folder does not answer, so this does not stand there)"])
+        unwritten.daemon = True
+        unwritten.start()
         try:
             _say_why(error)
         finally:

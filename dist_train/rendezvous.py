@@ -13,18 +13,18 @@ its c10d (the word is that of PyTorch for its distributed library) but for that;
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import socket
-import sys
 from datetime import timedelta
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousParameters, RendezvousStoreInfo
 from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError, RendezvousHandlerCreator
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import DEFAULT_PORT, C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import create_handler
 from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
+
+from dist_train.addresses import addresses_here, the_address
 
 NAME = "bound_c10d"
 
@@ -61,12 +61,15 @@ class BoundRendezvous(RendezvousHandler):
         self.store_of_ranks: TCPStore | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
-        """Waits for the other launchers, and tells where the ranks of this start meet."""
+        """Waits for the other launchers, and tells where the ranks of this start meet. Raises RendezvousConnectionError when they part."""
         start = self.launchers.next_rendezvous()
-        if start.rank == 0:
-            self.store_of_ranks = listening_store(self.address, 0, self.timeout)
-            start.store.set("ranks meet at", f"{self.name} {self.store_of_ranks.port}")
-        name, port = start.store.get("ranks meet at").decode().split()
+        try:
+            if start.rank == 0:
+                self.store_of_ranks = listening_store(self.address, 0, self.timeout)
+                start.store.set("ranks meet at", f"{self.name} {self.store_of_ranks.port}")
+            name, port = start.store.get("ranks meet at").decode().split()
+        except DistError as error:
+            raise RendezvousConnectionError(f"the launcher of rank 0 does not say where the ranks meet: {error}") from error
         return RendezvousInfo(start.store, start.rank, start.world_size, RendezvousStoreInfo(name, int(port)))
 
     @property
@@ -105,7 +108,7 @@ def store_of_launchers(host: str, port: int, timeout: timedelta, *, alone: bool)
     It is held here where `host` is this node, which is `alone` in the job or not. Raises OSError or RuntimeError when there is none.
     """
     if here := addresses_here(host):
-        address = the_address(host, here, alone=alone)
+        address = here[0] if alone else the_address(host, here)
         try:
             return listening_store(address, port, timeout), address
         except OSError as error:
@@ -113,33 +116,6 @@ def store_of_launchers(host: str, port: int, timeout: timedelta, *, alone: bool)
                 raise  # otherwise another launcher of this node holds it
     store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout)
     return store, address_towards(host, port)
-
-
-def addresses_here(host: str) -> list[str]:
-    """Those of the addresses that the name `host` stands for which are this node's own; none where it is the name of another node."""
-    try:
-        found = {str(place[0]) for *_, place in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-    except socket.gaierror:
-        return []
-    return sorted(address for address in found if _is_own(address))
-
-
-def the_address(host: str, here: list[str], *, alone: bool) -> str | None:
-    """That of its addresses `here`, for which `host` stands, at which the others find this node, if any are; None when that is not known.
-
-    A node may know its own name as 127.0.1.1 (Debian's /etc/hosts) or as that of each of its interfaces, while others know one of them.
-    """
-    known = [address for address in here if alone or not ipaddress.ip_address(address).is_loopback]
-    known = [address for address in known if ":" not in address] or known  # who knows a node by both versions tries both
-    if alone or len(known) == 1:
-        return known[0]
-    print(
-        f"warning: the processes meet at every address of {host}, because on this node the name stands for {', '.join(here)}; "
-        "a name that stands for the one address at which the other nodes find it, or that address, keeps the port closed elsewhere",
-        file=sys.stderr,
-        flush=True,
-    )
-    return None
 
 
 def address_towards(host: str, port: int) -> str:
@@ -161,13 +137,3 @@ def listening_store(address: str | None, port: int, timeout: timedelta) -> TCPSt
     return TCPStore(
         address or "localhost", port, is_master=True, wait_for_workers=False, timeout=timeout, master_listen_fd=listening.detach()
     )
-
-
-def _is_own(address: str) -> bool:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError:
-            return False
-    return True

@@ -104,6 +104,19 @@ def refuse_other_data(plan: Plan, before: Mapping[str, Any]) -> None:
             )
 
 
+def how_far_the_run_is(weights: Path) -> str | None:
+    """A sentence on the run whose best/model.safetensors these are, where it has not ended; None where there is nothing to know."""
+    folder = weights.parent.parent
+    with suppress(ConfigError):
+        status = read_status(folder) if weights.parent.name.startswith("best") else None
+        if status and status["status"] not in ("finished", "stopped early"):
+            return (
+                f"{folder}: this run is {status['status']} ({status['reason'].splitlines()[0]}), and these are the weights of its best "
+                f"epoch so far; figures of test that are looked at before the end are a choice, not a test"
+            )
+    return None
+
+
 def read_status(folder: Path) -> dict[str, Any] | None:
     """The run's status.json; None when there is none. Raises ConfigError for one that is damaged."""
     path = folder / "status.json"

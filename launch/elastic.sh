@@ -19,7 +19,7 @@
 # run folder's lock for 15 s before they go on. The hosts know each other by name, and all ports are open between them: they
 # meet at PORT, the processes at one that is free on the host of rank 0. These variables change it:
 #
-#   FIRST_HOST       where the hosts meet: the name of one of them, as it and all the others know it
+#   FIRST_HOST       where the hosts meet: the name of one of them, which stands for the same address on all, or that address
 #   HOSTS            the least and the greatest number of hosts (1:4)
 #   PORT             at which they meet on FIRST_HOST (29500)
 #   PROCESSES        on each host, the same number on all; otherwise one per GPU, and one where there is none

@@ -94,6 +94,9 @@ def _build(options: argparse.Namespace) -> None:
         f"layout {plan.layout.name}, {share}{_counted(options.workers, 'worker')}"
     )
     print("\n".join(what_to_know(plan.data_set.rows, plan.splits)))
+    if options.dataset and len(plan.pictures) != (published := ADAPTERS[options.dataset].images):
+        found = f"{len(plan.pictures):,} images, and {published:,} were published"
+        print(f"WARNING: {found}: `python -m shards doctor` with the same options says more")
     if doubt := plan.data_set.label.doubt(*plan.data_set.rows.opinion_range()):
         print(f"WARNING: {doubt}")
     if options.ratio != RATIO and "official" in plan.splits and not options.rounds:

@@ -3,14 +3,14 @@
 #   processes     on each node: one per GPU, or PROCESSES_PER_NODE
 #   cores         of a node, all that the job has there
 #   hosts, first  the names of the nodes, one a line, and the first of them, on which this shell runs
-#   port          at which all processes meet there
+#   meeting       where all processes meet: HOST:PORT, the host being the address of the first node where only one can be meant
 #
 # and take_nodes N, which sets
 #
 #   world         the number of processes in all, when N nodes are taken
 #   one_per_node  the options of srun for one launcher on each of the first N nodes, with all that the job has of it
 
-# shellcheck shell=bash disable=SC2034 # what is set here is for those scripts
+# shellcheck shell=bash disable=SC2034,SC2154 # what is set here is for those scripts, which have set container
 processes=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 # Each node runs as many processes as the first, so each needs its GPUs; sbatch --gpus=8 may give one node 5 and another 3.
 if [[ $(scontrol show job "$SLURM_JOB_ID") =~ TresPerJob=[^\ ]*gpu[^\ ]*:([0-9]+) ]] &&
@@ -35,6 +35,9 @@ while (exec 3<>"/dev/tcp/localhost/$port" || exec 3<>"/dev/tcp/$first/$port") 2>
     echo "== job $SLURM_JOB_ID: port $port of $first is taken, so the next one is tried" >&2
     port=$((port + 1))
 done
+# An address, because other nodes may know the first by another of its addresses than that at which it listens.
+address=$("${container[@]}" "${VENV:-.venv}/bin/python" -m dist_train.addresses "$first") || address=$first
+meeting=$address:$port
 
 # srun takes from the environment how sbatch was asked, also that of another job from which this one was submitted, and refuses some of it
 # for a step of one task per node. This one has all cores, memory and GPUs of the job, whatever they were asked by, and this environment,

@@ -21,7 +21,10 @@ set -eo pipefail
 source launch/site_settings.sh
 set -u
 
-[ $# -ge 1 ] || { echo "usage: sbatch slurm/doctor.sh CONFIG [key=value ...]" >&2; exit 2; }
+[ $# -ge 1 ] && [ "$1" != --help ] && [ -n "${SLURM_JOB_ID:-}" ] || {
+    echo "usage: sbatch slurm/doctor.sh CONFIG [key=value ...], from the root of the repository; its first lines say more" >&2
+    exit 2
+}
 patience=${PATIENCE:-120}
 # shellcheck source=slurm/allocation.sh
 source slurm/allocation.sh
@@ -34,7 +37,7 @@ code=0
 srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 "${srun_options[@]}" "${container[@]}" \
     bash -c 'echo "== $SLURMD_NODENAME is here" >&2 && exec "$@"' here \
     "${VENV:-.venv}/bin/torchrun" --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
-    --rdzv-backend=bound_c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.doctor" \
+    --rdzv-backend=bound_c10d --rdzv-endpoint="$meeting" --rdzv-id="$SLURM_JOB_ID.doctor" \
     --rdzv-conf="join_timeout=$patience" --module dist_train doctor "$@" "run.processes=$world" --wait "$patience" || code=$?
 if [ "$code" -ne 0 ]; then
     echo "== job $SLURM_JOB_ID: not fit, as said above. Without a verdict not all of $SLURM_JOB_NODELIST came within $patience s:" \

@@ -21,7 +21,10 @@ set -eo pipefail
 source launch/site_settings.sh
 set -u
 
-[ $# -ge 1 ] || { echo "usage: bash slurm/sweep.sh CONFIG [key=value ...]" >&2; exit 2; }
+[ $# -ge 1 ] && [ "$1" != --help ] || {
+    echo "usage: bash slurm/sweep.sh CONFIG [key=value ...], from the root of the repository; its first lines say more" >&2
+    exit 2
+}
 python=("${container[@]}" "${VENV:-.venv}/bin/python")
 
 folder=$("${python[@]}" -m dist_train folder "$@")
@@ -29,7 +32,7 @@ names=$("${python[@]}" -c '
 import sys
 from pathlib import Path
 from dist_train.config import load_config
-from shards.manifest import Shards
+from shards.manifest import Shards, ShardError
 
 given, config, *settings = sys.argv[1:]
 data = load_config(Path(config), settings).data
@@ -37,7 +40,10 @@ if data.sets:
     sys.exit("sweep.sh: data.sets gives each data set a split of its own, so there is none to sweep over: submit slurm/train.sh for each choice of them")
 if not given and data.shards is None:
     sys.exit("sweep.sh: needs data.shards, or SPLITS")
-print(given or " ".join(name for name in Shards(data.shards).split_names() if not name.endswith("-no-val")))' "${SPLITS:-}" "$@")
+try:
+    print(given or " ".join(name for name in Shards(data.shards).split_names() if not name.endswith("-no-val")))
+except ShardError as error:
+    sys.exit(f"error: {error}")' "${SPLITS:-}" "$@")
 read -r -a splits <<<"$names"
 read -r -a seeds <<<"${SEEDS:-0 1 2}"
 tasks=$((${#splits[@]} * ${#seeds[@]}))

@@ -30,7 +30,10 @@ set -eo pipefail
 source launch/site_settings.sh
 set -u # only now: the functions of many module systems use what they never set
 
-[ $# -ge 1 ] || { echo "usage: sbatch slurm/train.sh CONFIG [key=value ...]" >&2; exit 2; }
+[ $# -ge 1 ] && [ "$1" != --help ] && [ -n "${SLURM_JOB_ID:-}" ] || {
+    echo "usage: sbatch slurm/train.sh CONFIG [key=value ...], from the root of the repository; its first lines say more" >&2
+    exit 2
+}
 config=$1
 shift
 bin=${VENV:-.venv}/bin
@@ -67,8 +70,14 @@ trap end_with_slurm TERM
 folder=$("${container[@]}" "$bin/python" -m dist_train folder "$config" "$@")
 status_file=$folder/status.json
 before=$(stat --printf='%i %y' "$status_file" 2>/dev/null || true)
-take_back() { if [ "$(cat "$folder/stop" 2>/dev/null)" = "$by" ]; then rm "$folder/stop"; fi; }
-take_back # a turn that was killed may have left one
+# Whether a job, of this number, is still there.
+is_running() { [[ $(scontrol show job "$1" 2>/dev/null) =~ JobState=(RUNNING|COMPLETING|SUSPENDED|STOPPED) ]]; }
+# A turn that was killed may have left its stop file, of this job or of one that has ended since.
+take_back() {
+    if [[ $(cat "$folder/stop" 2>/dev/null) =~ ^the\ time\ limit\ of\ job\ ([0-9]+)$ ]] &&
+        { [ "${BASH_REMATCH[1]}" = "$SLURM_JOB_ID" ] || ! is_running "${BASH_REMATCH[1]}"; }; then rm "$folder/stop"; fi
+}
+take_back
 if [ "$time_is_up" = yes ]; then ask_to_stop; fi # it came before the folder had a name
 
 # What was lost may be lost each time anew, as a process that needs too much memory is: so only so often without a new checkpoint in
@@ -93,13 +102,19 @@ is_of_another_job() {
     local other
     if [ ! -e "$folder/lock" ] || grep -qw "Slurm job $SLURM_JOB_ID" "$folder/lock"; then return 1; fi
     other=$(sed -n 's/.*Slurm job \([0-9]*\).*/\1/p' "$folder/lock" 2>/dev/null || true)
-    [ -z "$other" ] || [[ $(scontrol show job "$other" 2>/dev/null) =~ JobState=(RUNNING|COMPLETING|SUSPENDED|STOPPED) ]]
+    [ -z "$other" ] || is_running "$other"
 }
-# Fails when the job has started often enough, or Slurm refuses. (A `return` without a number would, in a trap, give what came before it.)
+# Fails when the job has started often enough, or Slurm refuses; a controller that does not answer may only be restarting, so it is asked
+# for a minute. (A `return` without a number would, in a trap, give what came before it.)
 requeue() {
-    local why="$restarts restarts are enough (MAX_RESTARTS)"
+    local try said why="$restarts restarts are enough (MAX_RESTARTS)"
     if [ "$restarts" -lt "${MAX_RESTARTS:-100}" ]; then
-        if scontrol requeue "$this_job"; then return 0; fi
+        for ((try = 0; try < 12; try++)); do
+            if said=$(scontrol requeue "$this_job" 2>&1); then return 0; fi
+            echo "$said" >&2
+            [[ $said == *"contact slurm controller"* ]] || break
+            sleep 5
+        done
         why="it could not be put back into the queue, for what scontrol says above"
     fi
     echo "== job $SLURM_JOB_ID: $why; the same sbatch line goes on"
@@ -161,7 +176,7 @@ log_before=$(stat --dereference --printf=%s "$log")
 # shellcheck disable=SC2016 # each node's own shell reads $SLURMD_NODENAME
 srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 "${srun_options[@]}" "${container[@]}" \
     bash -c 'echo "== $SLURMD_NODENAME is here" >&2 && exec "$@"' here "$bin/torchrun" --nnodes="$nodes" --nproc-per-node="$processes" \
-    --rdzv-backend=bound_c10d --rdzv-endpoint="$first:$port" --rdzv-id="$SLURM_JOB_ID.$restarts" --rdzv-conf="join_timeout=600,read_timeout=600" \
+    --rdzv-backend=bound_c10d --rdzv-endpoint="$meeting" --rdzv-id="$SLURM_JOB_ID.$restarts" --rdzv-conf="join_timeout=600,read_timeout=600" \
     --module dist_train train "$config" "data.workers=$workers" "$@" &
 step=$!
 

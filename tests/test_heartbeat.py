@@ -308,6 +308,20 @@ def test_the_last_resort_ends_a_process_that_cannot_tell_where_it_is(
     )
 
 
+def test_a_process_alone_whose_run_folder_does_not_answer_either_says_why_and_ends(tmp_path: Path) -> None:
+    script = """
+import threading
+from dist_train import ranks
+from dist_train.errors import TrainingError
+ranks._LAST_RESORT = 0.5
+ranks._Link.record = lambda error: threading.Event().wait()  # as where a file server is dead
+ranks._end_all(TrainingError("the disk is waited for in vain"))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "rank 0 ends: the disk is waited for in vain (and the run folder does not answer" in done.stderr
+
+
 def test_a_beat_names_the_image_and_the_shard_that_a_loader_worker_is_at(shards: Path) -> None:
     """The worker is a real one; it is held up by a picture that it cannot get at before the test lets it."""
     opened = Shards(shards)

@@ -11,7 +11,7 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters
 from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
 
-from dist_train.rendezvous import NAME, addresses_here, listening_store, meet, store_of_launchers, the_address
+from dist_train.rendezvous import NAME, listening_store, meet, store_of_launchers
 
 SOON = timedelta(seconds=10)
 RANK = """
@@ -37,32 +37,6 @@ def test_torchrun_knows_it_and_listens_with_both_its_stores_at_one_address(tmp_p
     assert done.returncode == 0, done.stderr
     listening = done.stdout.split()
     assert len(listening) >= 4 and {*listening} == {"127.0.0.1"}  # each of two ranks tells of torchrun's two stores
-
-
-@pytest.mark.parametrize(
-    ("here", "alone", "address"),
-    [
-        (["10.0.0.1"], False, "10.0.0.1"),
-        (["10.0.0.1", "127.0.1.1"], False, "10.0.0.1"),
-        (["10.0.0.1", "fd00::1"], False, "10.0.0.1"),
-        (["fd00::1"], False, "fd00::1"),
-        (["127.0.1.1"], False, None),
-        (["10.0.0.1", "172.17.0.1"], False, None),
-        (["127.0.0.1", "::1"], True, "127.0.0.1"),
-        (["10.0.0.1", "172.17.0.1"], True, "10.0.0.1"),
-    ],
-)
-def test_a_node_is_bound_to_the_address_at_which_others_find_it_and_says_so_where_that_is_not_known(
-    here: list[str], alone: bool, address: str | None, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert the_address("node1", here, alone=alone) == address
-    said = capfd.readouterr().err
-    assert ("every address of node1" in said and here[-1] in said) == (address is None) and bool(said) == (address is None)
-
-
-def test_the_address_of_another_node_and_a_name_that_nobody_knows_are_not_of_this_one() -> None:
-    assert "127.0.0.1" in addresses_here("localhost")
-    assert addresses_here("198.51.100.1") == addresses_here("no-such-host.invalid") == []
 
 
 def test_launchers_of_one_node_meet_and_the_first_of_them_holds_the_store() -> None:

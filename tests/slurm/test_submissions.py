@@ -71,10 +71,10 @@ def test_however_it_is_asked_for_there_is_one_launcher_per_node_with_all_its_gpu
     cluster: Cluster, venv: Path, shards: Path, tmp_path: Path, options: tuple[str, ...], processes: int
 ) -> None:
     job, probes = probed(cluster, venv, tmp_path, shards, *options)
-    port = re.findall(r"--rdzv-endpoint=n1:(\d+)", job.log())
+    port = re.findall(r"--rdzv-endpoint=10\.77\.77\.1:(\d+)", job.log())
     gpus = "0,1" if processes == 2 else ""
     assert len(set(port)) == 1, job.log()
-    said = f"--nnodes=2 --nproc-per-node={processes} --rdzv-endpoint=n1:{port[0]} gpus={gpus} home=known"
+    said = f"--nnodes=2 --nproc-per-node={processes} --rdzv-endpoint=10.77.77.1:{port[0]} gpus={gpus} home=known"
     assert probes == [f"n1: {said}", f"n2: {said}"], job.log()
     assert job.restarts() == 0 and "run failed (the training did not begin" in job.log()
 
@@ -122,6 +122,32 @@ def test_a_number_of_processes_that_the_config_insists_on_is_not_overridden(
     assert told and re.findall(r"run\.processes=\S+", told[1]) == ["run.processes=8"], job.log()
 
 
+def test_a_controller_that_is_restarting_is_asked_again_to_put_the_job_back(
+    cluster: Cluster, venv: Path, shards: Path, tmp_path: Path
+) -> None:
+    site = f"""scontrol() {{
+        if [ "$1" = requeue ] && mkdir {tmp_path / "refused"} 2>/dev/null; then
+            echo "Unable to contact slurm controller (connect failure)" >&2
+            return 1
+        fi
+        command scontrol "$@"
+    }}"""
+    not_met = 'echo "error: x (the processes have not met)"'
+    job, _ = probed(cluster, venv, tmp_path, shards, *ONE, site=site, probe=not_met, MAX_LOSSES="2")
+    assert job.restarts() == 1 and job.log().count("Unable to contact slurm controller") == 1, job.log()
+
+
+def test_a_stop_file_that_a_killed_job_has_left_stops_no_other(cluster: Cluster, venv: Path, shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    stop = tmp_path / "run" / "stop"
+    stop.write_text("the time limit of job 4000000\n")
+    probed(cluster, venv, tmp_path, shards, *ONE)
+    assert not stop.exists()
+    stop.write_text("")  # a person's
+    probed(cluster, venv, tmp_path, shards, *ONE)
+    assert stop.exists()
+
+
 def test_what_goes_wrong_before_the_launchers_start_does_not_make_a_loss_final(
     cluster: Cluster, venv: Path, shards: Path, tmp_path: Path
 ) -> None:
@@ -152,7 +178,7 @@ def test_a_port_that_is_taken_is_passed_over(cluster: Cluster, venv: Path, shard
     job, probes = probed(cluster, venv, tmp_path, shards, *ONE, site=listens)
     port = 10000 + int(job.number) % 20000
     assert f"port {port} of n1 is taken, so the next one is tried" in job.log()
-    assert len(probes) == 1 and f"--rdzv-endpoint=n1:{port + 1} " in probes[0], job.log()
+    assert len(probes) == 1 and f"--rdzv-endpoint=10.77.77.1:{port + 1} " in probes[0], job.log()
 
 
 def test_launchers_that_do_not_meet_are_a_loss_and_the_silent_node_is_named(
