@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import runs
+from in_process import train_here
 from scipy import stats
 
 from dist_train.__main__ import main
@@ -163,7 +164,7 @@ def test_splits_are_compared_with_the_same_splits(tmp_path: Path) -> None:
     medians = [np.median([stats.spearmanr(*table_of(tmp_path / f"{side}-{n}")).statistic for n in range(3)]) for side in "ab"]
     assert f"SRCC {medians[1] - medians[0]:+.4f}" in told
     (tmp_path / "b-0").rename(tmp_path / "c-0")
-    with pytest.raises(ConfigError, match=r"not tested on the same images, such as 'image-\d+' \(splits round-1, round-2 and round-0"):
+    with pytest.raises(ConfigError, match=r"not tested on the same images, such as 'image-\d+' of tiny \(round-1, round-2 against round-0"):
         compare([str(tmp_path / "a-*"), str(tmp_path / "b-*")])
 
 
@@ -282,11 +283,79 @@ def test_the_median_over_runs_on_several_sets_is_of_their_means(tmp_path: Path) 
     assert side["srcc"].value == pytest.approx(np.median(means))
 
 
-def test_runs_on_other_sets_or_fewer_are_refused(tmp_path: Path) -> None:
+def test_the_same_shards_are_the_same_set_whatever_a_config_calls_them(tmp_path: Path) -> None:
+    one, same, mine = (
+        str(run(tmp_path / name, noise, data_set=called))
+        for name, noise, called in (("a", 9.0, "tiny"), ("b", 8.0, "tiny"), ("c", 8.0, "mine"))
+    )
+    assert compare([one, mine]) == compare([one, same]).replace(same, mine)
+    assert "test images: 200 of mine (0123456789abcdef), split official" in compare([mine, one])
+
+
+def test_runs_that_share_some_sets_are_compared_on_those_and_the_others_are_told(tmp_path: Path) -> None:
+    both = run_on_sets(tmp_path / "both", {"koniq": 25.0, "spaq": 12.0})
+    alone = run(tmp_path / "alone", 20.0, 7, range(50, IMAGES), 2 * OPINIONS, data_set="mine", data_fingerprint="fingerprint of spaq")
+    told = compare([str(both), str(alone)])
+    assert told.startswith(
+        f"left out: koniq (fingerprint of koniq) of {both}: {alone} was not tested on it\n\n"
+        f"test images: 150 of spaq (fingerprint of spaq), split official\n"
+    )
+    assert "mean over" not in told and told.count("left out") == 1
+    before, after = (
+        stats.spearmanr(*table_of(folder, name)).statistic for folder, name in ((both, "scores-test-spaq.csv"), (alone, "scores-test.csv"))
+    )
+    assert re.search(rf"{both} +1 +{before:.4f}", told) and f"SRCC {after - before:+.4f} (95 %: " in told
+    assert "of mine (fingerprint of spaq)" in compare([str(alone), str(both)])
+
+
+def test_the_mean_is_over_the_shared_sets(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        run_on_sets(tmp_path / f"three-{seed}", {"a": 5.0, "b": 25.0, "c": 25.0}, seed)
+    run_on_sets(tmp_path / "two", {"a": 5.0, "b": 25.0}, seed=4)
+    run_on_sets(tmp_path / "same", {"a": 5.0, "b": 25.0}, seed=1)
+    told = compare([str(tmp_path / "two"), str(tmp_path / "three-1"), str(tmp_path / "three-*")])
+    assert told.splitlines()[:3] == [
+        *(
+            f"left out: c (fingerprint of c) of {tmp_path / side}: {tmp_path / 'two'} was not tested on it"
+            for side in ("three-1", "three-*")
+        ),
+        "",
+    ]
+    alone = compare([str(tmp_path / "two"), str(tmp_path / "same")])
+    (row,), (expected,) = (
+        re.findall(rf"^{tmp_path / name} (.*)$", text[text.index("mean over a, b") :], re.MULTILINE)[:1]
+        for name, text in (("three-1", told), ("same", alone))
+    )
+    assert row.split() == expected.split()
+
+
+def test_runs_that_share_no_set_are_refused(tmp_path: Path) -> None:
     both = run_on_sets(tmp_path / "both", {"koniq": 20.0, "spaq": 20.0})
-    for other in (run_on_sets(tmp_path / "third", {"koniq": 20.0, "kadid": 20.0}), run(tmp_path / "alone", 20.0)):
-        with pytest.raises(ConfigError, match="only runs on the same shards can be compared"):
-            compare([str(both), str(other)])
+    with pytest.raises(
+        ConfigError, match=r"alone was tested on the data 01\w+ \(tiny\), .* of koniq \(koniq\) \+ .*only .* the same shards can"
+    ):
+        compare([str(both), str(run(tmp_path / "alone", 20.0))])
+    one, other = (run_on_sets(tmp_path / name, {name: 20.0}) for name in ("koniq", "spaq"))
+    with pytest.raises(
+        ConfigError, match=r"/spaq was tested on the data .* \(spaq\), what stands before it on .* of koniq \(koniq\); only"
+    ):
+        compare([str(both), str(one), str(other)])
+
+
+def test_other_images_of_a_shared_set_are_refused(tmp_path: Path) -> None:
+    both = run_on_sets(tmp_path / "both", {"koniq": 20.0, "spaq": 20.0})
+    other = run(tmp_path / "other", 20.0, images=range(1, IMAGES), data_set="koniq", data_fingerprint="fingerprint of koniq", split="mine")
+    with pytest.raises(ConfigError, match=r"not tested on the same images, such as 'image-0' of koniq \(mine against official\)"):
+        compare([str(both), str(other)])
+
+
+def test_a_run_on_the_same_shards_twice_is_refused(tmp_path: Path) -> None:
+    twice = run_on_sets(tmp_path / "twice", {"a": 20.0, "b": 20.0})
+    about = runs.status(twice)
+    about["trained_on"]["b"]["data_fingerprint"] = about["trained_on"]["a"]["data_fingerprint"]
+    (twice / "status.json").write_text(json.dumps(about))
+    with pytest.raises(ConfigError, match="twice: two of a, b are the same shards"):
+        compare([str(twice)])
 
 
 def test_scores_that_differ_by_rounding_alone_have_neither_a_correlation_nor_an_interval(tmp_path: Path) -> None:
@@ -311,6 +380,15 @@ def test_real_runs_are_compared_by_the_command_with_the_figures_that_they_report
         assert status[part]["outlier_ratio"] is None  # these opinions have no deviations
         assert re.match("fitted|not fitted: ", status[part]["mapping5"]["status"])
     assert status["train_and_val"] == "too few epochs to say whether train and val SRCC part ways"
+
+
+def test_a_real_run_on_a_set_that_it_names_itself_is_compared_with_one_on_the_same_shards(shards: Path, tmp_path: Path) -> None:
+    train_here(tmp_path / "one", shards)
+    train_here(tmp_path / "other", shards, "data.shards=null", f"data.sets={{mine: {{shards: {shards}}}}}", "run.seed=5")
+    told = compare([str(tmp_path / "one"), str(tmp_path / "other")])
+    assert "test images: 10 of tiny (" in told and "left out" not in told and "same score" not in told
+    gain = np.subtract(*(runs.status(tmp_path / name)["test"]["srcc"] for name in ("other", "one")))
+    assert f"SRCC {gain:+.4f}" in told
 
 
 def test_of_one_side_each_round_is_told_and_their_median_as_papers_report_it(tmp_path: Path) -> None:
