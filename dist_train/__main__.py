@@ -293,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "first",
         metavar="SIDE",
-        help="a run folder, or a pattern in quotes such as 'runs/a-*': the median over its runs",
+        help="a folder of a run or of `evaluate`, or a pattern in quotes such as 'runs/a-*': the median over its runs",
     )
     command.add_argument("others", metavar="SIDE", nargs="*", help="what is compared with the first")
 

@@ -7,6 +7,8 @@ the median over its runs, as the field reports it. The images, by what they show
 bootstrap, see `intervals`): how hard the images happen to be is common to both sides and cancels. An image that is in the test part
 of several splits is drawn in all of them together. What the interval tells of is other images, not other seeds.
 
+What `evaluate` wrote can stand where a run can: of an imported model there is nothing else.
+
 Runs on several data sets are compared set by set, and by the mean over the sets; each set's images are drawn for themselves. A set is
 known by the fingerprint of its shards, whatever a config calls it. Sets that not every run was tested on are left out, and told.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from dist_train.errors import ConfigError
+from dist_train.evaluate import RESULTS
 from dist_train.intervals import (
     EQUAL,
     FEWEST_IMAGES,
@@ -38,8 +42,12 @@ from dist_train.metrics import agreement
 from dist_train.run_folder import read_status
 
 MEAN = "the mean"  # no data set can be called so
+LOWER = "lower is better)"  # how the text of a label ends that runs this way
 
 ON_TEST = "WARNING: these chose their epoch ON TEST, so their figures are too good"
+SEEN_IN_TRAINING = "WARNING: these were trained on some of these images, so their figures are too good"
+CHOSEN_ON = "WARNING: these chose their epoch on some of these images, so their figures are too good"
+UNKNOWN = "nobody knows whether these were trained or chosen on these images"
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class TestedSet:
 
 @dataclass(frozen=True)
 class TestedRun:
-    """A run: what its folder says of each of its data sets, by name."""
+    """A run, or what `evaluate` wrote of a model: what its folder says of each of its data sets, by name."""
 
     folder: Path
     sets: dict[str, TestedSet]
@@ -216,7 +224,7 @@ def refuse_unlike(sides: Sequence[Side]) -> None:
             example = f", such as '{strange[0][1]}' of {strange[0][0]}" if strange else ""
             raise ConfigError(
                 f"{side.name} and {sides[0].name} were not tested on the same images{example} ({_splits(side)} against "
-                f"{_splits(sides[0])}); compare what was tested on the same split, or on the same splits"
+                f"{_splits(sides[0])}); compare what was tested on the same split, or on the same splits: evaluate takes --split and --part"
             )
         if len(part) > 1 and part != parts[0]:
             raise ConfigError(
@@ -384,11 +392,16 @@ def _figure(value: float, sign: str = "") -> str:
 
 
 def _read_run(folder: Path) -> TestedRun:
-    """Raises ConfigError when there is no run, when it has not been tested, or when its scores cannot be read."""
+    """Raises ConfigError when there is no run or evaluation, when it has not been tested, or when its scores cannot be read."""
     status = read_status(folder) if folder.is_dir() else None
-    if status is None:
-        raise ConfigError(f"{folder}: there is no run (no status.json); name a run folder, or a pattern in quotes that matches some")
-    return TestedRun(folder, _sets_of_run(folder, status))
+    if status is not None:
+        return TestedRun(folder, _sets_of_run(folder, status))
+    if (folder / RESULTS).is_file():
+        return TestedRun(folder, _sets_of_evaluation(folder))
+    raise ConfigError(
+        f"{folder}: there is no run (no status.json) and no evaluation (no {RESULTS}); name the folder of one, or a pattern in quotes that "
+        f"matches some"
+    )
 
 
 def _sets_of_run(folder: Path, status: Mapping[str, Any]) -> dict[str, TestedSet]:
@@ -409,6 +422,40 @@ def _sets_of_run(folder: Path, status: Mapping[str, Any]) -> dict[str, TestedSet
             warnings=(ON_TEST,) if status["selected_on"] == "test" else (),
         )
     return sets
+
+
+def _sets_of_evaluation(folder: Path) -> dict[str, TestedSet]:
+    path = folder / RESULTS
+    try:
+        return {name: _evaluated(folder / f"scores-{name}.csv", said) for name, said in json.loads(path.read_bytes())["sets"].items()}
+    except ConfigError:  # of a table of scores
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: does not tell what was scored and how ({error!r}): it was changed, or is of another version; "
+            f"evaluate again, with another --out"
+        ) from error
+
+
+def _evaluated(path: Path, said: Mapping[str, Any]) -> TestedSet:
+    """A set of an evaluation. Scores of a model that speaks the other way round than the opinions are turned, as `evaluate` does it."""
+    ids, contents, scores, opinions = _read_scores(path)
+    label, spoken = said["label"], said["scores_on"]
+    seen = {SEEN_IN_TRAINING: said.get("trained_on_images"), CHOSEN_ON: said.get("chosen_on_images")}
+    return TestedSet(
+        path,
+        ids,
+        contents,
+        scores if label.endswith(LOWER) == spoken.endswith(LOWER) else -scores,
+        opinions,
+        data=said["data_fingerprint"],
+        part=said["part"],
+        split=said["split"],
+        label=label,
+        on_label=label == spoken,
+        num_contents=said.get("contents"),
+        warnings=(UNKNOWN,) if None in seen.values() else tuple(warning for warning, images in seen.items() if images),
+    )
 
 
 def _read_scores(path: Path) -> tuple[tuple[str, ...], dict[str, str], np.ndarray, np.ndarray]:

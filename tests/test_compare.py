@@ -54,6 +54,24 @@ def run_on_sets(folder: Path, noise: dict[str, float], seed: int = 1, **status: 
     return folder
 
 
+def evaluation(
+    folder: Path,
+    noise: float,
+    seed: int = 1,
+    images: range = range(IMAGES),
+    opinions: np.ndarray = OPINIONS,
+    name: str = "tiny",
+    **said: Any,
+) -> Path:
+    """What `evaluate` writes of an imported model on the test part."""
+    (run(folder, noise, seed, images, opinions) / "scores-test.csv").rename(folder / f"scores-{name}.csv")
+    (folder / "status.json").unlink()
+    about = {"data_fingerprint": STATUS["data_fingerprint"], "split": "official", "part": "test", "label": STATUS["label"]}
+    seen = {"scores_on": STATUS["label"], "trained_on_set": None, "trained_on_images": None, "chosen_on_images": None}
+    (folder / "evaluation.json").write_text(json.dumps({"model": "best/model.safetensors", "sets": {name: about | seen | said}}))
+    return folder
+
+
 def table_of(folder: Path, name: str = "scores-test.csv") -> tuple[np.ndarray, np.ndarray]:
     with (folder / name).open() as file:
         rows = list(csv.DictReader(file))
@@ -356,6 +374,75 @@ def test_a_run_on_the_same_shards_twice_is_refused(tmp_path: Path) -> None:
     (twice / "status.json").write_text(json.dumps(about))
     with pytest.raises(ConfigError, match="twice: two of a, b are the same shards"):
         compare([str(twice)])
+
+
+def test_an_evaluation_is_paired_with_a_run_on_the_same_images(tmp_path: Path) -> None:
+    ours, same = run(tmp_path / "ours", 10.0, 2), run(tmp_path / "same", 25.0)
+    theirs = evaluation(tmp_path / "theirs", 25.0, name="other-name")
+    for pair in ([ours, theirs], [theirs, ours]):
+        told = compare([str(side) for side in pair])
+        expected = compare([str(side) for side in (same if side == theirs else side for side in pair)])
+        unlike = ("test images", "side", "nobody")  # the set's name, and how wide a column is
+        lines, wanted = ([line for line in text.splitlines() if line and not line.startswith(unlike)] for text in (told, expected))
+        assert [line.split() for line in lines] == [line.replace(str(same), str(theirs)).split() for line in wanted]
+        assert told.endswith(f"\n\nnobody knows whether these were trained or chosen on these images: {theirs}")
+        assert f"test images: 200 of {'tiny' if pair[0] == ours else 'other-name'} (0123456789abcdef), split official, label MOS (0" in told
+
+
+def test_sets_of_an_evaluation_that_the_run_does_not_know_are_left_out(tmp_path: Path) -> None:
+    ours, theirs = run(tmp_path / "ours", 10.0), evaluation(tmp_path / "theirs", 25.0)
+    about = json.loads((theirs / "evaluation.json").read_text())
+    about["sets"]["csiq"] = about["sets"]["tiny"] | {"data_fingerprint": "another", "part": "all", "split": None}
+    (theirs / "evaluation.json").write_text(json.dumps(about))
+    shutil.copy(theirs / "scores-tiny.csv", theirs / "scores-csiq.csv")
+    assert compare([str(ours), str(theirs)]).startswith(f"left out: csiq (another) of {theirs}: {ours} was not tested on it\n\ntest images")
+    told = compare([str(theirs), str(theirs)])  # an evaluation with an evaluation, on whatever images both are of
+    assert "all images: 200 of csiq (another), label MOS" in told and "mean over tiny, csiq:" in told
+
+
+@pytest.mark.parametrize(("part", "split", "which"), [("all", None, "all images"), ("val", "official", "val of official")])
+def test_an_evaluation_of_other_images_is_refused(tmp_path: Path, part: str, split: str | None, which: str) -> None:
+    ours, theirs = run(tmp_path / "ours", 10.0), evaluation(tmp_path / "theirs", 25.0, images=range(IMAGES + 1), part=part, split=split)
+    with pytest.raises(ConfigError, match=rf"'image-200' of tiny \({which} against official\).*evaluate takes --split and --part"):
+        compare([str(ours), str(theirs)])
+
+
+def test_what_an_evaluation_says_that_its_model_has_seen_is_a_warning(tmp_path: Path) -> None:
+    names = {(0, 0): "clean", (3, 0): "trained", (0, 2): "chosen"}
+    for (trained_on, chosen_on), name in names.items():
+        evaluation(tmp_path / name, 20.0, trained_on_images=trained_on, chosen_on_images=chosen_on)
+    *_, first, second = compare([str(tmp_path / name) for name in names.values()]).splitlines()
+    assert first == f"WARNING: these were trained on some of these images, so their figures are too good: {tmp_path / 'trained'}"
+    assert second == f"WARNING: these chose their epoch on some of these images, so their figures are too good: {tmp_path / 'chosen'}"
+    assert "too good" not in compare([str(tmp_path / "clean")]) and "nobody" not in compare([str(tmp_path / "clean")])
+
+
+def test_scores_that_speak_the_other_way_round_are_turned_and_have_no_error(tmp_path: Path) -> None:
+    turned = evaluation(tmp_path / "turned", 15.0, opinions=-OPINIONS, scores_on="DMOS (scale not stated, lower is better)")
+    path = turned / "scores-tiny.csv"
+    path.write_text(re.sub(r",-(\d+\.\d+),", r",\1,", path.read_text()))  # the opinions alone
+    expected = -stats.spearmanr(*table_of(turned, path.name)).statistic
+    assert expected > 0.5
+    assert re.search(rf"^{turned} +official +200 +{expected:.4f} +0\.\d+ +0\.\d+ +nan$", compare([str(turned)]), re.MULTILINE)
+
+
+@pytest.mark.parametrize("damage", ["no JSON", "no part", "no scores"])
+def test_an_evaluation_that_cannot_be_read_says_why(tmp_path: Path, damage: str) -> None:
+    bad = evaluation(tmp_path / "bad", 20.0)
+    path = bad / "evaluation.json"
+    if damage == "no JSON":
+        path.write_text("{")
+    elif damage == "no part":
+        path.write_text(path.read_text().replace('"part"', '"piece"'))
+    else:
+        (bad / "scores-tiny.csv").unlink()
+    why = {
+        "no JSON": r"bad/evaluation\.json: does not tell what was scored",
+        "no part": r"bad/evaluation\.json: .*'part'.*evaluate again, with another --out",
+        "no scores": r"bad/scores-tiny\.csv: is not a table.*No such file",
+    }[damage]
+    with pytest.raises(ConfigError, match=why):
+        compare([str(bad)])
 
 
 def test_scores_that_differ_by_rounding_alone_have_neither_a_correlation_nor_an_interval(tmp_path: Path) -> None:
