@@ -305,9 +305,13 @@ def _parser() -> argparse.ArgumentParser:
         commands,
         "compare",
         _compare,
-        "say whether runs are better than the first, on the same test images; of one side, each run and their median",
+        "say whether runs are better than the first, on the same images of the sets that all share; of one side, each run and their median",
     )
-    command.add_argument("first", metavar="FIRST", help="a run folder, or a pattern in quotes such as 'runs/a-*': the median over its runs")
+    command.add_argument(
+        "first",
+        metavar="FIRST",
+        help="a folder of a run or of `evaluate`, or a pattern in quotes such as 'runs/a-*': the median over its runs",
+    )
     command.add_argument("others", metavar="OTHER", nargs="*", help="what is compared with the first")
 
     command = _add(

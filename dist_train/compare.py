@@ -7,71 +7,28 @@ the median over its runs, as the field reports it. The images, by what they show
 bootstrap, see `intervals`): how hard the images happen to be is common to both sides and cancels. An image that is in the test part
 of several splits is drawn in all of them together. What the interval tells of is other images, not other seeds.
 
-Runs on several data sets are compared set by set, and by the mean over the sets; each set's images are drawn for themselves.
+What `evaluate` wrote can stand where a run can: of an imported model there is nothing else.
+
+Runs on several data sets are compared set by set, and by the mean over the sets; each set's images are drawn for themselves. A set is
+known by the fingerprint of its shards, whatever a config calls it. Sets that not every run was tested on are left out, and told.
 """
 
 from __future__ import annotations
 
-import csv
 import glob
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dist_train.errors import ConfigError
-from dist_train.intervals import (
-    EQUAL,
-    FEWEST_IMAGES,
-    correlations,
-    effective_contents,
-    interval,
-    resampled_counts,
-    what_was_drawn,
-    without_rounding,
-)
+from dist_train.intervals import EQUAL, correlations, effective_contents, interval, resampled_counts, what_was_drawn
 from dist_train.metrics import agreement
-from dist_train.run_folder import read_status
+from dist_train.tested import TestedRun, TestedSet, read_run
 
 MEAN = "the mean"  # no data set can be called so
-
-
-@dataclass(frozen=True)
-class TestedSet:
-    """What a run says of the test images of a data set: scores and opinions [n] by image id, and the file they are from.
-
-    `contents` is what each image shows, by its id; empty where the file, of an earlier version, does not say it.
-    """
-
-    data: str  # its fingerprint
-    split: str
-    path: Path
-    ids: tuple[str, ...]
-    contents: dict[str, str]
-    scores: np.ndarray
-    opinions: np.ndarray
-
-
-@dataclass(frozen=True)
-class TestedRun:
-    """A run: its status.json, and what it says of each of its data sets, by name."""
-
-    folder: Path
-    status: dict[str, Any]
-    sets: dict[str, TestedSet]
-
-    @property
-    def data(self) -> dict[str, str]:
-        """The fingerprint of each set."""
-        return {name: tested.data for name, tested in self.sets.items()}
-
-    @property
-    def images(self) -> frozenset[tuple[str, str]]:
-        """Every test image, as set and id."""
-        return frozenset((name, image) for name, tested in self.sets.items() for image in tested.ids)
 
 
 @dataclass(frozen=True)
@@ -127,9 +84,10 @@ def compare(names: Sequence[str]) -> str:
 
 def compare_sides(sides: Sequence[Side]) -> str:
     """The same of sides that are read already."""
-    refuse_unlike(sides)
-    told = describe(sides, estimate(sides))
-    return told if len(sides) > 1 else f"{told}\n\n{_each_run(sides[0])}"
+    shared, left_out = share_sets(sides)
+    refuse_unlike(shared)
+    told = "\n".join([*left_out, *[""] * bool(left_out), describe(shared, estimate(shared))])
+    return told if len(shared) > 1 else f"{told}\n\n{_each_run(shared[0])}"
 
 
 def read_side(name: str) -> Side:
@@ -140,22 +98,51 @@ def read_side(name: str) -> Side:
 
 def side_of(name: str, folders: Sequence[Path]) -> Side:
     """The runs in these folders, under that name."""
-    return Side(name, tuple(_read_run(folder) for folder in folders))
+    return Side(name, tuple(read_run(folder) for folder in folders))
+
+
+def share_sets(sides: Sequence[Side]) -> tuple[list[Side], list[str]]:
+    """The sides with the sets that all of their runs were tested on, under the first run's names; and a line for each that is left out.
+
+    Raises ConfigError where there is no such set, or where a run has one twice.
+    """
+    runs = [run for side in sides for run in side.runs]
+    names = runs[0].names
+    for run in runs:
+        if len(run.names) < len(run.sets):
+            raise ConfigError(f"{run.folder}: two of {', '.join(run.sets)} are the same shards; compare runs that take each set once")
+        if not names.keys() & run.names.keys():
+            raise ConfigError(
+                f"{run.folder} was tested on the data {_data_told(run.names)}, what stands before it on {_data_told(names)}; "
+                f"only what was tested on the same shards can be compared"
+            )
+        names = {data: name for data, name in names.items() if data in run.names}
+    left_out = [
+        f"left out: {name} ({data}) of {side.name}: {next(one.folder for one in runs if data not in one.names)} was not tested on it"
+        for side in sides
+        for run in side.runs
+        for data, name in run.names.items()
+        if data not in names
+    ]
+    return [Side(side.name, tuple(_narrowed(run, names) for run in side.runs)) for side in sides], list(dict.fromkeys(left_out))
+
+
+def _data_told(names: Mapping[str, str]) -> str:
+    return " + ".join(f"{data} ({name})" for data, name in names.items())
+
+
+def _narrowed(run: TestedRun, names: Mapping[str, str]) -> TestedRun:
+    """The run with the sets of these fingerprints alone, in their order and under their names."""
+    return TestedRun(run.folder, {name: run.sets[run.names[data]] for data, name in names.items()})
 
 
 def refuse_unlike(sides: Sequence[Side]) -> None:
-    """Raises ConfigError unless all runs are of the same data, with the same opinions, and all sides of the same test images.
+    """Raises ConfigError unless images have the same opinions in all runs, and all sides are of the same images.
 
     Where the runs of a side have several test parts (splits), each side must have each of them equally often.
     """
-    first = sides[0].runs[0]
     known: dict[tuple[str, str], float] = {}
     for run in (run for side in sides for run in side.runs):
-        if run.data != first.data:
-            raise ConfigError(
-                f"{run.folder} was tested on the data {run.status['data_fingerprint']} ({run.status['data_set']}), {first.folder} on "
-                f"{first.status['data_fingerprint']} ({first.status['data_set']}); only runs on the same shards can be compared"
-            )
         for name, tested in run.sets.items():
             for image, opinion in zip(tested.ids, tested.opinions, strict=True):
                 if known.setdefault((name, image), opinion) != opinion:
@@ -164,14 +151,14 @@ def refuse_unlike(sides: Sequence[Side]) -> None:
     for side, part in zip(sides[1:], parts[1:], strict=True):
         if part.keys() != parts[0].keys():
             strange = sorted(frozenset().union(*part) ^ frozenset().union(*parts[0]))
-            example = f", such as '{strange[0][1]}'" if strange else ""
+            example = f", such as '{strange[0][1]}' of {strange[0][0]}" if strange else ""
             raise ConfigError(
-                f"{side.name} and {sides[0].name} were not tested on the same images{example} (splits {_splits(side)} and "
-                f"{_splits(sides[0])}); compare runs on the same split, or on the same splits"
+                f"{side.name} and {sides[0].name} were not tested on the same images{example} ({_splits(side)} against "
+                f"{_splits(sides[0])}); compare what was tested on the same split, or on the same splits: evaluate takes --split and --part"
             )
         if len(part) > 1 and part != parts[0]:
             raise ConfigError(
-                f"{side.name} and {sides[0].name} do not have every split equally often (splits {_splits(side)} and {_splits(sides[0])}), "
+                f"{side.name} and {sides[0].name} do not have every split equally often ({_splits(side)} against {_splits(sides[0])}), "
                 f"so their medians are of different things; name as many runs of each"
             )
 
@@ -223,16 +210,16 @@ def describe(sides: Sequence[Side], estimates: dict[str, Estimates]) -> str:
 def _each_run(side: Side) -> str:
     """A row per run and data set, and below them how far the runs lie apart."""
     rows = [
-        (f"{run.folder} {name}" if len(run.sets) > 1 else str(run.folder), tested, agreement(tested.scores, tested.opinions))
+        (f"{run.folder} {name}" if len(run.sets) > 1 else str(run.folder), tested, tested.figures)
         for run in side.runs
         for name, tested in run.sets.items()
     ]
     width, columns = max(len(title) for title, _, _ in rows), ("srcc", "plcc", "krcc", "rmse")
-    splits = max(len("split"), *(len(tested.split) for _, tested, _ in rows))
+    splits = max(len("split"), *(len(tested.which) for _, tested, _ in rows))
     lines = [f"{'run':<{width}}  {'split':<{splits}}{'images':>8}" + "".join(f"{name.upper():>10}" for name in columns)]
     for title, tested, figures in rows:
         cells = "".join(f"{_figure(figures[name]):>10}" for name in columns)
-        lines.append(f"{title:<{width}}  {tested.split:<{splits}}{len(tested.ids):>8,}{cells}")
+        lines.append(f"{title:<{width}}  {tested.which:<{splits}}{len(tested.ids):>8,}{cells}")
     for number, of_set in enumerate(side.runs[0].sets if len(side.runs) > 1 else ()):
         own = [figures for _, _, figures in rows[number :: len(side.runs[0].sets)]]
         for title, over in (("median", np.median), ("standard deviation", _deviation)):
@@ -253,30 +240,26 @@ def _heading(sides: Sequence[Side], name: str) -> str:
         drawn = [how for each in first.sets if (how := _what_was_drawn(sides, each))]
         return f"mean over {', '.join(first.sets)}" + "; intervals as of each of them" * bool(drawn) + ":"
     images = {len(run.sets[name].ids) for side in sides for run in side.runs}
-    splits = ", ".join(sorted({run.sets[name].split for run in sides[0].runs}))
-    label = f", label {first.status['label']}" if len(first.sets) == 1 else ""
+    own = [run.sets[name] for run in sides[0].runs]
+    parts, splits = sorted({tested.part for tested in own}), sorted({tested.split for tested in own if tested.split})
     how = _what_was_drawn(sides, name)
     return (
-        f"test images: {' or '.join(f'{n:,}' for n in sorted(images))} of {name} ({first.data[name]}), split {splits}{label}"
+        f"{' or '.join(parts)} images: {' or '.join(f'{n:,}' for n in sorted(images))} of {name} ({own[0].data})"
+        + f", split {', '.join(splits)}" * bool(splits)
+        + f", label {own[0].label}" * bool(own[0].label)
         + f"; intervals: {how}" * bool(how)
     )
 
 
 def _what_was_drawn(sides: Sequence[Side], name: str) -> str:
     """On what the intervals of a set rest: all contents are drawn, and each run has what was drawn of its own test images."""
-    runs = [run for side in sides for run in side.runs]
-    content_of = _contents([run.sets[name] for run in runs])
-    if any(_hides_contents(run, name, content_of) for run in runs):
-        return "by resamples of single images: scores-test.csv does not say what they show, and several show one content: too narrow"
-    fewest = min(effective_contents(np.array([content_of[image] for image in run.sets[name].ids])) for run in runs)
+    tested = [run.sets[name] for side in sides for run in side.runs]
+    content_of = _contents(tested)
+    for one in tested:
+        if one.num_contents is not None and one.num_contents < len({content_of[image] for image in one.ids}):
+            return f"by resamples of single images: {one.path.name} does not say what they show, and several show one content: too narrow"
+    fewest = min(effective_contents(np.array([content_of[image] for image in one.ids])) for one in tested)
     return what_was_drawn(len(content_of), len(set(content_of.values())), fewest)
-
-
-def _hides_contents(run: TestedRun, name: str, content_of: Mapping[str, str]) -> bool:
-    """Whether several of its test images show one content, by what the run's status tells, and no table says which."""
-    test = run.status["test"]
-    panel = (test.get("sets") or {name: test})[name]
-    return "contents" in panel and panel["contents"] < len({content_of[image] for image in run.sets[name].ids})
 
 
 def _table(sides: Sequence[Side], estimates: Estimates) -> list[str]:
@@ -299,8 +282,11 @@ def _gains(sides: Sequence[Side], estimates: Estimates) -> list[str]:
 
 
 def _warnings(sides: Sequence[Side]) -> list[str]:
-    on_test = [str(run.folder) for side in sides for run in side.runs if run.status["selected_on"] == "test"]
-    return ["", f"WARNING: these chose their epoch ON TEST, so their figures are too good: {', '.join(on_test)}"] if on_test else []
+    folders: dict[str, dict[str, None]] = {}  # by what is said of them
+    for run in (run for side in sides for run in side.runs):
+        for warning in (warning for tested in run.sets.values() for warning in tested.warnings):
+            folders.setdefault(warning, {})[str(run.folder)] = None
+    return [""] * bool(folders) + [f"{warning}: {', '.join(those)}" for warning, those in folders.items()]
 
 
 def _gain(more: Estimate) -> str:
@@ -323,7 +309,7 @@ def _scores_of(side: Side) -> list[dict[tuple[str, str], float]]:
 
 
 def _splits(side: Side) -> str:
-    return ", ".join(sorted({run.status["split"] for run in side.runs}))
+    return ", ".join(sorted({tested.which for run in side.runs for tested in run.sets.values()}))
 
 
 def _span(found: Estimate, sign: str = "") -> str:
@@ -333,35 +319,3 @@ def _span(found: Estimate, sign: str = "") -> str:
 def _figure(value: float, sign: str = "") -> str:
     """Four digits; zero, and what rounds to it, has no sign."""
     return f"{value:{sign}.4f}" if round(value, 4) else "0.0000"
-
-
-def _read_run(folder: Path) -> TestedRun:
-    """Raises ConfigError when there is no run, when it has not been tested, or when its scores cannot be read."""
-    status = read_status(folder) if folder.is_dir() else None
-    if status is None:
-        raise ConfigError(f"{folder}: there is no run (no status.json); name a run folder, or a pattern in quotes that matches some")
-    several = (status.get("test") or {}).get("sets") is not None
-    sets = {}
-    for name, said in status["trained_on"].items():
-        path = folder / (f"scores-test-{name}.csv" if several else "scores-test.csv")
-        if not path.is_file() or not status.get("test"):
-            raise ConfigError(f"{folder}: this run has not been tested ({status['status']}: {status['reason']}); let it finish first")
-        sets[name] = TestedSet(said["data_fingerprint"], said["split"], path, *_read_scores(path))
-    return TestedRun(folder, status, sets)
-
-
-def _read_scores(path: Path) -> tuple[tuple[str, ...], dict[str, str], np.ndarray, np.ndarray]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        scores, opinions = (np.array([float(row[name]) for row in rows]) for name in ("score", "opinion"))
-        ids = tuple(row["image"] for row in rows)
-        if not rows:
-            raise ValueError("it has no rows")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: is not a table of image, opinion and score ({error}); it was changed after it was written") from error
-    if len(set(ids)) < len(ids):
-        raise ConfigError(f"{path}: holds an image twice; it was changed after it was written")
-    if len(ids) < FEWEST_IMAGES:
-        raise ConfigError(f"{path}: holds {len(ids)} images; at least {FEWEST_IMAGES} are needed")
-    return ids, {row["image"]: row["content"] for row in rows if row.get("content")}, without_rounding(scores), opinions

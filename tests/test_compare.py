@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import runs
+from in_process import train_here
 from scipy import stats
 
 from dist_train.__main__ import main
@@ -50,6 +51,24 @@ def run_on_sets(folder: Path, noise: dict[str, float], seed: int = 1, **status: 
         part = run(folder / "part", amount, seed + number, range(50 * number, IMAGES), opinions=(number + 1) * OPINIONS)
         (part / "scores-test.csv").rename(folder / f"scores-test-{name}.csv")
         shutil.rmtree(part)
+    return folder
+
+
+def evaluation(
+    folder: Path,
+    noise: float,
+    seed: int = 1,
+    images: range = range(IMAGES),
+    opinions: np.ndarray = OPINIONS,
+    name: str = "tiny",
+    **said: Any,
+) -> Path:
+    """What `evaluate` writes of an imported model on the test part."""
+    (run(folder, noise, seed, images, opinions) / "scores-test.csv").rename(folder / f"scores-{name}.csv")
+    (folder / "status.json").unlink()
+    about = {"data_fingerprint": STATUS["data_fingerprint"], "split": "official", "part": "test", "label": STATUS["label"]}
+    seen = {"scores_on": STATUS["label"], "trained_on_set": None, "trained_on_images": None, "chosen_on_images": None}
+    (folder / "evaluation.json").write_text(json.dumps({"model": "best/model.safetensors", "sets": {name: about | seen | said}}))
     return folder
 
 
@@ -163,7 +182,7 @@ def test_splits_are_compared_with_the_same_splits(tmp_path: Path) -> None:
     medians = [np.median([stats.spearmanr(*table_of(tmp_path / f"{side}-{n}")).statistic for n in range(3)]) for side in "ab"]
     assert f"SRCC {medians[1] - medians[0]:+.4f}" in told
     (tmp_path / "b-0").rename(tmp_path / "c-0")
-    with pytest.raises(ConfigError, match=r"not tested on the same images, such as 'image-\d+' \(splits round-1, round-2 and round-0"):
+    with pytest.raises(ConfigError, match=r"not tested on the same images, such as 'image-\d+' of tiny \(round-1, round-2 against round-0"):
         compare([str(tmp_path / "a-*"), str(tmp_path / "b-*")])
 
 
@@ -282,11 +301,148 @@ def test_the_median_over_runs_on_several_sets_is_of_their_means(tmp_path: Path) 
     assert side["srcc"].value == pytest.approx(np.median(means))
 
 
-def test_runs_on_other_sets_or_fewer_are_refused(tmp_path: Path) -> None:
+def test_the_same_shards_are_the_same_set_whatever_a_config_calls_them(tmp_path: Path) -> None:
+    one, same, mine = (
+        str(run(tmp_path / name, noise, data_set=called))
+        for name, noise, called in (("a", 9.0, "tiny"), ("b", 8.0, "tiny"), ("c", 8.0, "mine"))
+    )
+    assert compare([one, mine]) == compare([one, same]).replace(same, mine)
+    assert "test images: 200 of mine (0123456789abcdef), split official" in compare([mine, one])
+
+
+def test_runs_that_share_some_sets_are_compared_on_those_and_the_others_are_told(tmp_path: Path) -> None:
+    both = run_on_sets(tmp_path / "both", {"koniq": 25.0, "spaq": 12.0})
+    alone = run(tmp_path / "alone", 20.0, 7, range(50, IMAGES), 2 * OPINIONS, data_set="mine", data_fingerprint="fingerprint of spaq")
+    told = compare([str(both), str(alone)])
+    assert told.startswith(
+        f"left out: koniq (fingerprint of koniq) of {both}: {alone} was not tested on it\n\n"
+        f"test images: 150 of spaq (fingerprint of spaq), split official\n"
+    )
+    assert "mean over" not in told and told.count("left out") == 1
+    before, after = (
+        stats.spearmanr(*table_of(folder, name)).statistic for folder, name in ((both, "scores-test-spaq.csv"), (alone, "scores-test.csv"))
+    )
+    assert re.search(rf"{both} +1 +{before:.4f}", told) and f"SRCC {after - before:+.4f} (95 %: " in told
+    assert "of mine (fingerprint of spaq)" in compare([str(alone), str(both)])
+
+
+def test_the_mean_is_over_the_shared_sets(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        run_on_sets(tmp_path / f"three-{seed}", {"a": 5.0, "b": 25.0, "c": 25.0}, seed)
+    run_on_sets(tmp_path / "two", {"a": 5.0, "b": 25.0}, seed=4)
+    run_on_sets(tmp_path / "same", {"a": 5.0, "b": 25.0}, seed=1)
+    told = compare([str(tmp_path / "two"), str(tmp_path / "three-1"), str(tmp_path / "three-*")])
+    assert told.splitlines()[:3] == [
+        *(
+            f"left out: c (fingerprint of c) of {tmp_path / side}: {tmp_path / 'two'} was not tested on it"
+            for side in ("three-1", "three-*")
+        ),
+        "",
+    ]
+    alone = compare([str(tmp_path / "two"), str(tmp_path / "same")])
+    (row,), (expected,) = (
+        re.findall(rf"^{tmp_path / name} (.*)$", text[text.index("mean over a, b") :], re.MULTILINE)[:1]
+        for name, text in (("three-1", told), ("same", alone))
+    )
+    assert row.split() == expected.split()
+
+
+def test_runs_that_share_no_set_are_refused(tmp_path: Path) -> None:
     both = run_on_sets(tmp_path / "both", {"koniq": 20.0, "spaq": 20.0})
-    for other in (run_on_sets(tmp_path / "third", {"koniq": 20.0, "kadid": 20.0}), run(tmp_path / "alone", 20.0)):
-        with pytest.raises(ConfigError, match="only runs on the same shards can be compared"):
-            compare([str(both), str(other)])
+    with pytest.raises(
+        ConfigError, match=r"alone was tested on the data 01\w+ \(tiny\), .* of koniq \(koniq\) \+ .*only .* the same shards can"
+    ):
+        compare([str(both), str(run(tmp_path / "alone", 20.0))])
+    one, other = (run_on_sets(tmp_path / name, {name: 20.0}) for name in ("koniq", "spaq"))
+    with pytest.raises(
+        ConfigError, match=r"/spaq was tested on the data .* \(spaq\), what stands before it on .* of koniq \(koniq\); only"
+    ):
+        compare([str(both), str(one), str(other)])
+
+
+def test_other_images_of_a_shared_set_are_refused(tmp_path: Path) -> None:
+    both = run_on_sets(tmp_path / "both", {"koniq": 20.0, "spaq": 20.0})
+    other = run(tmp_path / "other", 20.0, images=range(1, IMAGES), data_set="koniq", data_fingerprint="fingerprint of koniq", split="mine")
+    with pytest.raises(ConfigError, match=r"not tested on the same images, such as 'image-0' of koniq \(mine against official\)"):
+        compare([str(both), str(other)])
+
+
+def test_a_run_on_the_same_shards_twice_is_refused(tmp_path: Path) -> None:
+    twice = run_on_sets(tmp_path / "twice", {"a": 20.0, "b": 20.0})
+    about = runs.status(twice)
+    about["trained_on"]["b"]["data_fingerprint"] = about["trained_on"]["a"]["data_fingerprint"]
+    (twice / "status.json").write_text(json.dumps(about))
+    with pytest.raises(ConfigError, match="twice: two of a, b are the same shards"):
+        compare([str(twice)])
+
+
+def test_an_evaluation_is_paired_with_a_run_on_the_same_images(tmp_path: Path) -> None:
+    ours, same = run(tmp_path / "ours", 10.0, 2), run(tmp_path / "same", 25.0)
+    theirs = evaluation(tmp_path / "theirs", 25.0, name="other-name")
+    for pair in ([ours, theirs], [theirs, ours]):
+        told = compare([str(side) for side in pair])
+        expected = compare([str(side) for side in (same if side == theirs else side for side in pair)])
+        unlike = ("test images", "side", "nobody")  # the set's name, and how wide a column is
+        lines, wanted = ([line for line in text.splitlines() if line and not line.startswith(unlike)] for text in (told, expected))
+        assert [line.split() for line in lines] == [line.replace(str(same), str(theirs)).split() for line in wanted]
+        assert told.endswith(f"\n\nnobody knows whether these were trained or chosen on these images: {theirs}")
+        assert f"test images: 200 of {'tiny' if pair[0] == ours else 'other-name'} (0123456789abcdef), split official, label MOS (0" in told
+
+
+def test_sets_of_an_evaluation_that_the_run_does_not_know_are_left_out(tmp_path: Path) -> None:
+    ours, theirs = run(tmp_path / "ours", 10.0), evaluation(tmp_path / "theirs", 25.0)
+    about = json.loads((theirs / "evaluation.json").read_text())
+    about["sets"]["csiq"] = about["sets"]["tiny"] | {"data_fingerprint": "another", "part": "all", "split": None}
+    (theirs / "evaluation.json").write_text(json.dumps(about))
+    shutil.copy(theirs / "scores-tiny.csv", theirs / "scores-csiq.csv")
+    assert compare([str(ours), str(theirs)]).startswith(f"left out: csiq (another) of {theirs}: {ours} was not tested on it\n\ntest images")
+    told = compare([str(theirs), str(theirs)])  # an evaluation with an evaluation, on whatever images both are of
+    assert "all images: 200 of csiq (another), label MOS" in told and "mean over tiny, csiq:" in told
+
+
+@pytest.mark.parametrize(("part", "split", "which"), [("all", None, "all images"), ("val", "official", "val of official")])
+def test_an_evaluation_of_other_images_is_refused(tmp_path: Path, part: str, split: str | None, which: str) -> None:
+    ours, theirs = run(tmp_path / "ours", 10.0), evaluation(tmp_path / "theirs", 25.0, images=range(IMAGES + 1), part=part, split=split)
+    with pytest.raises(ConfigError, match=rf"'image-200' of tiny \({which} against official\).*evaluate takes --split and --part"):
+        compare([str(ours), str(theirs)])
+
+
+def test_what_an_evaluation_says_that_its_model_has_seen_is_a_warning(tmp_path: Path) -> None:
+    names = {(0, 0): "clean", (3, 0): "trained", (0, 2): "chosen"}
+    for (trained_on, chosen_on), name in names.items():
+        evaluation(tmp_path / name, 20.0, trained_on_images=trained_on, chosen_on_images=chosen_on)
+    *_, first, second = compare([str(tmp_path / name) for name in names.values()]).splitlines()
+    assert first == f"WARNING: these were trained on some of these images, so their figures are too good: {tmp_path / 'trained'}"
+    assert second == f"WARNING: these chose their epoch on some of these images, so their figures are too good: {tmp_path / 'chosen'}"
+    assert "too good" not in compare([str(tmp_path / "clean")]) and "nobody" not in compare([str(tmp_path / "clean")])
+
+
+def test_scores_that_speak_the_other_way_round_are_turned_and_have_no_error(tmp_path: Path) -> None:
+    turned = evaluation(tmp_path / "turned", 15.0, opinions=-OPINIONS, scores_on="DMOS (scale not stated, lower is better)")
+    path = turned / "scores-tiny.csv"
+    path.write_text(re.sub(r",-(\d+\.\d+),", r",\1,", path.read_text()))  # the opinions alone
+    expected = -stats.spearmanr(*table_of(turned, path.name)).statistic
+    assert expected > 0.5
+    assert re.search(rf"^{turned} +official +200 +{expected:.4f} +0\.\d+ +0\.\d+ +nan$", compare([str(turned)]), re.MULTILINE)
+
+
+@pytest.mark.parametrize("damage", ["no JSON", "no part", "no scores"])
+def test_an_evaluation_that_cannot_be_read_says_why(tmp_path: Path, damage: str) -> None:
+    bad = evaluation(tmp_path / "bad", 20.0)
+    path = bad / "evaluation.json"
+    if damage == "no JSON":
+        path.write_text("{")
+    elif damage == "no part":
+        path.write_text(path.read_text().replace('"part"', '"piece"'))
+    else:
+        (bad / "scores-tiny.csv").unlink()
+    why = {
+        "no JSON": r"bad/evaluation\.json: does not tell what was scored",
+        "no part": r"bad/evaluation\.json: .*'part'.*evaluate again, with another --out",
+        "no scores": r"bad/scores-tiny\.csv: is not a table.*No such file",
+    }[damage]
+    with pytest.raises(ConfigError, match=why):
+        compare([str(bad)])
 
 
 def test_scores_that_differ_by_rounding_alone_have_neither_a_correlation_nor_an_interval(tmp_path: Path) -> None:
@@ -311,6 +467,15 @@ def test_real_runs_are_compared_by_the_command_with_the_figures_that_they_report
         assert status[part]["outlier_ratio"] is None  # these opinions have no deviations
         assert re.match("fitted|not fitted: ", status[part]["mapping5"]["status"])
     assert status["train_and_val"] == "too few epochs to say whether train and val SRCC part ways"
+
+
+def test_a_real_run_on_a_set_that_it_names_itself_is_compared_with_one_on_the_same_shards(shards: Path, tmp_path: Path) -> None:
+    train_here(tmp_path / "one", shards)
+    train_here(tmp_path / "other", shards, "data.shards=null", f"data.sets={{mine: {{shards: {shards}}}}}", "run.seed=5")
+    told = compare([str(tmp_path / "one"), str(tmp_path / "other")])
+    assert "test images: 10 of tiny (" in told and "left out" not in told and "same score" not in told
+    gain = np.subtract(*(runs.status(tmp_path / name)["test"]["srcc"] for name in ("other", "one")))
+    assert f"SRCC {gain:+.4f}" in told
 
 
 def test_of_one_side_each_round_is_told_and_their_median_as_papers_report_it(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -12,17 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plain_hyperiqa
 import pytest
 import runs
+import torch
 import warm
 from PIL import Image
 from scipy import stats
 
 from dist_train.collection import Scale
+from dist_train.compare import compare
 from dist_train.config import Data
 from dist_train.errors import ConfigError
 from dist_train.evaluate import choose_sets, evaluate
-from dist_train.model_folder import TrainedModel, open_model
+from dist_train.model_folder import Cutting, TrainedModel, open_model
+from dist_train.published import import_hyperiqa
 from shards.datasets import read_table
 from shards.manifest import Label, ShardError, Shards
 from shards.plan import Settings, plan_build
@@ -123,6 +128,30 @@ def test_any_number_of_processes_writes_the_same_bytes(on_two_sets: dict[int, tu
         assert (one / name).read_bytes() == (two / name).read_bytes()
     lines = [[line for line in (folder / "evaluation.json").read_text().splitlines() if '"model":' not in line] for folder in (one, two)]
     assert lines[0] == lines[1] and len(lines[0]) > 20
+
+
+def test_an_evaluation_is_compared_with_the_run_on_the_set_that_both_know(on_two_sets: dict[int, tuple[Path, str]], run: Path) -> None:
+    results, _ = on_two_sets[1]
+    text = compare([str(run), str(results)])
+    assert text.startswith(
+        f"left out: worse ({told(results)['worse']['data_fingerprint']}) of {results}: {run} was not tested on it\n\ntest"
+    )
+    assert f"{results} over {run}: every image has the same score on both sides" in text and "too good" not in text
+    alone = compare([str(results)])
+    for name, rmse in (("tiny", f"{told(results)['tiny']['rmse']:.4f}"), ("worse", "nan")):
+        figures = " +".join(f"{told(results)[name][figure]:.4f}" for figure in ("srcc", "plcc", "krcc"))
+        assert re.search(rf"^{results} {name} +.* {figures} +{rmse}$", alone, re.MULTILINE)
+    assert f"WARNING: these were trained on some of these images, so their figures are too good: {results}" in alone
+
+
+def test_an_imported_model_is_compared_with_a_run_on_the_images_of_its_test(run: Path, shards: Path, tmp_path: Path) -> None:
+    torch.save(plain_hyperiqa.random_checkpoint(), tmp_path / "authors.pkl")
+    import_hyperiqa(tmp_path / "authors.pkl", tmp_path / "model", cutting=Cutting.of(Shards(shards)))
+    scored = evaluated(1, "--checkpoint", tmp_path / "model", "--shards", shards, "--out", tmp_path / "out", "--part", "test")
+    assert scored.returncode == 0, scored.stderr
+    text, theirs = compare([str(run), str(tmp_path / "out")]), told(tmp_path / "out")["tiny"]["srcc"]
+    assert f"SRCC {theirs - runs.status(run)['test']['srcc']:+.4f}" in text
+    assert text.endswith(f"nobody knows whether these were trained or chosen on these images: {tmp_path / 'out'}")
 
 
 def test_without_shards_the_data_of_the_run_are_scored(trained: TrainedModel, shards: Path, worse: Path) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from dist_train.__main__ import main
 from dist_train.collection import Collection, open_collection
+from dist_train.compare import compare
 from dist_train.config import Config, Data
 from dist_train.errors import ConfigError
 from dist_train.model_folder import open_model
@@ -201,6 +202,17 @@ def test_predict_cuts_pictures_like_those_of_the_set_whose_scale_it_speaks(
         scores = {row["id"]: float(row["score"]) for row in csv.DictReader(predicted)}
         rows = list(csv.DictReader(tested))
     assert rows and all(scores[row["image"]] == pytest.approx(float(row["score"]), rel=1e-4) for row in rows)
+
+
+def test_a_run_on_two_sets_is_compared_with_one_on_one_of_them(run_of_both: Path, worse_is_more: Path, tmp_path: Path) -> None:
+    train_here(tmp_path / "alone", worse_is_more)
+    told = compare([str(tmp_path / "alone"), str(run_of_both)])
+    tiny = runs.status(run_of_both)["trained_on"]["tiny"]["data_fingerprint"]
+    assert told.startswith(
+        f"left out: tiny ({tiny}) of {run_of_both}: {tmp_path / 'alone'} was not tested on it\n\ntest images: 5 of worse ("
+    )
+    panels = runs.status(run_of_both)["test"]["sets"]["worse"], runs.status(tmp_path / "alone")["test"]
+    assert f"SRCC {panels[0]['srcc'] - panels[1]['srcc']:+.4f}" in told and "mean over" not in told
 
 
 def test_averaged_weights_have_their_own_best_and_test_and_load_without_the_average(run_of_both: Path) -> None:

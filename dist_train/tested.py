@@ -1,0 +1,170 @@
+"""What a folder says of tested images: the scores and opinions of each data set, and what may make its figures too good.
+
+RUN/                 as training leaves it
+  status.json        what was trained and tested on
+  scores-test.csv    or scores-test-SET.csv for each of several sets
+EVALUATION/          as `evaluate` leaves it
+  evaluation.json    what was scored, and what the model had seen of it
+  scores-SET.csv
+
+What an evaluation does not know of its model, as how its epoch was chosen, is told as unknown.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_train.errors import ConfigError
+from dist_train.evaluate import RESULTS
+from dist_train.intervals import FEWEST_IMAGES, without_rounding
+from dist_train.metrics import agreement
+from dist_train.run_folder import read_status
+
+LOWER = "lower is better)"  # how the text of a label ends that runs this way
+
+ON_TEST = "WARNING: these chose their epoch ON TEST, so their figures are too good"
+SEEN_IN_TRAINING = "WARNING: these were trained on some of these images, so their figures are too good"
+CHOSEN_ON = "WARNING: these chose their epoch on some of these images, so their figures are too good"
+UNKNOWN = "nobody knows whether these were trained or chosen on these images"
+
+
+@dataclass(frozen=True)
+class TestedSet:
+    """What a model says of images of a data set: scores and opinions [n] by image id, and the file they are from.
+
+    Scores of a model that speaks the other way round than the opinions have been turned. `contents` is what each image shows, by its
+    id; empty where the file, of an earlier version, does not say it.
+    """
+
+    path: Path
+    ids: tuple[str, ...]
+    contents: dict[str, str]
+    scores: np.ndarray
+    opinions: np.ndarray
+    data: str  # its fingerprint
+    part: str  # train, val, test or all
+    split: str | None  # None for all
+    label: str | None  # None where it is not told for this set alone
+    on_label: bool  # whether the scores are on the scale of the opinions, so that their difference is an error
+    num_contents: int | None  # how many contents its figures were told with; None in earlier versions
+    warnings: tuple[str, ...]  # why its figures may be too good
+
+    @property
+    def which(self) -> str:
+        """Which images these are: those of a test part by its split alone."""
+        return "all images" if self.split is None else self.split if self.part == "test" else f"{self.part} of {self.split}"
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """SRCC, PLCC, KRCC and RMSE."""
+        found = agreement(self.scores, self.opinions)
+        return found if self.on_label else found | {"rmse": np.nan}
+
+
+@dataclass(frozen=True)
+class TestedRun:
+    """A run, or what `evaluate` wrote of a model: what its folder says of each of its data sets, by name."""
+
+    folder: Path
+    sets: dict[str, TestedSet]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The name of each set by its fingerprint."""
+        return {tested.data: name for name, tested in self.sets.items()}
+
+    @property
+    def images(self) -> frozenset[tuple[str, str]]:
+        """Every image that was scored, as set and id."""
+        return frozenset((name, image) for name, tested in self.sets.items() for image in tested.ids)
+
+
+def read_run(folder: Path) -> TestedRun:
+    """Raises ConfigError when there is no run or evaluation, when it has not been tested, or when its scores cannot be read."""
+    status = read_status(folder) if folder.is_dir() else None
+    if status is not None:
+        return TestedRun(folder, _sets_of_run(folder, status))
+    if (folder / RESULTS).is_file():
+        return TestedRun(folder, _sets_of_evaluation(folder))
+    raise ConfigError(
+        f"{folder}: there is no run (no status.json) and no evaluation (no {RESULTS}); name the folder of one, or a pattern in quotes that "
+        f"matches some"
+    )
+
+
+def _sets_of_run(folder: Path, status: Mapping[str, Any]) -> dict[str, TestedSet]:
+    sets, test, trained_on = {}, status.get("test") or {}, status["trained_on"]
+    for name, said in trained_on.items():
+        path = folder / (f"scores-test-{name}.csv" if "sets" in test else "scores-test.csv")
+        if not path.is_file() or not test:
+            raise ConfigError(f"{folder}: this run has not been tested ({status['status']}: {status['reason']}); let it finish first")
+        sets[name] = TestedSet(
+            path,
+            *_read_scores(path),
+            data=said["data_fingerprint"],
+            part="test",
+            split=said["split"],
+            label=status["label"] if len(trained_on) == 1 else None,
+            on_label=True,
+            num_contents=test.get("sets", {name: test})[name].get("contents"),
+            warnings=(ON_TEST,) if status["selected_on"] == "test" else (),
+        )
+    return sets
+
+
+def _sets_of_evaluation(folder: Path) -> dict[str, TestedSet]:
+    path = folder / RESULTS
+    try:
+        return {name: _evaluated(folder / f"scores-{name}.csv", said) for name, said in json.loads(path.read_bytes())["sets"].items()}
+    except ConfigError:  # of a table of scores
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path}: does not tell what was scored and how ({error!r}): it was changed, or is of another version; "
+            f"evaluate again, with another --out"
+        ) from error
+
+
+def _evaluated(path: Path, said: Mapping[str, Any]) -> TestedSet:
+    """A set of an evaluation, of which `said` is what its evaluation.json holds."""
+    ids, contents, scores, opinions = _read_scores(path)
+    label, spoken = said["label"], said["scores_on"]
+    seen = {SEEN_IN_TRAINING: said.get("trained_on_images"), CHOSEN_ON: said.get("chosen_on_images")}
+    return TestedSet(
+        path,
+        ids,
+        contents,
+        scores if label.endswith(LOWER) == spoken.endswith(LOWER) else -scores,
+        opinions,
+        data=said["data_fingerprint"],
+        part=said["part"],
+        split=said["split"],
+        label=label,
+        on_label=label == spoken,
+        num_contents=said.get("contents"),
+        warnings=(UNKNOWN,) if None in seen.values() else tuple(warning for warning, images in seen.items() if images),
+    )
+
+
+def _read_scores(path: Path) -> tuple[tuple[str, ...], dict[str, str], np.ndarray, np.ndarray]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        scores, opinions = (np.array([float(row[name]) for row in rows]) for name in ("score", "opinion"))
+        ids = tuple(row["image"] for row in rows)
+        if not rows:
+            raise ValueError("it has no rows")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: is not a table of image, opinion and score ({error}); it was changed after it was written") from error
+    if len(set(ids)) < len(ids):
+        raise ConfigError(f"{path}: holds an image twice; it was changed after it was written")
+    if len(ids) < FEWEST_IMAGES:
+        raise ConfigError(f"{path}: holds {len(ids)} images; at least {FEWEST_IMAGES} are needed")
+    return ids, {row["image"]: row["content"] for row in rows if row.get("content")}, without_rounding(scores), opinions
