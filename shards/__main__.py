@@ -348,7 +348,13 @@ def _parser() -> argparse.ArgumentParser:
     action.add_argument(
         "--import", dest="imported", type=_path, metavar="FILE", help="add the splits of a table: id,part or pyiqa's meta csv"
     )
-    action.add_argument("--export", dest="exported", type=_path, metavar="FILE", help="write the splits to a new file")
+    action.add_argument(
+        "--export",
+        dest="exported",
+        type=_path,
+        metavar="FILE",
+        help="write the splits to a new file, which names pictures from --root or --images on",
+    )
     _add_ratio(command)
     command.add_argument("--seed", type=int, metavar="N", help="of what is drawn (default: the seed that the shards were built with)")
     command.add_argument(

@@ -45,6 +45,7 @@ class DataSet:
     resize: str
     rows: Rows
     table: Path  # where the rows come from, for messages
+    root: Path  # the folder that images.csv names the pictures from
     left_out: int = 0  # rows of it that cannot be used, which a doctor tells of; no build leaves one out
 
 
@@ -92,7 +93,7 @@ def read_table(
         return row_of(record, image, score, pictures, std=deviation, group=content, part=stated)
 
     label = label or Label("MOS", None, None, True)
-    return data_set_of(name or table.resolve().parent.name, label, resize, each(records, row), table, refuse)
+    return data_set_of(name or table.resolve().parent.name, label, resize, each(records, row), table, images, refuse)
 
 
 def each(entries: Iterable[Entry], row: Callable[[Entry], Row]) -> Iterator[Row | ShardError]:
@@ -131,7 +132,9 @@ def row_of(
     return Row(key, pictures.find(name), record.number(score), std, name if group is None else group, part, record.where)
 
 
-def data_set_of(name: str, label: Label, resize: str, rows: Iterable[Row | ShardError], table: Path, refuse: Refuse = stop_at) -> DataSet:
+def data_set_of(
+    name: str, label: Label, resize: str, rows: Iterable[Row | ShardError], table: Path, root: Path, refuse: Refuse = stop_at
+) -> DataSet:
     """The rows in order, once it is known that ids are unique and opinions differ and are on the scale.
 
     Raises ShardError otherwise, but for single rows that `refuse` takes: they are left out, and all but the first of one id.
@@ -152,7 +155,7 @@ def data_set_of(name: str, label: Label, resize: str, rows: Iterable[Row | Shard
     lowest, highest = ordered.opinion_range()
     if len(ordered) > 1 and lowest == highest:
         raise ShardError(f"{table}: all {len(ordered):,} opinions are {lowest:g}, so nothing can be learnt; name the right column score")
-    return DataSet(name, label, resize, ordered, table)
+    return DataSet(name, label, resize, ordered, table, root)
 
 
 def _is_text(name: str) -> bool:

@@ -2,7 +2,7 @@
 
     koniq10k/
       manifest.json       label, patch size, patches per image, resize rule, layout, decoder, the SHA-256 of every file below
-      images.csv          a row per image for people: id, opinion, std, group, width, height, source file and its sha256
+      images.csv          a row per image for people: id, opinion, std, group, width, height, path of its file and that file's sha256
       splits/<name>.csv   id -> train | val | test; a table of your own may be added there, in a file of its own
       shard-000000.tar    ordinary WebDataset members <id>.json and <id>.pixels.npy (or .pixels.zst, see shards/codecs.py)
 
@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 PARTS = ("train", "val", "test")
 LAYOUTS = ("patches", "canvas")
-IMAGE_COLUMNS = ("id", "opinion", "std", "group", "width", "height", "enlarged", "source", "sha256")
+# Older folders have a bare file name, source, where there is path now.
+IMAGE_COLUMNS = ("id", "opinion", "std", "group", "width", "height", "enlarged", "path", "sha256")
 BUILD_AGAIN = "run the same `python -m shards build` again, which writes only what is missing"
 ROWS_AT_ONCE = 1 << 16  # of somebody's split table
 USED = 0.1  # of a stated scale, that the opinions of a set span at least

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -50,6 +51,7 @@ class Picture:
     """One image of the plan: its row, how long its file is, its upright size and the size at which it is stored."""
 
     row: Row
+    path: str  # of the file, from the data set's root on, with slashes
     file_bytes: int
     size: tuple[int, int]
     stored: tuple[int, int]
@@ -66,16 +68,16 @@ class ShardTask:
 
     def digest(self) -> str:
         """A hash of everything that decides the bytes of the shard, but for the pictures' contents."""
-        rows = [(p.row.id, p.row.opinion, p.row.std, p.row.group, p.file_bytes, p.size, p.stored) for p in self.pictures]
+        rows = [(p.row.id, p.row.opinion, p.row.std, p.row.group, p.path, p.file_bytes, p.size, p.stored) for p in self.pictures]
         return _digest([FORMAT, asdict(self.layout), self.seed, rows])
 
 
 class Pictures(Sequence[Picture]):
     """The images of a plan in the order of their ids, on the disk. A slice is a list of them."""
 
-    def __init__(self, rows: Rows, headers: Iterable[Header]) -> None:
-        """`headers` has one for each of `rows`."""
-        self._rows, self._scratch = rows, Scratch()
+    def __init__(self, rows: Rows, root: Path, headers: Iterable[Header]) -> None:
+        """`headers` has one for each of `rows`, whose pictures are named from `root` on."""
+        self._rows, self._root, self._scratch = rows, root, Scratch()
         self._scratch.execute("create table headers (file_bytes, width, height, stored_width, stored_height)")
         self._scratch.executemany("insert into headers values (?, ?, ?, ?, ?)", headers)
 
@@ -93,7 +95,7 @@ class Pictures(Sequence[Picture]):
         first, last, step = number.indices(len(self))
         headers = self._scratch.execute("select * from headers where rowid > ? and rowid <= ? order by rowid", (first, last))
         found = [
-            Picture(row, file_bytes, (width, height), (stored_width, stored_height))
+            Picture(row, _path_from(self._root, row.file), file_bytes, (width, height), (stored_width, stored_height))
             for row, (file_bytes, width, height, stored_width, stored_height) in zip(self._rows[first:last], headers, strict=True)
         ]
         return found[::step]
@@ -193,10 +195,15 @@ def plan_build(data_set: DataSet, settings: Settings) -> Plan:
     except ShardError as error:
         raise ShardError(f"{data_set.table}: {error}") from None
     refuse_missing_pictures(data_set)
-    pictures = Pictures(data_set.rows, _headers(data_set.rows, rule, settings.patch_size))
+    pictures = Pictures(data_set.rows, data_set.root, _headers(data_set.rows, rule, settings.patch_size))
     layout = _choose_layout(pictures, settings)
     shares = [(f"shard-{number:06d}.tar", images) for number, images in enumerate(dealt(pictures.bytes_in(layout), settings.shard_bytes))]
     return Plan(data_set, settings, rule, layout, pictures, Tasks(pictures, layout, settings.seed, shares), splits)
+
+
+def _path_from(root: Path, file: Path) -> str:
+    """The same wherever the root lies; a file that the table names elsewhere, by its whole path, keeps that."""
+    return (file.relative_to(root) if file.is_relative_to(root) else file).as_posix()
 
 
 def _headers(rows: Rows, rule: str, patch_size: int) -> Iterator[Header]:

@@ -1,10 +1,12 @@
 """Split tables that are added to a finished shard folder, or come from and go to other programs. No pixel is touched.
 
     plain   id,part                          id may also be the file name of the picture, and part may be called split
-    pyiqa   img_name,mos,std,official_split,ratio802_seed123_split_01 ...      a column per split, train | val | test
+    pyiqa   img_name,mos,std,official_split,ratio802_seed123_split_01 ...,ref_name,id      a column per split, train | val | test
 
-The second is the meta csv of pyiqa, which takes every column with 'split' in its name and finds image and opinion by their
-place (IQA-PyTorch, docs/Dataset_Preparation.md and pyiqa/data/base_iqa_dataset.py). Its pickles are never opened.
+The second is the meta csv of pyiqa, which takes every column with 'split' in its name, finds image and opinion by their place, and
+joins the path of a picture to its dataroot (IQA-PyTorch, docs/Dataset_Preparation.md, pyiqa/data/base_iqa_dataset.py and
+general_nr_dataset.py). What is exported says dmos where opinions fall with quality, which pyiqa's own tables do not always, and
+ref_name for the content, as they do. Its pickles are never opened.
 A table that is there already is never overwritten.
 """
 
@@ -15,7 +17,7 @@ import os
 import re
 from bisect import bisect
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -43,9 +45,16 @@ PRACTICE = re.compile(r"(.*/)?t[1-7]\.bmp", re.IGNORECASE)
 
 
 def rows_of(shards: Shards) -> Rows:
-    """The images of a shard folder, as the splits see them: the file is a bare name, and no part is stated."""
+    """The images of a shard folder, as the splits see them: the file lies below a root that is not known, and no part is stated."""
     return Rows(
-        Row(row["id"], Path(row["source"]), float(row["opinion"]), float(row["std"]) if row["std"] else None, row["group"], None)
+        Row(
+            row["id"],
+            Path(row["path"] if "path" in row else row["source"]),
+            float(row["opinion"]),
+            float(row["std"]) if row["std"] else None,
+            row["group"],
+            None,
+        )
         for row in shards.image_rows()
     )
 
@@ -105,36 +114,46 @@ def _stated(row: Row, record: Record, column: str) -> Row:
 def export_splits(shards: Shards, file: Path, name: str | None = None, form: str = "pyiqa") -> list[str]:
     """Writes the split `name`, or all, to the new file `file` in one of FORMS; returns the names.
 
-    Raises ShardError when `file` is there already, when it is to hold several splits and the form takes one, and when pyiqa could not
-    tell the images apart.
+    Raises ShardError when `file` is there already, when it is to hold several splits and the form takes one, and when the shards do not
+    say in which folders pictures of one name lie.
     """
     names, rows = [name] if name else shards.split_names(), rows_of(shards)
     if file.exists():
         raise ShardError(f"{file}: is there already; export to another file")
     if form == "plain" and len(names) > 1:
         raise ShardError(f"--form plain holds one split; choose it with --name: {', '.join(names)}")
-    if form == "pyiqa" and (doubles := len(rows) - len(seen := Counter(row.file.name for row in rows))):
-        (first, times), *_ = seen.most_common(1)
-        raise ShardError(
-            f"{file}: pyiqa knows pictures by their bare file names, and {doubles:,} of {len(rows):,} have one that stood there before "
-            f"('{first}' is {times} images, of several folders); export each split with --form plain --name SPLIT"
-        )
-    splits = {name: _parts_of(shards, name) for name in names}
+    if form == "pyiqa" and "path" not in next(shards.image_rows()):
+        _tell_of_unknown_folders(shards, rows)
+    splits, score = {name: _parts_of(shards, name) for name in names}, "mos" if shards.label.higher_is_better else "dmos"
     with explained(file):
-        _write(file, pyiqa_table(rows, splits) if form == "pyiqa" else split_table(rows.ids(), splits[names[0]]))
+        _write(file, pyiqa_table(rows, splits, score) if form == "pyiqa" else split_table(rows.ids(), splits[names[0]]))
     return names
 
 
-def pyiqa_table(rows: Rows, splits: Mapping[str, np.ndarray]) -> Iterator[bytes]:
+def _tell_of_unknown_folders(shards: Shards, rows: Rows) -> None:
+    found = f"{shards.folder}: was built by an older version, which did not record the folders of the pictures"
+    again = "build the shards again in another folder and export from there"
+    if doubles := len(rows) - len(seen := Counter(row.file.name for row in rows)):
+        (first, times), *_ = seen.most_common(1)
+        raise ShardError(
+            f"{found}, and {doubles:,} of {len(rows):,} have a file name that stood there before ('{first}' is {times} images); "
+            f"{again}, or export each split with --form plain --name SPLIT"
+        )
+    print(f"note: {found}: img_name is the bare file name; where pyiqa does not find them by it, {again}")
+
+
+def pyiqa_table(rows: Rows, splits: Mapping[str, np.ndarray], score: str = "mos") -> Iterator[bytes]:
     """The images with a column per split, as pyiqa reads it, piece by piece; images that a split leaves out have an empty field.
 
-    pyiqa looks for pictures by img_name, a bare file name here. The last column, id, is for reading the table back.
+    `score` is the name of the opinions. Contents are told where images share one; the last column, id, is for reading the table back.
     """
-    header = ["img_name", "mos", "std", *map(_column_of, splits), "id"]
+    shared = ["ref_name"] if rows.num_contents < len(rows) else []
+    header = ["img_name", score, "std", *map(_column_of, splits), *shared, "id"]
     names = (*PARTS, None)  # csv leaves the field of None empty
     stated = map(bytes, np.stack([*splits.values()], 1)) if splits else ()
     lines = (
-        [row.file.name, row.opinion, row.std, *(names[part] for part in parts), row.id] for row, parts in zip(rows, stated, strict=True)
+        [row.file.as_posix(), row.opinion, row.std, *(names[part] for part in parts), *(row.group for _ in shared), row.id]
+        for row, parts in zip(rows, stated, strict=True)
     )
     return csv_pieces(chain([header], lines))
 
@@ -192,10 +211,10 @@ def _columns(file: Path, header: Sequence[str], name: str | None) -> dict[str, s
 
 def _record_of_each_image(file: Path, table: Table, rows: Rows, practice: re.Pattern[str] | None) -> dict[str, Record]:
     """The record of every image, by id. Raises ShardError for images that are unknown, stand there twice, or are missing."""
-    column = next((column for column in _IMAGE_COLUMNS if column in table), None)
-    if column is None:
+    columns = [column for column in _IMAGE_COLUMNS if column in table]
+    if not columns:
         raise ShardError(f"{file}: lacks a column with the images, such as id or image; it has: {', '.join(table.columns)}")
-    ids, id_of = set(rows.ids()), _ids_by_name(rows)
+    column, ids, id_of = columns[0], set(rows.ids()), _ids_by_name(rows)
     record_of: dict[str, Record] = {}
     unknown: list[Record] = []
     left_out: list[str] = []
@@ -204,8 +223,8 @@ def _record_of_each_image(file: Path, table: Table, rows: Rows, practice: re.Pat
         name = record[column]
         if column == flive_table.IMAGE and flive_table.is_patch(name) != of_patches:
             continue  # it has images and patches, and the shards one of them
-        image = name if name in ids else id_of.get(name.casefold()) or id_of.get(image_id(name, record.where).casefold())
-        image = image or id_of.get(re.split(r"[/\\]", name)[-1].casefold())
+        called = (record[each] for each in columns if each in record)  # what was built from a table of ours may have other ids
+        image = next(filter(None, (_image_called(each, record.where, ids, id_of) for each in called)), None)
         if image is None and practice and practice.fullmatch(name):
             left_out.append(name)
         elif image is None:
@@ -227,11 +246,19 @@ def _record_of_each_image(file: Path, table: Table, rows: Rows, practice: re.Pat
     return record_of
 
 
+def _image_called(name: str, where: str, ids: Set[str], id_of: Mapping[str, str | None]) -> str | None:
+    """The id of the image that `name` alone names, by the id, the path or the file name."""
+    if name in ids:
+        return name
+    found = id_of.get(name.casefold()) or id_of.get(image_id(name, where).casefold())
+    return found or id_of.get(re.split(r"[/\\]", name)[-1].casefold())
+
+
 def _ids_by_name(rows: Rows) -> dict[str, str | None]:
-    """The id of every image by its id and file name in small letters; None for what names several images."""
+    """The id of every image by its id, path and file name in small letters; None for what names several images."""
     id_of: dict[str, str | None] = {}
     for row in rows:
-        for name in {row.id.casefold(), row.file.name.casefold()}:
+        for name in {row.id.casefold(), row.file.as_posix().casefold(), row.file.name.casefold()}:
             id_of[name] = row.id if id_of.get(name, row.id) == row.id else None
     return id_of
 

@@ -262,21 +262,8 @@ def _known_traps(data_set: DataSet) -> Iterator[Finding]:
             f"one of {', '.join(each.name for each in known.labels)}: they rank the images differently",
             "say in every report which one it is, and never mix them",
         )
-    if known and known.name == "kadid10k" and any(row.std is not None for row in data_set.rows):
-        if data_set.table.name.lower() == "dmos.csv":
-            yield Finding(
-                "note",
-                "the deviations are the roots of KADID-10k's column var",
-                "variances, as the column is called; two published rows seem to fit a standard deviation alone",
-                "take what is computed from std, such as the outlier ratio, with that doubt",
-            )
-        else:
-            yield Finding(
-                "warning",
-                f"deviations of KADID-10k in {data_set.table.name}, which its makers did not write",
-                "the roots of its column var: that is a variance, and pyiqa's table has it as std",
-                "compare std with var in the makers' dmos.csv; leave the column out, or build with --dataset kadid10k",
-            )
+    if known and known.name == "kadid10k":
+        yield from _kadid_deviations(data_set)
     if not known and "kadid" in data_set.table.stem.lower() and len(data_set.rows) < ADAPTERS["kadid10k"].images:
         yield Finding(
             "warning",
@@ -298,6 +285,37 @@ def _known_traps(data_set: DataSet) -> Iterator[Finding]:
                 "labels=640_padded.csv beside the other tables; its column is_valid says which images are val",
                 "download it from where labels640.csv is, or a val is cut out of train, which others do not have",
             )
+
+
+def _kadid_deviations(data_set: DataSet) -> Iterator[Finding]:
+    """Whether 30 ratings can deviate so. Beside a mean hardly a number of three decimals is possible both as deviation and as variance."""
+    rated = [(row.opinion, row.std) for row in data_set.rows if row.std is not None]
+    if not rated:
+        return
+    means, variances = possible_ratings(30)
+    as_std = as_variance = 0
+    for opinion, std in rated:
+        possible = variances[abs(means - opinion) < 0.0051]  # dmos has two decimals, var has three
+        as_std += bool((abs(np.sqrt(possible) - std) < 0.00051).any())
+        as_variance += bool((abs(possible - std) < 0.00051).any())
+    is_right = as_std > len(rated) / 2  # a few images have more or fewer ratings
+    yield Finding(
+        "note" if is_right else "error" if as_variance > as_std else "warning",
+        f"of {len(rated):,} deviations in {data_set.table.name}, 30 ratings from 1 to 5 can have {as_std:,} as their standard deviation, "
+        f"{as_variance:,} as their variance",
+        "standard deviations, which KADID-10k's column var holds whatever its name, and pyiqa's std",
+        "nothing" if is_right else "take dmos.csv as its makers distribute it, and its var as it stands, without a root or a square",
+    )
+
+
+def possible_ratings(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the variance of all that so many whole ratings from 1 to 5 can be, each pair of them once."""
+    sums = {(0, 0)}  # of the ratings, and of their squares
+    for _ in range(number):
+        sums = {(total + rating, squares + rating**2) for total, squares in sums for rating in range(1, 6)}
+    total, squares = np.array(sorted(sums)).T
+    means = total / number
+    return means, np.maximum(0, squares / number - means**2)  # rounding makes less than nothing of none
 
 
 def turned_round(data_set: DataSet) -> tuple[str, str, str] | None:

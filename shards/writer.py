@@ -161,7 +161,10 @@ def _enter(out: Path, plan: Plan) -> dict[str, str]:
     strangers = sorted(path.name for path in out.glob("*") if path != note.parent)  # before the note: another build may be at its start
     begun, finished = _read_json(note), _read_json(out / "manifest.json")
     if finished and finished.get("plan") != plan.digest():
-        raise ShardError(f"{out}: holds the shards of another table or of other settings; choose another --out, or delete that folder")
+        raise ShardError(
+            f"{out}: holds the shards of another table, of other settings or of an older version; choose another --out, "
+            f"or delete that folder"
+        )
     if strangers and not begun and not finished:
         raise ShardError(f"{out}: is not empty ({strangers[0]}) and holds no build of ours; choose a new or empty folder as --out")
     if not begun:

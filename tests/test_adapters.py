@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 import subprocess
@@ -74,7 +73,7 @@ FIRST_AND_COUNTS = {  # name: (one row, its file below the root; images, content
         (16, 4, {None: 16}),
     ),
     "tid2013": (Row("I25_01_1", Path("distorted_images/i25_01_1.BMP"), 5.5, None, "i25", None), (12, 4, {None: 12})),
-    "kadid10k": (Row("I02_01_01", Path("images/I02_01_01.png"), 1.6, math.sqrt(0.28), "I02.png", None), (15, 5, {None: 15})),
+    "kadid10k": (Row("I02_01_01", Path("images/I02_01_01.png"), 1.6, 0.49, "I02.png", None), (15, 5, {None: 15})),
     "pipal": (Row("A0001_00_02", Path("Distortion_2/A0001_00_02.bmp"), 1052.25, None, "A0001", None), (15, 5, {None: 15})),
     "agiqa3k": (
         Row("sd1_5_normal_001", Path("AGIQA-3K/sd1.5_normal_001.jpg"), 0.75, 0.41, "a red fox, sitting in the snow", None),
@@ -430,7 +429,7 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda root: [file.write_text(re.sub(r",.*", ",1400", file.read_text())) for file in (root / "Train_Label").iterdir()],
         r"Train_Label: all 15 opinions are 1400, so nothing can be learnt",
     ),
-    "negative variance": ("kadid10k", edit("dmos.csv", ",0.25", ",-0.25"), r"dmos.csv, line 2, column var: -0.25 is no variance"),
+    "negative deviation": ("kadid10k", edit("dmos.csv", "1.2,0.4", "1.2,-0.4"), r"dmos.csv, line 3: the std -0.4 is no standard deviation"),
     "a row twice": (
         "kadid10k",
         edit("dmos.csv", "I01_01_02.png", "I01_01_01.png"),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import public_sets
 import pytest
 
@@ -18,7 +19,7 @@ from shards.datasets import DataSet, read_table
 from shards.examination import examine
 from shards.manifest import PARTS, Label
 from shards.picture_checks import picture_findings
-from shards.table_checks import table_findings
+from shards.table_checks import possible_ratings, table_findings
 
 
 def whole(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> DataSet:
@@ -107,11 +108,57 @@ def test_what_is_known_of_a_set_is_noted(tmp_path: Path, monkeypatch: pytest.Mon
     assert not any("FLIVE without the val" in each.found for each in table_findings(chosen))
     kadid = whole("kadid10k", tmp_path / "kadid", monkeypatch)
     assert any(each.found.startswith("the label DMOS") and each.severity == "note" for each in table_findings(kadid))
-    assert any("KADID-10k's column var" in each.found and each.severity == "note" for each in table_findings(kadid))
+
+
+# KADID-10k's column var
+
+
+def rated_kadid(folder: Path, table: str, spread: Callable[[np.ndarray], np.ndarray]) -> DataSet:
+    """300 images with the means of 30 made ratings each and what `spread` says of the ratings, written as KADID-10k's are."""
+    dice = np.random.default_rng(7)
+    ratings = 1 + dice.binomial(4, dice.uniform(0.05, 0.95, (300, 1)), (300, 30))
+    spreads = spread(ratings).round(3)
+    columns = "dist_img,ref_img,dmos,var" if table == "dmos.csv" else "dist_name,ref_name,dmos,std"
+    names = [f"I{n // 20 + 1:02}_{n:03}" for n in range(300)]
+    lines = [
+        f"{name}.png,{name[:3]}.png,{mean:g},{said:g}" for name, mean, said in zip(names, ratings.mean(1).round(2), spreads, strict=True)
+    ]
+    (folder / "images").mkdir(parents=True)
+    (folder / table).write_text("\n".join([columns, *lines]))
+    if table == "dmos.csv":
+        return ADAPTERS["kadid10k"].read(folder, "DMOS")
+    return read_table(folder / table, folder / "images", direction_is_stated=True)
+
+
+SPREADS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
+    "deviations": (lambda ratings: ratings.std(1), "note"),
+    "variances": (lambda ratings: ratings.var(1), "error"),
+    "roots of deviations": (lambda ratings: np.sqrt(ratings.std(1)), "warning"),
+}
+
+
+@pytest.mark.parametrize("table", ["dmos.csv", "meta_info_KADID10kDataset.csv"])
+@pytest.mark.parametrize("kind", SPREADS)
+def test_kadids_deviations_are_told_from_variances_by_what_30_ratings_can_say(kind: str, table: str, tmp_path: Path) -> None:
+    spread, severity = SPREADS[kind]
+    (finding,) = [each for each in table_findings(rated_kadid(tmp_path, table, spread)) if each.found.startswith("of 300 deviations")]
+    assert finding.severity == severity
+    said = re.fullmatch(rf"of 300 deviations in {table}, .* have (\d+) as their standard deviation, (\d+) as their variance", finding.found)
+    assert said
+    as_deviation, as_variance = map(int, said.groups())
+    assert (as_deviation == 300) == (kind == "deviations") and (as_variance == 300) == (kind == "variances")
+    assert min(as_deviation, as_variance) < 60
+    assert (finding.to_do == "nothing") == (kind == "deviations")
+
+
+def test_kadids_published_rows_are_possible_as_deviations_alone() -> None:
+    means, variances = possible_ratings(30)
+    for mean, var in ((4.57, 0.496), (4.33, 0.869)):
+        possible = variances[means.round(2) == mean]
+        assert var in np.sqrt(possible).round(3) and var not in possible.round(3)
 
 
 PYIQA = {  # the table, its header, and what the doctor must say of it
-    "meta_info_KADID10kDataset.csv": ("ref_name,dist_name,dmos,std", "warning", "deviations of KADID-10k in meta_info_KADID10kDataset.csv"),
     "meta_info_LIVEIQADataset.csv": ("ref_name,dist_name,mos,std", "error", "the label is MOS (scale not stated, higher is better)"),
     "meta_info_CSIQDataset.csv": ("ref_name,dist_name,dmos,std", "error", "the label is MOS (scale not stated, higher is better)"),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 import shutil
 import subprocess
@@ -9,11 +11,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import public_sets
 import pytest
 from photographs import contents, make_folder, read_csv
 
 from shards.__main__ import main
-from shards.manifest import Shards
+from shards.manifest import Shards, file_sha256, fingerprint_of, manifest_sha256
 
 SMALL = ["--size", "16", "--patches", "2", "--workers", "1"]
 NAMES = [f"cup{number:02d}.png" for number in range(40)]
@@ -191,7 +194,7 @@ def test_only_a_table_of_live_in_the_wild_may_have_the_pictures_that_its_raters_
 def test_all_splits_of_a_folder_are_exported_at_once_with_opinions_and_deviations(cups: Path, out: Path, tmp_path: Path) -> None:
     assert split(out, "--export", tmp_path / "all.csv") == 0
     rows, told = read_csv(tmp_path / "all.csv"), read_csv(cups / "scores.csv")
-    assert list(rows[0]) == ["img_name", "mos", "std", *(f"round-{number:02d}_split" for number in range(1, 11)), "id"]
+    assert list(rows[0]) == ["img_name", "mos", "std", *(f"round-{number:02d}_split" for number in range(1, 11)), "ref_name", "id"]
     assert [(row["img_name"], float(row["mos"]), float(row["std"])) for row in rows] == [
         (row["image"], float(row["score"]), float(row["std"])) for row in told
     ]
@@ -246,25 +249,83 @@ def test_a_split_command_does_one_thing(out: Path, options: list[str]) -> None:
         split(out, *options)
 
 
-def test_pictures_that_pyiqa_could_not_tell_apart_are_exported_in_the_plain_form_alone(
+# pyiqa's table of a set that it is built from again
+
+
+def parts_by_picture(shards: Shards, split: str) -> dict[str, str]:
+    parts = shards.split(split)[1]
+    return {row["path"]: part for number, row in enumerate(shards.image_rows()) for part in parts if number in parts[part]}
+
+
+@pytest.mark.parametrize("name", ["live", "csiq", "kadid10k", "tid2013", "pipal"])
+def test_an_exported_set_is_built_again_with_its_pictures_direction_and_contents(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, table, again = public_sets.make(name, tmp_path / "root"), tmp_path / "mine.csv", tmp_path / "again"
+    assert main(["build", "--dataset", name, "--root", str(root), "--out", str(tmp_path / "out"), *SMALL]) == 0
+    assert split(tmp_path / "out", "--export", table) == 0
+    assert all((root / row["img_name"]).is_file() for row in read_csv(table))
+    command = ["build", "--table", str(table), "--images", str(root), "--name", "mine", "--out", str(again), *SMALL]
+    first = Shards(tmp_path / "out")
+    if not first.label.higher_is_better:
+        assert main(command) == 1
+        assert "has a column dmos: add --lower-is-better, or --higher-is-better" in capsys.readouterr().err
+        command.append("--lower-is-better")
+    assert main(command) == 0
+    second = Shards(again)
+    assert second.label.higher_is_better == first.label.higher_is_better
+    told = [
+        {row["path"]: tuple(row[column] for column in ("opinion", "std", "group", "sha256")) for row in one.image_rows()}
+        for one in (first, second)
+    ]
+    assert told[0] == told[1]
+    assert parts_by_picture(second, "round-01") == parts_by_picture(first, "round-01")
+    assert split(again, "--import", table, "--name", "round-02") == 0  # the same again: no table is overwritten
+
+
+def made_older(out: Path) -> None:
+    """What a folder was before images.csv told the folders of the pictures."""
+    rows = [{"source" if key == "path" else key: value for key, value in row.items()} for row in read_csv(out / "images.csv")]
+    with (out / "images.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, rows[0], lineterminator="\n")
+        table.writeheader()
+        table.writerows(row | {"source": Path(row["source"]).name} for row in rows)
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["images_sha256"] = file_sha256(out / "images.csv")
+    manifest["fingerprint"] = fingerprint_of(manifest)
+    manifest["sha256"] = manifest_sha256(manifest)
+    (out / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_older_shards_are_read_and_exported_by_bare_file_names_which_is_said(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert split(out, "--export", tmp_path / "new.csv") == 0
+    made_older(out)
+    assert main(["check", str(out)]) == 0
+    capsys.readouterr()
+    assert split(out, "--export", tmp_path / "older.csv") == 0
+    note = capsys.readouterr().out.splitlines()[0]
+    assert note.startswith(
+        f"note: {out}: was built by an older version, which did not record the folders of the pictures: img_name is the "
+    )
+    assert note.endswith("build the shards again in another folder and export from there")
+    assert (tmp_path / "older.csv").read_bytes() == (tmp_path / "new.csv").read_bytes()
+    assert split(out, "--import", tmp_path / "new.csv") == 0
+
+
+def test_older_shards_whose_pictures_share_names_are_exported_in_the_plain_form_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = make_folder(tmp_path)
-    names = sorted(path.name for path in (folder / "images").iterdir())
-    (folder / "images" / "more").mkdir()
-    table = folder / "scores.csv"
-    text = table.read_text()
-    for here, there in zip(names[:3], names[5:8], strict=True):  # more/ now holds three names that are beside it, too
-        (folder / "images" / here).rename(folder / "images" / "more" / there)
-        text = text.replace(f"{here},", f"more/{there},")
-    table.write_text(text)
-    words = ["--table", str(table), "--images", str(folder / "images"), "--size", "64", "--patches", "1", "--workers", "1"]
-    assert main(["build", *words, "--out", str(tmp_path / "out")]) == 0
+    folder = make_folder(tmp_path, [f"{folder}/cup{number}.png" for folder in ("a", "b") for number in range(20)], 24, 20)
+    assert build(folder, tmp_path / "out") == 0
+    made_older(tmp_path / "out")
     assert split(tmp_path / "out", "--export", tmp_path / "new.csv") == 1
     (error,) = capsys.readouterr().err.splitlines()[-1:]
-    assert "new.csv: pyiqa knows pictures by their bare file names, and 3 of 12 have one that stood there before" in error
-    assert f"('{names[5]}' is 2 images, " in error and error.endswith("export each split with --form plain --name SPLIT")
+    assert "did not record the folders of the pictures, and 20 of 40 have a file name that stood there before ('cup0.png' is 2 im" in error
+    assert error.endswith(
+        "build the shards again in another folder and export from there, or export each split with --form plain --name SPLIT"
+    )
     assert not (tmp_path / "new.csv").exists()
-    plain = ["--form", "plain", "--name", next((tmp_path / "out" / "splits").iterdir()).stem]
-    assert split(tmp_path / "out", "--export", tmp_path / "new.csv", *plain) == 0
-    assert len(read_csv(tmp_path / "new.csv")) == 12
+    assert split(tmp_path / "out", "--export", tmp_path / "new.csv", "--form", "plain", "--name", "round-01") == 0
+    assert len(read_csv(tmp_path / "new.csv")) == 40

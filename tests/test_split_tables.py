@@ -84,10 +84,21 @@ def test_every_name_survives_an_export(tmp_path: Path, name: str) -> None:
 
 def test_an_exported_table_is_what_pyiqa_reads() -> None:
     rows = list(csv.DictReader(io.StringIO(pyiqa_table(ROWS, {"official": STATED, "ratio802_seed123_split_01": STATED}).decode())))
-    assert list(rows[0]) == ["img_name", "mos", "std", "official_split", "ratio802_seed123_split_01", "id"]
-    assert [row["img_name"] for row in rows] == [row.file.name for row in ROWS]
+    assert list(rows[0]) == ["img_name", "mos", "std", "official_split", "ratio802_seed123_split_01", "ref_name", "id"]
+    assert [(row["img_name"], row["ref_name"]) for row in rows] == [(row.file.name, row.group) for row in ROWS]
     assert [float(row["mos"]) for row in rows] == [row.opinion for row in ROWS]
     assert {row["official_split"] for row in rows} == set(PARTS)
+
+
+def test_a_table_of_images_that_share_no_content_names_none() -> None:
+    rows = Rows(Row(row.id, row.file, row.opinion, None, row.id, None) for row in ROWS)
+    assert pyiqa_table(rows, {"mine": STATED}).splitlines()[0] == b"img_name,mos,std,mine_split,id"
+
+
+def test_a_picture_is_known_by_its_path_where_another_build_gave_it_another_id(tmp_path: Path) -> None:
+    others = Rows(Row(f"images_{row.id}", Path("images") / row.file, 0.0, None, row.group, None) for row in ROWS)
+    exported = file_with(tmp_path, pyiqa_table(others, {"mine": {f"images_{image}": part for image, part in STATED.items()}}))
+    assert read_splits(exported, ROWS, 0) == {"mine": STATED}
 
 
 # what people have

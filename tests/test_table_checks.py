@@ -24,13 +24,20 @@ def synthetic(change: Callable[[Row], Row] = lambda row: row, label: Label = MOS
                 file = f"I{content:02}_{distortion:02}_{level:02}.png"
                 opinion = round(5.3 - 0.8 * level - 0.004 * content - 0.03 * distortion, 3)
                 rows.append(change(Row(file[:-4], Path(file), opinion, 0.6, f"I{content:02}", None)))
-    return DataSet("mine", label, "none", tuple(rows), Path("scores.csv"))
+    return DataSet("mine", label, "none", tuple(rows), Path("scores.csv"), Path("images"))
 
 
 def authentic(change: Callable[[int, Row], Row]) -> DataSet:
     """300 photographs with an official split, 100 a part."""
     rows = (Row(f"{n:03}", Path(f"{n:03}.jpg"), 1 + n * 7 % 300 / 75, 0.6, f"{n}", ("train", "val", "test")[n % 3]) for n in range(300))
-    return DataSet("mine", Label("MOS", 1.0, 5.0, True), "none", tuple(change(n, row) for n, row in enumerate(rows)), Path("scores.csv"))
+    return DataSet(
+        "mine",
+        Label("MOS", 1.0, 5.0, True),
+        "none",
+        tuple(change(n, row) for n, row in enumerate(rows)),
+        Path("scores.csv"),
+        Path("images"),
+    )
 
 
 def test_clean_tables_are_clean() -> None:

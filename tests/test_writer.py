@@ -184,12 +184,28 @@ def test_images_csv_says_for_people_what_was_stored(tmp_path: Path) -> None:
         "width": "96",
         "height": "72",
         "enlarged": "0",
-        "source": "cup00.png",
+        "path": "cup00.png",
         "sha256": "",
     }
     assert first["sha256"] == contents(folder)["images/cup00.png"]
     assert second["std"] == ""
     assert shards.opinions.tolist() == [1.0, 1.25, 1.5]
+
+
+def test_images_csv_names_the_pictures_from_the_root_on_wherever_that_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a/cup.png", "b/c/cup.png", "cup.png"]
+    shards_of(make_folder(tmp_path / "data", names), tmp_path / "out")
+    assert [row["path"] for row in read_csv(tmp_path / "out" / "images.csv")] == names
+    monkeypatch.chdir(tmp_path / "data")
+    shards_of(Path("."), tmp_path / "again", workers=2)
+    assert contents(tmp_path / "again") == contents(tmp_path / "out")
+
+
+def test_a_picture_that_the_table_names_elsewhere_by_its_whole_path_keeps_that(folder: Path, tmp_path: Path) -> None:
+    elsewhere = make_folder(tmp_path / "elsewhere", ["cup.png"]) / "images" / "cup.png"
+    write_table(folder, {"image": [NAMES[0], folder / "images" / NAMES[1], elsewhere], "score": [1, 2, 3]})
+    shards = shards_of(folder, tmp_path / "out")
+    assert sorted(row["path"] for row in shards.image_rows()) == sorted([*NAMES[:2], elsewhere.as_posix()])
 
 
 def test_the_manifest_says_what_decoded_the_pictures(built: Shards) -> None:
@@ -231,7 +247,9 @@ def test_a_folder_of_another_build_is_refused_and_left_as_it_is(
 ) -> None:
     before = contents(own.folder)
     write_table(folder, {"image": NAMES, "score": [1 + number / 4 for number in range(12)], **columns})
-    with pytest.raises(ShardError, match=r"out: holds the shards of another table or of other settings; choose another --out"):
+    with pytest.raises(
+        ShardError, match=r"out: holds the shards of another table, of other settings or of an older version; choose another --out"
+    ):
         shards_of(folder, own.folder, **options)
     assert contents(own.folder) == before
 

@@ -42,4 +42,4 @@ class Adapter:
         if chosen is None:
             raise ShardError(f"{self.title} has no label '{label}'; choose --label {' or '.join(known.name for known in self.labels)}")
         table, rows = self.rows(Root(root, self.title), label)
-        return data_set_of(self.name, chosen, self.resize, rows, table, refuse)
+        return data_set_of(self.name, chosen, self.resize, rows, table, root, refuse)
