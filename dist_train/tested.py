@@ -30,7 +30,7 @@ from dist_train.run_folder import read_status
 LOWER = "lower is better)"  # how the text of a label ends that runs this way
 
 ON_TEST = "WARNING: these chose their epoch ON TEST, so their figures are too good"
-SEEN_IN_TRAINING = "WARNING: these were trained on some of these images, so their figures are too good"
+SEEN_IN_TRAINING = "WARNING: these were trained on some of these images, or on others of their contents, so their figures are too good"
 CHOSEN_ON = "WARNING: these chose their epoch on some of these images, so their figures are too good"
 UNKNOWN = "nobody knows whether these were trained or chosen on these images"
 
@@ -105,6 +105,8 @@ def _sets_of_run(folder: Path, status: Mapping[str, Any]) -> dict[str, TestedSet
         path = folder / (f"scores-test-{name}.csv" if "sets" in test else "scores-test.csv")
         if not path.is_file() or not test:
             raise ConfigError(f"{folder}: this run has not been tested ({status['status']}: {status['reason']}); let it finish first")
+        panel = test.get("sets", {name: test})[name]
+        too_good = {ON_TEST: status["selected_on"] == "test", SEEN_IN_TRAINING: panel.get("trained_too")}
         sets[name] = TestedSet(
             path,
             *_read_scores(path),
@@ -112,9 +114,9 @@ def _sets_of_run(folder: Path, status: Mapping[str, Any]) -> dict[str, TestedSet
             part="test",
             split=said["split"],
             label=status["label"] if len(trained_on) == 1 else None,
-            on_label=True,
-            num_contents=test.get("sets", {name: test})[name].get("contents"),
-            warnings=(ON_TEST,) if status["selected_on"] == "test" else (),
+            on_label=panel.get("rmse", np.nan) is not None,  # None: the loss left the scale of the scores open
+            num_contents=panel.get("contents"),
+            warnings=tuple(warning for warning, holds in too_good.items() if holds),
         )
     return sets
 
@@ -147,7 +149,7 @@ def _evaluated(path: Path, said: Mapping[str, Any]) -> TestedSet:
         part=said["part"],
         split=said["split"],
         label=label,
-        on_label=label == spoken,
+        on_label=label == spoken and said.get("rmse", np.nan) is not None,
         num_contents=said.get("contents"),
         warnings=(UNKNOWN,) if None in seen.values() else tuple(warning for warning, images in seen.items() if images),
     )
