@@ -298,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
         "--batch-images", type=int, metavar="N", help="pictures scored together (default: as the run, which gives its very figures)"
     )
     command.add_argument("--workers", type=int, metavar="N", help="loader processes per rank (default: as the run)")
-    command.add_argument("--device", choices=("auto", "cpu"), help="auto: a GPU where there is one (default: as the run)")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), help="auto: a GPU where there is one (default: as the run)")
     command.add_argument("--precision", choices=("no", "tf32", "bf16", "fp16"), help="no: float32 (default: as the run)")
 
     command = _add(

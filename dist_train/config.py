@@ -59,8 +59,8 @@ class Run(_Section):
     """Where everything about the run is written. Training in a folder that holds an unfinished run resumes it."""
     seed: int = Field(0, ge=0, lt=2**64)
     """Of the order, the mirroring, the initial weights and the dropout."""
-    device: Literal["auto", "cpu"] = "auto"
-    """auto: the GPU of this process when there is one."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU of this process when there is one. cuda: the same, and no run where there is none."""
     precision: Literal["no", "tf32", "bf16", "fp16"] = "no"
     """no: float32. tf32: float32 whose factors a GPU rounds to 10 bits, in convolutions and matrix products. bf16, fp16: mixed precision
     of the backbone; the target network and the loss stay in float32."""

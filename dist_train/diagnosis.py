@@ -205,7 +205,8 @@ def _gpus(reports: Sequence[Report], facts: Facts) -> Check:
         return Check("GPUs", "run.device=cpu: every rank computes on its CPU", "none")
     expected = "a GPU for every rank, its own, of one kind, and free"
     if not having:
-        finding = Finding("warning", "no rank sees a GPU", expected, "ask Slurm for GPUs (--gpus-per-node), or say run.device=cpu")
+        severity = "error" if facts.device == "cuda" else "warning"
+        finding = Finding(severity, "no rank sees a GPU", expected, "ask Slurm for GPUs (--gpus-per-node), or say run.device=cpu")
         return Check("GPUs", "none", expected, (finding,))
     findings = []
     if lacking := [report for report in reports if not report.gpu and "GPUs" not in report.failures]:

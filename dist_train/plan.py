@@ -332,6 +332,8 @@ def worth_knowing(plan: Plan) -> list[str]:
         notes.append(f"old bugs are switched back on: {', '.join(old)}")
     if plan.config.model.batch_norm == "sync" and plan.world > 1 and not torch.cuda.is_available():
         notes.append("model.batch_norm=sync needs a GPU for each process, and this machine has none: here the run would be refused")
+    if plan.config.run.device == "cuda" and not torch.cuda.is_available():
+        notes.append("run.device=cuda, and this machine has no GPU: here the run would be refused")
     if plan.config.run.precision in NEED_A_GPU and not torch.cuda.is_available():
         notes.append(f"run.precision={plan.config.run.precision} needs a GPU, and here the run has none: it would be refused")
     if plan.config.train.global_batch > (images := len(plan.collection.training_images)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -186,6 +187,12 @@ def test_a_cluster_without_gpus_is_warned_of_unless_that_is_meant() -> None:
     bare = [replace(report, gpu=None) for report in sound()]
     assert only("GPUs", bare).severity == "warning"
     assert verdict(judge(bare, replace(FACTS, device="cpu"))) == "verdict: fit (nothing found)"
+    assert verdict(judge(bare, replace(FACTS, device="cuda"))) == "verdict: not fit (1 error)"
+
+
+def test_what_nobody_could_look_at_is_not_called_ok() -> None:
+    told = as_text(judge(sound()[:1], Facts("cpu", "no")))
+    assert re.findall(r"^(\S+(?: \S+)?)  +skipped ", told, re.MULTILINE) == ["plan", "disk", "all-reduce", "meeting"]
 
 
 def test_a_gpu_without_the_precision_in_hardware_is_a_warning() -> None:

@@ -25,8 +25,11 @@ import warm
 import webdataset as wds
 
 from dist_train.checkpoint import load_checkpoint
+from dist_train.config import load_config
 from dist_train.data import PatchReader, TrainingVisits, patch_batches
+from dist_train.errors import ConfigError
 from dist_train.order import Order
+from dist_train.plan import make_plan
 from shards.manifest import Shards
 
 pytestmark = pytest.mark.timeout(900)  # some start several runs; each run has its own limit
@@ -371,11 +374,19 @@ def test_mixed_precision_and_clipping_train(shards: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("precision", ["fp16", "tf32"])
-def test_a_precision_that_needs_a_gpu_is_refused_without_one(precision: str, shards: Path, tmp_path: Path) -> None:
+def test_a_precision_that_needs_a_gpu_is_refused_without_one_by_the_plan_too(precision: str, shards: Path, tmp_path: Path) -> None:
     ended = warm.run("train", runs.TINY, f"run.folder={tmp_path / 'run'}", f"data.shards={shards}", f"run.precision={precision}")
     assert f"run.precision={precision} needs a GPU" in ended.stderr
     assert ended.returncode == 1
     assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match=rf"run\.precision={precision} needs a GPU, and run\.device=cpu takes none"):
+        make_plan(load_config(runs.TINY, [f"data.shards={shards}", f"run.precision={precision}"]), 1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_run_that_is_to_have_a_gpu_does_not_begin_without_one(shards: Path, tmp_path: Path) -> None:
+    ended = warm.run("train", runs.TINY, f"run.folder={tmp_path / 'run'}", f"data.shards={shards}", "run.device=cuda")
+    assert ended.returncode == 1 and "run.device=cuda: torch finds no GPU here" in ended.stderr and not (tmp_path / "run").exists()
 
 
 def test_gradients_that_stay_infinite_stop_the_run_and_name_the_images(shards: Path, tmp_path: Path) -> None:
