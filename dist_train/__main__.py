@@ -7,9 +7,10 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import TextIO
 
 from dist_train.config import as_yaml, load_config
 from dist_train.errors import ConfigError, TrainingError
@@ -143,7 +144,7 @@ def _predict(options: argparse.Namespace) -> None:
     from dist_train.run_folder import how_far_the_run_is
 
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if options.out is not None and options.out.exists():
+    if options.out is not None and options.out.is_file():
         raise ConfigError(f"--out {options.out}: is there already; name another file, or delete it")
     trained = open_model(options.checkpoint)
     if note := how_far_the_run_is(find_weights(options.checkpoint)):
@@ -162,10 +163,20 @@ def _predict(options: argparse.Namespace) -> None:
         file=sys.stderr,
     )
     predictions = predict(trained, name, options.pictures, device, options.batch_images, options.workers)
-    with nullcontext(sys.stdout) if options.out is None else options.out.open("w", encoding="utf-8", newline="") as file:
+    with nullcontext(sys.stdout) if options.out is None else _named_when_whole(options.out) as file:
         failed = write_predictions(predictions, file)
     if failed:
         raise ConfigError(f"{failed} picture{'s' * (failed > 1)} could not be scored, as said above; all others were")
+
+
+@contextmanager
+def _named_when_whole(path: Path) -> Iterator[TextIO]:
+    """A file to write to that gets its name at the end; what is no ordinary file, such as a pipe, as it is."""
+    place = path if path.exists() else path.with_name(f".{path.name}.part")
+    with place.open("w", encoding="utf-8", newline="") as file:
+        yield file
+    if place != path:
+        place.replace(path)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

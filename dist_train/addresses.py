@@ -9,6 +9,7 @@ import ipaddress
 import os
 import socket
 import sys
+from collections.abc import Iterable, Sequence
 
 import psutil
 
@@ -32,32 +33,36 @@ def addresses_here(host: str) -> list[str]:
     return sorted(address for address in found if address in own or address.startswith("127."))  # 127.0.1.1 is of no interface
 
 
-def the_address(host: str, here: list[str]) -> str | None:
-    """The one of its addresses `here`, for which `host` stands, that is no loopback; None, and a warning, where it is not the only one."""
+def the_address(here: Sequence[str]) -> str | None:
+    """The one of a node's own addresses, for which its name stands, that is no loopback; None where it is not the only one."""
     known = [address for address in here if not ipaddress.ip_address(address).is_loopback]
     known = [address for address in known if ":" not in address] or known  # who knows a node by both versions tries both
-    if len(known) == 1:
-        return known[0]
-    print(
-        f"warning: the processes meet at every address of {host}, because on this node the name stands for {', '.join(here)}; a name that "
-        f"stands for the one address at which the other nodes find it, or that address, keeps the port closed elsewhere",
-        file=sys.stderr,
-        flush=True,
-    )
-    return None
+    return known[0] if len(known) == 1 else None
 
 
 def to_hand_on(host: str) -> str:
     """What the launchers of a job are told instead of `host`, this node's name, for all to mean one address; the name where none is sure.
 
-    The address of the interface that GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names, where one does, else that of the name here.
+    The address of the interface that GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME name, where one does, else that of the name here.
     """
     interfaces = own_addresses()
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        if named := interfaces.get(os.environ.get(variable, "").lstrip("=")):
-            return named[0]
-    here = addresses_here(host)
-    return (the_address(host, here) if here else None) or host
+        said = os.environ.get(variable, "")
+        for name in _named(said, interfaces):
+            if interfaces[name]:
+                return interfaces[name][0]
+        if said and not said.startswith("^"):
+            print(f"warning: {variable}={said} names no interface of this node that has an address", file=sys.stderr, flush=True)
+    return the_address(addresses_here(host)) or host
+
+
+def _named(said: str, interfaces: Iterable[str]) -> list[str]:
+    """The interfaces that such a variable names: by their names, or as NCCL has it by how these begin; none for ^those to avoid."""
+    if said.startswith("^"):
+        return []
+    words = [word.partition(":")[0] for word in said.lstrip("=").split(",") if word]
+    exact = [word for word in words if word in interfaces]
+    return exact or [name for word in words for name in sorted(interfaces) if name.startswith(word) and not said.startswith("=")]
 
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, retention: Retention, 
     part, replaced = folder / f".{target.name}.part", folder / f".{target.name}.replaced"
     for leftover in folder.glob(".step-*.part"):  # of a save that was cut off
         _remove(leftover)
+    while part.exists():  # one that could not be removed
+        part = part.with_suffix(".again.part")
     part.mkdir(parents=True)
     try:
         tensors = dict(zip(NEEDED, (checkpoint.model, checkpoint.optimizer, checkpoint.scores), strict=True))

@@ -69,10 +69,10 @@ class Member:
         told = ((float(row["std"] or "nan"), _content_number(row["group"]), file_number(row, self.shards)) for row in rows)
         return np.fromiter(told, kinds, len(self.shards))
 
-    def trained_too(self, part: str) -> np.ndarray:
-        """Those images of a part whose content, or whose very file, is in train as well: their numbers, int64."""
-        here, train = self.parts[part], self.parts["train"]
-        known: np.ndarray = here[np.isin(self.contents[here], self.contents[train]) | np.isin(self.files[here], self.files[train])]
+    def trained_too(self, images: np.ndarray) -> np.ndarray:
+        """Those of some images, by their numbers, whose content or very file is in train as well: int64."""
+        train = self.parts["train"]
+        known: np.ndarray = images[np.isin(self.contents[images], self.contents[train]) | np.isin(self.files[images], self.files[train])]
         return known
 
     def split_fingerprint(self) -> str:

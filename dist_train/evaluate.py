@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from dist_train import ranks
-from dist_train.collection import Scale
+from dist_train.collection import Member, Scale
 from dist_train.config import Data, load_config
 from dist_train.errors import ConfigError
 from dist_train.evaluation import score_images
@@ -48,6 +48,7 @@ class Seen(NamedTuple):
     trained_on_set: bool | None
     trained_on_images: int | None  # how many of them
     chosen_on_images: int | None  # how many of them chose the best epoch
+    trained_too: int | None  # how many of them it was trained on, by their contents, too: known of the sets of the run alone
     told: str
 
 
@@ -161,7 +162,7 @@ def _choose(trained: TrainedModel, shards: Shards, split: str | None, part: str 
 def _what_was_seen(trained: TrainedModel, own: str | None, shards: Shards, images: np.ndarray) -> Seen:
     """What `trained`, which calls these shards `own`, has seen of `images`, by the pictures' files."""
     if trained.seen is None:
-        return Seen(None, None, None, "what the model was trained on is not known")
+        return Seen(None, None, None, None, "what the model was trained on is not known")
     files = file_numbers(shards)
     known = [np.isin(files, seen) for seen in (trained.seen.trained_on, trained.seen.chosen_on)]
     trained_on, chosen_on = (int(one[images].sum()) for one in known)
@@ -170,15 +171,26 @@ def _what_was_seen(trained: TrainedModel, own: str | None, shards: Shards, image
     of_this_set = own is not None or bool(np.any(known))
     if same_name and not of_this_set:  # as KonIQ-10k is distributed at two sizes
         told = f"WARNING: the model was trained on other files called {name}: copies of these images may be among them"
-        return Seen(None, None, None, told)
+        return Seen(None, None, None, None, told)
     told = "the model was not trained on this data set: it has seen none of these files"
     if of_this_set:
         told = "the model was trained on other images of this data set"
-    if trained_on:
-        told = f"WARNING: the model was trained on {trained_on:,} of these images: its figures are too good"
+    trained_too = _trained_too(trained, own, shards, images) if own else None
+    if trained_on or trained_too:
+        what = f"{trained_on:,}" if trained_on >= (trained_too or 0) else f"the contents of {trained_too:,}"
+        told = f"WARNING: the model was trained on {what} of these images: its figures are too good"
     if chosen_on:
-        told += f"; {'WARNING: ' * (not trained_on)}its best epoch was chosen on {chosen_on:,} of these images"
-    return Seen(of_this_set, trained_on, chosen_on, told)
+        told += f"; {'WARNING: ' * (not told.startswith('WARNING'))}its best epoch was chosen on {chosen_on:,} of these images"
+    return Seen(of_this_set, trained_on, chosen_on, trained_too, told)
+
+
+def _trained_too(trained: TrainedModel, own: str, shards: Shards, images: np.ndarray) -> int | None:
+    """How many of `images` are in train, or show a content that is, in the split of the run; None where that split is no more."""
+    try:
+        split, parts = shards.split(trained.about["trained_on"][own]["split"])
+    except ShardError:
+        return None
+    return len(Member(own, shards, split, parts, Scale(shards.label), 1.0).trained_too(images))
 
 
 def _own_name(trained: TrainedModel, shards: Shards) -> str | None:
@@ -213,6 +225,7 @@ def _about(one: RatedSet) -> dict[str, Any]:
         "trained_on_set": one.seen.trained_on_set,
         "trained_on_images": one.seen.trained_on_images,
         "chosen_on_images": one.seen.chosen_on_images,
+        "trained_too": one.seen.trained_too,
     }
 
 

@@ -98,7 +98,7 @@ def final_panel_of(scores: dict[str, Scores], collection: Collection, part: str,
     panels = {}
     for member in (member for member in collection.members if member.name in scores):
         panel = scores[member.name].final_panel(member.shards, member.shards.label, scale_is_open=scale_is_open)
-        panels[member.name] = panel | {"trained_too": len(member.trained_too(part))}
+        panels[member.name] = panel | {"trained_too": len(member.trained_too(member.parts[part]))}
     return mean_panel(panels, collection)
 
 

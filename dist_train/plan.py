@@ -83,6 +83,8 @@ def most_nodes(config: Config, at_most: int, processes_per_node: int) -> tuple[i
     first: ConfigError | None = None
     for nodes in range(at_most, 0, -1):
         try:
+            if config.run.processes not in (None, nodes * processes_per_node):
+                raise ConfigError(f"run.processes={config.run.processes} are not the {nodes * processes_per_node} of {nodes} node(s)")
             make_plan(config, nodes * processes_per_node)
             return nodes, first
         except ConfigError as refusal:
@@ -312,7 +314,7 @@ def worth_knowing(plan: Plan) -> list[str]:
             if 0 < number < FEW_CONTENTS and len(member.parts[part]) >= FEW_IMAGES
         ]
         for part in ("val", "test"):
-            if len(copies := member.trained_too(part)):
+            if len(copies := member.trained_too(member.parts[part])):
                 notes.append(
                     f"{member.name}: {len(copies):,} of the {len(member.parts[part]):,} images in {part} show a content, or are the very "
                     f"file, that is in train, too, such as '{member.shards.ids[copies[0]]}': figures of {part} are too good; "

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from datetime import timedelta
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
@@ -37,7 +38,8 @@ def backend() -> RendezvousHandlerCreator:
 def meet(params: RendezvousParameters) -> RendezvousHandler:
     """Joins the launchers that meet at `params.endpoint`, NODE:PORT, and lets them meet here where this is NODE.
 
-    Takes the settings of c10d (`--rdzv-conf`). Raises RendezvousConnectionError when NODE does not answer in `read_timeout` seconds (60).
+    Takes read_timeout and the timeouts of c10d (`--rdzv-conf`). Raises RendezvousConnectionError when NODE does not answer within
+    read_timeout, 60 seconds unless told.
     """
     host, port = parse_rendezvous_endpoint(params.endpoint, default_port=DEFAULT_PORT)
     timeout = timedelta(seconds=params.get_as_int("read_timeout", 60) or 60)
@@ -108,7 +110,14 @@ def store_of_launchers(host: str, port: int, timeout: timedelta, *, alone: bool)
     It is held here where `host` is this node, which is `alone` in the job or not. Raises OSError or RuntimeError when there is none.
     """
     if here := addresses_here(host):
-        address = here[0] if alone else the_address(host, here)
+        address = here[0] if alone else the_address(here)
+        if address is None:
+            print(
+                f"warning: the processes meet at every address of {host}, because on this node the name stands for {', '.join(here)}; a "
+                f"name that stands for the one address at which the other nodes find it, or that address, keeps the port closed elsewhere",
+                file=sys.stderr,
+                flush=True,
+            )
         try:
             return listening_store(address, port, timeout), address
         except OSError as error:

@@ -138,7 +138,8 @@ def _evaluated(path: Path, said: Mapping[str, Any]) -> TestedSet:
     """A set of an evaluation, of which `said` is what its evaluation.json holds."""
     ids, contents, scores, opinions = _read_scores(path)
     label, spoken = said["label"], said["scores_on"]
-    seen = {SEEN_IN_TRAINING: said.get("trained_on_images"), CHOSEN_ON: said.get("chosen_on_images")}
+    trained_on = said.get("trained_too") or said.get("trained_on_images")  # of the run's own sets contents are known, of others files
+    seen = {SEEN_IN_TRAINING: trained_on, CHOSEN_ON: said.get("chosen_on_images")}
     return TestedSet(
         path,
         ids,

@@ -355,7 +355,7 @@ def open_accelerator(config: Config) -> Accelerator:
     group = InitProcessGroupKwargs(timeout=ranks.backstop(patience))
     cpu = config.run.device == "cpu" or not torch.cuda.is_available()  # told so, accelerate joins CPU processes; left to guess, it does not
     if cpu and config.run.device == "cuda":
-        raise ConfigError("run.device=cuda: torch finds no GPU here; see nvidia-smi and CUDA_VISIBLE_DEVICES, or say run.device=auto")
+        raise ConfigError("run.device=cuda: torch finds no GPU here; see nvidia-smi and CUDA_VISIBLE_DEVICES, or ask for auto")
     if cpu and precision in NEED_A_GPU:  # it would train in float32 without a word
         raise ConfigError(f"run.precision={precision} needs a GPU, and this run has none; use bf16 or no")
     if precision == "tf32" and torch.cuda.get_device_capability() < FIRST_WITH_TF32:

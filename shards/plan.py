@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -202,8 +203,9 @@ def plan_build(data_set: DataSet, settings: Settings) -> Plan:
 
 
 def _path_from(root: Path, file: Path) -> str:
-    """The same wherever the root lies; a file that the table names elsewhere, by its whole path, keeps that."""
-    return (file.relative_to(root) if file.is_relative_to(root) else file).as_posix()
+    """The same wherever the root lies and however it is written; a file that the table names elsewhere, by its whole path, keeps that."""
+    whole, file = Path(os.path.abspath(root)), Path(os.path.abspath(file))
+    return (file.relative_to(whole) if file.is_relative_to(whole) else file).as_posix()
 
 
 def _headers(rows: Rows, rule: str, patch_size: int) -> Iterator[Header]:

@@ -29,14 +29,18 @@ fi
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=${hosts%%$'\n'*} # no `head`: it would end before a long list does, and this script with it
 
+# An address, because other nodes may know the first by another of its addresses than that at which it listens.
+address=$first
+if [ "$SLURM_JOB_NUM_NODES" -gt 1 ]; then
+    address=$("${container[@]}" "${VENV:-.venv}/bin/python" -m dist_train.addresses "$first") || address=$first
+fi
 # Ports from 32768 on are those that the kernel gives away. Where somebody listens already, torchrun would wait for an answer for ever.
 port=$((10000 + SLURM_JOB_ID % 20000))
-while (exec 3<>"/dev/tcp/localhost/$port" || exec 3<>"/dev/tcp/$first/$port") 2>/dev/null; do
+bare=${address//[\[\]]/} # bash wants an IPv6 address without brackets
+while (exec 3<>"/dev/tcp/localhost/$port" || exec 3<>"/dev/tcp/$first/$port" || exec 3<>"/dev/tcp/$bare/$port") 2>/dev/null; do
     echo "== job $SLURM_JOB_ID: port $port of $first is taken, so the next one is tried" >&2
     port=$((port + 1))
 done
-# An address, because other nodes may know the first by another of its addresses than that at which it listens.
-address=$("${container[@]}" "${VENV:-.venv}/bin/python" -m dist_train.addresses "$first") || address=$first
 meeting=$address:$port
 
 # srun takes from the environment how sbatch was asked, also that of another job from which this one was submitted, and refuses some of it

@@ -38,7 +38,7 @@ srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 "${srun_options[@]}" "$
     bash -c 'echo "== $SLURMD_NODENAME is here" >&2 && exec "$@"' here \
     "${VENV:-.venv}/bin/torchrun" --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node="$processes" \
     --rdzv-backend=bound_c10d --rdzv-endpoint="$meeting" --rdzv-id="$SLURM_JOB_ID.doctor" \
-    --rdzv-conf="join_timeout=$patience" --module dist_train doctor "$@" "run.processes=$world" --wait "$patience" || code=$?
+    --rdzv-conf="join_timeout=$patience" --module dist_train doctor "$@" --wait "$patience" || code=$?
 if [ "$code" -ne 0 ]; then
     echo "== job $SLURM_JOB_ID: not fit, as said above. Without a verdict not all of $SLURM_JOB_NODELIST came within $patience s:" \
         "look for the node that has not said it is here" >&2

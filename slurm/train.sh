@@ -70,8 +70,12 @@ trap end_with_slurm TERM
 folder=$("${container[@]}" "$bin/python" -m dist_train folder "$config" "$@")
 status_file=$folder/status.json
 before=$(stat --printf='%i %y' "$status_file" 2>/dev/null || true)
-# Whether a job, of this number, is still there.
-is_running() { [[ $(scontrol show job "$1" 2>/dev/null) =~ JobState=(RUNNING|COMPLETING|SUSPENDED|STOPPED) ]]; }
+# Whether a job, of this number, is still there, or Slurm cannot say.
+is_running() {
+    local said
+    said=$(scontrol show job "$1" 2>&1) || true
+    [[ ! $said =~ JobState=|"Invalid job id" || $said =~ JobState=(RUNNING|COMPLETING|SUSPENDED|STOPPED) ]]
+}
 # A turn that was killed may have left its stop file, of this job or of one that has ended since.
 take_back() {
     if [[ $(cat "$folder/stop" 2>/dev/null) =~ ^the\ time\ limit\ of\ job\ ([0-9]+)$ ]] &&

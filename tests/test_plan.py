@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,7 +21,9 @@ from dist_train.__main__ import main
 from dist_train.collection import Collection, Member, Scale
 from dist_train.config import Config
 from dist_train.errors import ConfigError
+from dist_train.evaluate import _trained_too
 from dist_train.evaluation import Scores, final_panel_of
+from dist_train.model_folder import TrainedModel
 from dist_train.order import Order
 from dist_train.plan import Plan, describe_plan, irreproducible, make_plan, most_nodes
 from shards.__main__ import main as build_shards
@@ -80,6 +82,11 @@ def test_of_more_nodes_than_the_batch_divides_among_the_most_are_taken(
     assert (why is None) if nodes == at_most else f"does not divide among {at_most * per_node} processes" in str(why)
 
 
+def test_a_number_of_processes_that_the_config_asks_for_decides_how_many_nodes_are_taken(shards: Path) -> None:
+    nodes, why = most_nodes(config_of(shards, run={"processes": 4}), 4, 2)
+    assert nodes == 2 and "run.processes=4" in str(why)
+
+
 def test_where_no_number_of_nodes_will_do_it_is_said_why(shards: Path) -> None:
     with pytest.raises(ConfigError, match=r"train\.global_batch=8 does not divide among 9 processes"):
         most_nodes(config_of(shards), 3, 3)
@@ -101,6 +108,8 @@ def test_a_split_that_parts_contents_is_told_of_before_training_and_with_the_fig
     scores = {"tiny": Scores(member.parts["test"], np.arange(15.0)[:, None], member.shards.opinions[member.parts["test"]])}
     panel = final_panel_of(scores, found.collection, "test", scale_is_open=False)
     assert panel["trained_too"] == 15
+    trained = cast(TrainedModel, SimpleNamespace(about={"trained_on": {"tiny": {"split": "mine"}}}))
+    assert _trained_too(trained, "tiny", Shards(torn), member.parts["test"]) == 15  # as `evaluate` tells
     assert "is in train, too" not in describe_plan(make_plan(config_of(shards), 1))
 
 
@@ -109,7 +118,7 @@ def test_the_same_file_in_train_and_test_is_told_of(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "images" / NAMES[0], tmp_path / "images" / NAMES[11])
     shards_of(tmp_path, tmp_path / "shards")
     (member,) = make_plan(config_of(tmp_path / "shards"), 1).collection.members
-    assert member.trained_too("test").tolist() == [11] and not len(member.trained_too("val"))
+    assert member.trained_too(member.parts["test"]).tolist() == [11] and not len(member.trained_too(member.parts["val"]))
 
 
 def test_opinions_in_val_that_are_all_equal_are_refused_since_no_epoch_could_be_the_best(tmp_path: Path) -> None:

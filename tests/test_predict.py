@@ -58,6 +58,17 @@ def test_a_picture_too_long_to_be_cut_is_named_and_the_others_are_scored(run: Pa
     assert "line.png: 2000x1 would become 128000x64 before patches are cut, more than 65,535 pixels on a side" in done.stderr
 
 
+def test_a_table_is_named_when_it_is_whole_and_is_not_written_over(run: Path, photographs: Path, tmp_path: Path) -> None:
+    out, picture = tmp_path / "scores.csv", photographs / "images" / "coffee-pristine.png"
+    failed = predict("--checkpoint", run, tmp_path / "nowhere", "--out", out)
+    assert failed.returncode == 1 and not out.exists()  # so the command, put right, works
+    assert predict("--checkpoint", run, picture, "--out", out, "--workers", 0).returncode == 0
+    written = out.read_bytes()
+    again = predict("--checkpoint", run, picture, "--out", out, "--workers", 0)
+    assert again.returncode == 1 and f"--out {out}: is there already" in again.stderr and out.read_bytes() == written
+    assert predict("--checkpoint", run, picture, "--out", "/dev/null", "--workers", 0).returncode == 0
+
+
 def test_scores_of_a_loss_without_a_scale_are_told_as_that(shards: Path, photographs: Path, tmp_path: Path) -> None:
     runs.train(1, tmp_path / "run", shards, "train.epochs=1", "loss.regression=plcc")
     done = predict("--checkpoint", tmp_path / "run", photographs / "images" / "coffee-pristine.png", "--workers", 0)

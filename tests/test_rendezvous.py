@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from datetime import timedelta
@@ -46,11 +47,13 @@ def test_launchers_of_one_node_meet_and_the_first_of_them_holds_the_store() -> N
     assert held.get("key") == b"value" and address == same == "127.0.0.1"
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", None])
-def test_a_store_listens_where_it_is_told_to(address: str | None) -> None:
+@pytest.mark.parametrize(("address", "elsewhere"), [("127.0.0.1", False), (None, True)])
+def test_a_store_listens_where_it_is_told_to(address: str | None, elsewhere: bool) -> None:
     store = listening_store(address, 0, SOON)
     with pytest.raises(OSError, match="in use"):
         listening_store(address, store.port, SOON)
+    with socket.socket() as visitor:
+        assert (visitor.connect_ex(("127.0.0.2", store.port)) == 0) == elsewhere
 
 
 def test_a_node_that_cannot_be_reached_is_named() -> None:

@@ -201,6 +201,17 @@ def test_images_csv_names_the_pictures_from_the_root_on_wherever_that_lies(tmp_p
     assert contents(tmp_path / "again") == contents(tmp_path / "out")
 
 
+def test_the_bytes_are_the_same_however_the_root_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder(tmp_path / "set")
+    names = [str(folder / "images" / name) for name in NAMES]
+    write_table(folder, {"image": names, "score": [1 + number / 4 for number in range(len(NAMES))]})
+    shards_of(folder, tmp_path / "whole")
+    monkeypatch.chdir(tmp_path / "whole")
+    shards_of(Path("../set"), tmp_path / "relative")
+    assert contents(tmp_path / "whole") == contents(tmp_path / "relative")
+    assert {row["path"] for row in Shards(tmp_path / "whole").image_rows()} == {*NAMES}
+
+
 def test_a_picture_that_the_table_names_elsewhere_by_its_whole_path_keeps_that(folder: Path, tmp_path: Path) -> None:
     elsewhere = make_folder(tmp_path / "elsewhere", ["cup.png"]) / "images" / "cup.png"
     write_table(folder, {"image": [NAMES[0], folder / "images" / NAMES[1], elsewhere], "score": [1, 2, 3]})

@@ -143,9 +143,12 @@ def test_a_stop_file_that_a_killed_job_has_left_stops_no_other(cluster: Cluster,
     stop.write_text("the time limit of job 4000000\n")
     probed(cluster, venv, tmp_path, shards, *ONE)
     assert not stop.exists()
-    stop.write_text("")  # a person's
-    probed(cluster, venv, tmp_path, shards, *ONE)
-    assert stop.exists()
+    other = cluster.submit(tmp_path / "other", "--wrap=sleep 50")
+    for kept in ("", f"the time limit of job {other.number}\n"):  # a person's, and one of a job that is there
+        stop.write_text(kept)
+        probed(cluster, venv, tmp_path, shards, *ONE)
+        assert stop.read_text() == kept
+    cluster("scancel", other.number)
 
 
 def test_what_goes_wrong_before_the_launchers_start_does_not_make_a_loss_final(
