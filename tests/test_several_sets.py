@@ -277,11 +277,10 @@ def test_a_run_goes_on_without_what_is_optional_and_takes_the_same_steps(
     shards: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch._inductor.config.cpp, "simdlen", 1)  # what has no vectors is compiled in three quarters of the time
     settings = (*REGULARISED, ALIKE, "train.epochs=2")
-    train_here_until(7, tmp_path, shards, *settings, optional)
+    with torch._inductor.config.patch({"cpp.simdlen": 1}):  # what has no vectors is compiled in three quarters of the time
+        train_here_until(7, tmp_path, shards, *settings, optional)
     open_model(tmp_path)
     capsys.readouterr()
     train_here(tmp_path, shards, *settings)
