@@ -19,8 +19,9 @@ RANK = """
 import psutil, torch.distributed as dist
 dist.init_process_group("gloo")
 dist.barrier()
-for process in (psutil.Process(), psutil.Process().parent()):
-    print(*(c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN), flush=True)
+if dist.get_rank() == 0:  # two would write into each other's lines
+    for process in (psutil.Process(), psutil.Process().parent()):
+        print(*(c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN), flush=True)
 dist.barrier()
 """
 
@@ -37,7 +38,7 @@ def test_torchrun_knows_it_and_listens_with_both_its_stores_at_one_address(tmp_p
     done = subprocess.run([*line, tmp_path / "rank.py"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     listening = done.stdout.split()
-    assert len(listening) >= 4 and {*listening} == {"127.0.0.1"}  # each of two ranks tells of torchrun's two stores
+    assert len(listening) >= 2 and {*listening} == {"127.0.0.1"}  # torchrun's two stores, and what gloo opens
 
 
 def test_launchers_of_one_node_meet_and_the_first_of_them_holds_the_store() -> None:
