@@ -6,9 +6,8 @@ model here is the bare one, not its DDP wrapper: the wrapper synchronises buffer
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from dist_train.intervals import effective_contents
 from dist_train.metrics import image_figures, per_image, two_level_panel
 from dist_train.whole_files import write_text
 from shards.manifest import Label, ShardError, Shards
+from shards.tables import csv_text
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,11 @@ class Scores:
     def write_csv(self, path: Path, shards: Shards) -> None:
         """image, opinion, score, spread, content: a row per image, in the order of the shard folder."""
         means, spreads, _ = per_image(self.images, self.patches, self.opinions)
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["image", "opinion", "score", "spread", "content"])
-        for row, opinion, mean, spread in zip(self._rows(shards), self.opinions, means, spreads, strict=True):
-            writer.writerow([row["id"], repr(float(opinion)), repr(float(mean)), repr(float(spread)), row["group"]])
-        write_text(path, table.getvalue())
+        rows = (
+            [row["id"], repr(float(opinion)), repr(float(mean)), repr(float(spread)), row["group"]]
+            for row, opinion, mean, spread in zip(self._rows(shards), self.opinions, means, spreads, strict=True)
+        )
+        write_text(path, csv_text(chain([["image", "opinion", "score", "spread", "content"]], rows)))
 
     def _rows(self, shards: Shards) -> list[dict[str, str]]:
         """What images.csv says of each image."""

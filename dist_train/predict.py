@@ -5,7 +5,6 @@ A picture of the training shards gets the patches it has there, when it is named
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from shards.datasets import image_id
 from shards.manifest import ShardError
 from shards.patches import LONGEST_SIDE, cut, is_too_large, patch_boxes, resize, resized_size
 from shards.photographs import SUFFIXES, decode_photograph
+from shards.tables import csv_text
 
 _TABLES = (".csv", ".json", ".txt", ".xlsx")
 
@@ -96,15 +96,14 @@ def write_predictions(predictions: Iterator[Prediction | str], file: TextIO) -> 
 
     The id is what the csv files of training and evaluation call `image`.
     """
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["image", "score", "spread", "id"])
+    file.write(csv_text([["image", "score", "spread", "id"]]))
     failed = 0
     for found in predictions:
         if isinstance(found, str):
             failed += 1
             print(f"error: {found}", file=sys.stderr)
         else:
-            writer.writerow([found.picture, f"{found.score:.6g}", f"{found.spread:.4g}", found.id])
+            file.write(csv_text([[found.picture, f"{found.score:.6g}", f"{found.spread:.4g}", found.id]]))
     return failed
 
 

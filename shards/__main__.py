@@ -342,7 +342,7 @@ def _parser() -> argparse.ArgumentParser:
         "add split tables to a shard folder, or take them elsewhere; pixels are not touched",
         after_interrupt="no table was changed",
     )
-    command.add_argument("folder", type=_path, help="a shard folder")
+    command.add_argument("folder", type=_stated, help="a shard folder; to export from, also its URL")
     action = command.add_mutually_exclusive_group(required=True)
     action.add_argument("--rounds", type=_number, metavar="N", help="add N random splits by content: round-01 and on")
     action.add_argument(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from shards.rows import Row, Rows
 from shards.tables import Record, Table, read_records
 
 _NOT_IN_A_KEY = re.compile(r"[^\w-]+")  # a WebDataset key ends at the first dot and may not hold a slash
+_BUT_KEPT = ("Mn", "Mc", "So")  # Unicode's categories of what tells names apart and is no letter: the vowels of Hindi and Thai, emoji
 
 # What a table of one's own, pyiqa's meta csv and Q-Align's JSON lists call the same thing.
 CALLED_IMAGE = ("image", "name", "img_name", "image_name", "img_path", "dist_name")
@@ -219,10 +221,13 @@ def naming(row: Row) -> Iterator[None]:
 def image_id(name: str, where: str) -> str:
     """The id of the image at the relative path `name`: the path without its suffix, fit for a WebDataset key."""
     stem = str(Path(name).with_suffix("")) if Path(name).name else ""
-    key = _NOT_IN_A_KEY.sub("_", stem).strip("_")
-    if not key:
+    if not stem:
         raise ShardError(f"{where}: there is no image name; write one, or take the row out")
-    return key
+    one_form = unicodedata.normalize("NFC", stem)  # macOS takes accents apart
+    key = _NOT_IN_A_KEY.sub(lambda run: "".join(each for each in run[0] if unicodedata.category(each) in _BUT_KEPT) or "_", one_form)
+    if not key.strip("_"):
+        raise ShardError(f"{where}: '{name}' has no letter or digit to call the image by; rename the picture, or take the row out")
+    return key.strip("_")
 
 
 def _needed(path: Path, table: Table, names: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ from scipy import ndimage
 from shards.manifest import ShardError
 from shards.photographs import decode_photograph, decoder_versions
 from shards.progress import progress_bar
-from shards.tables import csv_bytes
+from shards.tables import csv_text
 from shards.whole_files import write_bytes
 from shards.workers import WorkerPool
 
@@ -296,4 +296,4 @@ def _refuse_strangers(out: Path, names: list[str]) -> None:
 def _write_table(table: Path, names: list[str], scores: list[float]) -> None:
     groups = [CONTENTS[name.split("-")[0]][0] for name in names]
     rows = [[name, f"{score:.3f}", group, PHOTOGRAPHS[group].split] for name, score, group in zip(names, scores, groups, strict=True)]
-    write_bytes(table, csv_bytes([["image", "score", "group", "split"], *rows]))
+    write_bytes(table, csv_text([["image", "score", "group", "split"], *rows]).encode())

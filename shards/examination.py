@@ -16,13 +16,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from shards.datasets import DataSet
 from shards.duplicates import Look, look_of
 from shards.jpeg_files import has_end_marker
 from shards.manifest import ShardError
-from shards.photographs import DEEP, SUFFIXES, orientation, photograph_size, upright_photograph
+from shards.photographs import DEEP, SUFFIXES, opened, orientation, photograph_size, upright_photograph
 from shards.progress import progress_bar
 from shards.rows import Row
 from shards.workers import WorkerPool
@@ -78,14 +77,14 @@ def picture_at(file: Path, headers_only: bool = False) -> PictureFile:
     try:
         size = photograph_size(file)
         if headers_only:
-            return PictureFile(size=size, traits=_traits(file))
+            return PictureFile(size=size, traits=_traits(file, file))
         content = file.read_bytes()
         picture = upright_photograph(content, file)
+        traits = _traits(io.BytesIO(content), file)
     except (ShardError, OSError) as error:
         return PictureFile(problem=str(error).removeprefix(f"{file}: ").split("; ")[0])
     if picture.size != size:
         return PictureFile(problem=f"decodes to {picture.width}x{picture.height}, its header says {size[0]}x{size[1]}")
-    traits = _traits(io.BytesIO(content))
     if "JPEG" in traits and not has_end_marker(content):
         traits |= {"open end"}
     if "16 bits" in traits and np.asarray(picture).max() < _NEARLY_BLACK:
@@ -93,9 +92,9 @@ def picture_at(file: Path, headers_only: bool = False) -> PictureFile:
     return PictureFile(False, "", size, traits, hashlib.sha256(content).hexdigest(), look_of(picture))
 
 
-def _traits(source: Path | io.BytesIO) -> frozenset[str]:
-    """In what a picture that can be opened is unlike an ordinary one."""
-    with Image.open(source) as picture:
+def _traits(source: Path | io.BytesIO, file: Path) -> frozenset[str]:
+    """In what a picture is unlike an ordinary one. Raises ShardError about `file` where it is damaged behind its first picture."""
+    with opened(source, file) as picture:
         found = {_KINDS.get(picture.mode, ""), "JPEG" if picture.format in _JPEG else ""}
         if orientation(picture) in range(2, 9):
             found.add("turned")

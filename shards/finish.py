@@ -7,7 +7,6 @@ the others have begun.
 
 from __future__ import annotations
 
-import csv
 import errno
 import io
 import json
@@ -23,6 +22,7 @@ from shards.manifest import FORMAT, IMAGE_COLUMNS, ShardError, file_sha256, fing
 from shards.plan import Plan, ShardTask
 from shards.shard_file import complete_record, explained, index_rows, record_path, record_rows
 from shards.splits import split_table
+from shards.tables import csv_text
 from shards.whole_files import sync, whole_file, write_bytes
 
 
@@ -86,14 +86,14 @@ def _write_images(plan: Plan, out: Path, digest: str) -> tuple[list[dict[str, An
         _array_file(out / "opinions.npy", np.dtype("<f8"), (images,)) as opinions,
         _text_file(out / "images.csv") as text,
     ):
-        table = csv.DictWriter(text, IMAGE_COLUMNS, extrasaction="ignore", lineterminator="\n")
-        table.writeheader()
+        text.write(csv_text([IMAGE_COLUMNS]))
         for number, task in enumerate(plan.tasks):
             record, rows = _record(out, task)
             index.write(index_rows(rows, number, plan.layout, digest).tobytes())
             ids.write(np.array([row["id"].encode() for row in rows], id_type).tobytes())
             opinions.write(np.array([row["opinion"] for row in rows], "<f8").tobytes())
-            table.writerows(row | {"enlarged": int(row["enlarged"])} for row in rows)
+            told = (row | {"enlarged": int(row["enlarged"])} for row in rows)
+            text.write(csv_text([row[column] for column in IMAGE_COLUMNS] for row in told))
             shards.append({"file": task.file, "bytes": record["bytes"], "sha256": record["sha256"], "images": len(rows)})
             enlarged += sum(row["enlarged"] for row in rows)
     return shards, enlarged

@@ -74,7 +74,8 @@ class Root:
             raise ShardError(f"{self.path}: there is no such folder; point --root at the one that {self.title} was unpacked to")
         beside = sorted(self.path.iterdir())
         expected = f"{self.path}: expected {' or '.join(names)} of {self.title}"
-        for other in (self.path.resolve().parent, *filter(Path.is_dir, beside)):
+        around = (self.path.resolve().parent, *filter(Path.is_dir, beside))
+        for other in (folder for folder in around if os.access(folder, os.R_OK | os.X_OK)):  # a disk has a lost+found
             if any(Pictures(other).find(name).exists() for name in names):
                 if not self._is_right:
                     raise ShardError(f"{expected}, which {other} has; give --root {other}")
@@ -99,7 +100,8 @@ def where_to_look(missing: Path) -> str:
 
 
 def _unpack(*folders: Path) -> str:
-    archives = sorted({path.name for folder in folders if folder.is_dir() for path in folder.iterdir() if path.suffix.lower() in _ARCHIVES})
+    seen = (folder for folder in folders if folder.is_dir() and os.access(folder, os.R_OK))
+    archives = sorted({path.name for folder in seen for path in folder.iterdir() if path.suffix.lower() in _ARCHIVES})
     return f"{', '.join(archives[:3])} lies there: unpack it, completely" if archives else ""
 
 

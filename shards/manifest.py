@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import zlib
@@ -317,7 +318,7 @@ class Shards:
             yield from csv.DictReader(file)
 
     def split_names(self) -> list[str]:
-        """The splits that the build wrote, and those that somebody added."""
+        """The splits that the build wrote, and those that somebody added: of a URL, which tells of no files, the first alone."""
         added = [] if self.remote else self.path("splits").glob("*.csv")
         return sorted({*self.built_splits, *(path.stem for path in added)})
 
@@ -330,15 +331,16 @@ class Shards:
         """
         names = self.split_names()
         chosen = name or ("official" if "official" in names else "round-01")
-        if chosen not in names:
+        added = self._added_table(chosen) if chosen not in self.built_splits else None
+        if chosen not in self.built_splits and added is None:
             raise ShardError(f"{self.folder}: there is no split '{chosen}'; there are: {', '.join(names) or 'none'}")
-        if chosen in self.built_splits:
+        if added is None:
             self._unchanged(
                 f"splits/{chosen}.csv", self.built_splits[chosen], "; a split of your own goes into another file of that folder"
             )
             parts = self._built_parts[sorted(self.built_splits).index(chosen)]
         else:
-            parts = self._parts_of_a_table(self.path(f"splits/{chosen}.csv"))
+            parts = self._parts_of_a_table(added, self.where(f"splits/{chosen}.csv"))
         return chosen, {part: np.flatnonzero(parts == part_number(part)) for part in PARTS}
 
     @cached_property
@@ -346,14 +348,25 @@ class Shards:
         """uint8 [splits, images], as numbers of PARTS; the splits of the build in the order of their names."""
         return _mapped(self._unchanged("parts.npy", self.manifest["parts_sha256"]))
 
-    def _parts_of_a_table(self, path: Path) -> np.ndarray:
-        """The same for one split that somebody wrote: uint8 [images]."""
+    def _added_table(self, name: str) -> bytes | None:
+        """The csv file of a split that the build did not write; None where there is none."""
+        if not is_plain_name(name):
+            return None
+        if self.remote:
+            return self.remote.read_if_there(f"splits/{name}.csv")
+        path = self.path(f"splits/{name}.csv")
+        return path.read_bytes() if os.path.isfile(path) else None  # of Path, a name that is too long for a disk is an error
+
+    def _parts_of_a_table(self, table: bytes, path: str) -> np.ndarray:
+        """The same for one split that somebody wrote: uint8 [images]. An image without a row, or a part, is in none."""
         parts = np.full(len(self), part_number(None), np.uint8)
-        rows = _split_rows(path)
+        rows = _split_rows(table, path)
         while some := list(islice(rows, ROWS_AT_ONCE)):
             numbers = self.ids.numbers([row.get("id") or "" for _, row in some])
             for number, (line, row) in zip(numbers, some, strict=True):
                 image_id, part = row.get("id"), row.get("part")
+                if number is not None and part == "":
+                    continue
                 if number is None or part not in PARTS:
                     raise ShardError(
                         f"{path}, line {line}: '{image_id},{part}' names no image of this folder, or no part of a split "
@@ -473,12 +486,11 @@ def _mapped(path: Path) -> np.ndarray:
         raise ShardError(f"{path}: was changed after it was written ({error}); {BUILD_AGAIN}") from error
 
 
-def _split_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _split_rows(table: bytes, path: str) -> Iterator[tuple[int, dict[str, str]]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                yield reader.line_num, row
+        reader = csv.DictReader(io.TextIOWrapper(io.BytesIO(table), "utf-8-sig", newline=""))
+        for row in reader:
+            yield reader.line_num, row
     except (UnicodeDecodeError, csv.Error) as error:
         raise ShardError(f"{path}: is not a csv file in UTF-8 ({error}); save it as one") from error
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageFile, ImageOps, features
 
 from shards.manifest import ShardError
 
@@ -41,7 +41,7 @@ def photograph_size(path: Path) -> tuple[int, int]:
 
     Raises ShardError when the file is missing, is not a picture, or is one that `decode_photograph` refuses unseen.
     """
-    with _opened(path, path) as picture:
+    with opened(path, path) as picture:
         width, height = picture.size
         # A PNG may carry its orientation after the pixels, and Pillow's own PngImageFile.getexif would decode them all
         # to look there. Such a file is refused when it is decoded, because its size is then not the one found here.
@@ -59,7 +59,7 @@ def decode_photograph(content: bytes, name: str | Path) -> np.ndarray:
 
 def upright_photograph(content: bytes, name: str | Path) -> Image.Image:
     """The same as a picture of Pillow's, which Pillow resizes without copying it to an array and back."""
-    with _opened(io.BytesIO(content), name) as picture:
+    with opened(io.BytesIO(content), name) as picture:
         picture.load()
         _leave_xmp_aside(picture)
         ImageOps.exif_transpose(picture, in_place=True)
@@ -89,7 +89,7 @@ def _formats() -> list[str]:
 
 
 @contextmanager
-def _opened(source: Path | io.BytesIO, name: str | Path) -> Iterator[Image.Image]:
+def opened(source: Path | io.BytesIO, name: str | Path) -> Iterator[ImageFile.ImageFile]:
     """The picture in `source`; whatever goes wrong while it is used becomes a ShardError about `name`."""
     try:
         with warnings.catch_warnings():

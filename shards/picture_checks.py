@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 
@@ -112,13 +113,13 @@ def _published_sizes(examination: Examination) -> Iterator[Finding]:
             f"{len(others):,} of {len(examination.pictures):,} pictures have another size than was published",
             " or ".join(f"{width}x{height}" for width, height in known.sizes),
             "take the pictures that the makers distribute",
-            places(f"{examination.name(row.file)} ({'x'.join(map(str, picture.size or ()))})" for row, picture in others),
+            places(f"{examination.place(row)} is {'x'.join(map(str, picture.size or ()))}" for row, picture in others),
         )
 
 
 def _kinds(examination: Examination) -> Iterator[Finding]:
     for trait, (severity, found, to_do) in _TRAITS.items():
-        if of_kind := [examination.name(row.file) for row, seen in _seen(examination) if trait in seen.traits]:
+        if of_kind := [examination.place(row) for row, seen in _seen(examination) if trait in seen.traits]:
             yield Finding(
                 severity,
                 f"{len(of_kind):,} of {len(examination.pictures):,} pictures {found}",
@@ -145,9 +146,9 @@ def _sizes(examination: Examination, patch_size: int, rule: str) -> Iterator[Fin
     for row, picture in _seen(examination):
         width, height = picture.size or (1, 1)
         stored = resized_size(width, height, rule, patch_size)
-        told = f"{examination.name(row.file)} ({width}x{height})"
+        told = f"{examination.place(row)} is {width}x{height}"
         if is_too_large(*stored):
-            large.append(f"{told} stored at {stored[0]}x{stored[1]}")
+            large.append(f"{told}, stored at {stored[0]}x{stored[1]}")
         if is_enlarged(width, height, *stored):
             small.append(told)
         if max(width, height) >= _LONGEST * min(width, height):
@@ -222,7 +223,7 @@ def _exact_duplicates(examination: Examination) -> Iterator[Finding]:
 
 
 def _copies_told(same: Sequence[Row], examination: Examination) -> str:
-    told = " = ".join(f"{examination.name(row.file)} ({', '.join(filter(None, (row.part, f'{row.opinion:g}')))})" for row in same[:3])
+    told = " = ".join(f"{examination.place(row)}: {', '.join(filter(None, (row.part, f'{row.opinion:g}')))}" for row in same[:3])
     return told + f" and {len(same) - 3} more" * (len(same) > 3)
 
 
@@ -263,8 +264,14 @@ class Alike:
 def alike_across(examinations: Sequence[Examination], groups: Sequence[int], splits: Sequence[np.ndarray] = ()) -> Alike | None:
     """What looks alike in different `groups` and is not the same file; None when nothing does. Pairs that one of `splits` parts,
     each of them the part of every picture, come first."""
-    names = [each.name(row.file) for each in examinations for row in each.data_set.rows]
+    last = list(accumulate(len(each.pictures) for each in examinations))
     files = [file for each in examinations for file in identities(each)]
+
+    def place(number: int) -> str:
+        which = bisect_right(last, number)
+        examination = examinations[which]
+        return examination.place(examination.data_set.rows[number - last[which]])
+
     seen: set[int] = set()
     numbers: Counter[bool] = Counter()
     examples: dict[bool, list[str]] = {True: [], False: []}
@@ -275,7 +282,7 @@ def alike_across(examinations: Sequence[Examination], groups: Sequence[int], spl
                 numbers[across] += 1
                 seen |= {first, second}
                 if len(examples[across]) < PLACES:
-                    examples[across].append(f"{names[first]} ~ {names[second]}")
+                    examples[across].append(f"{place(first)} ~ {place(second)}")
     return Alike(numbers.total(), len(seen), numbers[True], places(examples[True] + examples[False])) if seen else None
 
 

@@ -112,16 +112,26 @@ def complete_record(out: Path, task: ShardTask) -> dict[str, Any] | None:
 def replaced_pictures(out: Path, task: ShardTask) -> list[Path]:
     """The pictures of a complete shard that are not those that it was written from; of other shards none.
 
-    Read are those alone that the disk has touched since the record was written, or shortly before: clocks of machines may differ.
+    Read are those alone that the disk has touched since the record was written, or shortly before, because clocks of machines may
+    differ: the file, or a folder on the way to it, since one that is renamed brings files that nobody has touched.
     """
     if not complete_record(out, task):
         return []
     since, replaced = record_path(out, task).stat().st_mtime - _CLOCKS, []
+    folders: dict[Path, float] = {}  # when each was touched
     for picture, row in zip(task.pictures, record_rows(out, task), strict=True):
         file = picture.row.file
-        if file.stat().st_ctime > since and hashlib.sha256(file.read_bytes()).hexdigest() != row["sha256"]:
+        around = file.parents[: len(Path(picture.path).parts)]  # as far as the root
+        folders |= {folder: _touched(folder) for folder in around if folder not in folders}
+        touched = max(_touched(file), *(folders[folder] for folder in around))
+        if touched > since and hashlib.sha256(file.read_bytes()).hexdigest() != row["sha256"]:
             replaced.append(file)
     return replaced
+
+
+def _touched(place: Path) -> float:
+    """When the disk last touched a file or folder, or the link to it, in seconds since 1970."""
+    return max(place.stat().st_ctime, place.lstat().st_ctime)
 
 
 def record_rows(out: Path, task: ShardTask) -> list[dict[str, Any]]:

@@ -89,8 +89,9 @@ def read_splits(
     """The splits that a plain table or pyiqa's states about the images `rows`, by name; `name` chooses one, or names the only one.
 
     Where a split has no val, one is cut out of train, and `<name>-no-val` is the split as stated. Under a name that ends so it is
-    only taken as stated. Rows whose picture is none of the images and is called as `practice` says are left out aloud.
-    Raises ShardError naming the file, and the row where there is one, for anything that is not one whole split of these images.
+    only taken as stated. An image whose field is empty is in no part, which is said aloud. Rows whose picture is none of the images
+    and is called as `practice` says are left out aloud.
+    Raises ShardError naming the file, and the row where there is one, for anything that is not a split of these images.
     """
     _refuse_pickle(file)
     table = read_records(file)
@@ -98,16 +99,21 @@ def read_splits(
     splits: dict[str, np.ndarray] = {}
     for split, column in _columns(file, table.columns, name).items():
         stated = Rows(_stated(row, record_of[row.id], column) for row in rows)
+        in_a_part = stated.parts() != part_number(None)
         try:
-            splits |= _completed(split, stated, seed)
+            of_those = _completed(split, Rows(row for row in stated if row.part), seed)
         except ShardError as error:
             raise ShardError(f"{file}, column {column}: {error}") from None
+        if not in_a_part.all():
+            print(f"note: {file}, column {column}: {np.sum(~in_a_part):,} of {len(rows):,} images have an empty field and are in no part")
+        for name, parts in of_those.items():
+            splits[name] = np.full(len(rows), part_number(None), np.uint8)
+            splits[name][in_a_part] = parts
     return splits
 
 
 def _stated(row: Row, record: Record, column: str) -> Row:
-    if (part := flive_table.part_of(record) if flive_table.IMAGE in record else record.part(column)) is None:
-        raise ShardError(f"{record.where}, column {column}: is empty; write train, val or test for every image")
+    part = flive_table.part_of(record) if flive_table.IMAGE in record else record.part(column)
     return replace(row, part=part, where=record.where)
 
 
@@ -126,8 +132,14 @@ def export_splits(shards: Shards, file: Path, name: str | None = None, form: str
         _tell_of_unknown_folders(shards, rows)
     splits, score = {name: _parts_of(shards, name) for name in names}, "mos" if shards.label.higher_is_better else "dmos"
     with explained(file):
-        _write(file, pyiqa_table(rows, splits, score) if form == "pyiqa" else split_table(rows.ids(), splits[names[0]]))
+        _write(file, pyiqa_table(rows, splits, score) if form == "pyiqa" else plain_table(rows, splits[names[0]]))
     return names
+
+
+def plain_table(rows: Rows, parts: np.ndarray) -> Iterator[bytes]:
+    """Every image and its part; an image that the split leaves out has an empty field, as it has in pyiqa's form."""
+    names = (*PARTS, None)
+    return csv_pieces(chain([("id", "part")], ((image, names[part]) for image, part in zip(rows.ids(), parts.tobytes(), strict=True))))
 
 
 def _tell_of_unknown_folders(shards: Shards, rows: Rows) -> None:
@@ -215,18 +227,23 @@ def _record_of_each_image(file: Path, table: Table, rows: Rows, practice: re.Pat
     if not columns:
         raise ShardError(f"{file}: lacks a column with the images, such as id or image; it has: {', '.join(table.columns)}")
     column, ids, id_of = columns[0], set(rows.ids()), _ids_by_name(rows)
+    file_of = {row.id: row.file.as_posix() for row in rows} if len(columns) > 1 else {}
     record_of: dict[str, Record] = {}
     unknown: list[Record] = []
     left_out: list[str] = []
     of_patches = any(flive_table.is_patch(row.file.name) for row in rows)
     for record in table:
-        name = record[column]
-        if column == flive_table.IMAGE and flive_table.is_patch(name) != of_patches:
+        first = record[column]
+        if column == flive_table.IMAGE and flive_table.is_patch(first) != of_patches:
             continue  # it has images and patches, and the shards one of them
-        called = (record[each] for each in columns if each in record)  # what was built from a table of ours may have other ids
-        image = next(filter(None, (_image_called(each, record.where, ids, id_of) for each in called)), None)
-        if image is None and practice and practice.fullmatch(name):
-            left_out.append(name)
+        # What was built from a table of ours may have other ids, and then the file's name alone names an image.
+        stated = {each: record[each] for each in columns if each in record}
+        called = {each: _image_called(name, record.where, ids, id_of) for each, name in stated.items() if name}
+        image = next(filter(None, called.values()), None)
+        if image and len(called) > 1:
+            _refuse_other_names(record, called, image, file_of[image])
+        if image is None and practice and practice.fullmatch(first):
+            left_out.append(first)
         elif image is None:
             unknown.append(record)
         elif image in record_of:
@@ -242,8 +259,22 @@ def _record_of_each_image(file: Path, table: Table, rows: Rows, practice: re.Pat
     if left_out:
         print(f"note: {file}: {len(left_out)} row(s) are left out, of pictures that raters only practised on: {', '.join(left_out)}")
     if missing := [image for image in rows.ids() if image not in record_of]:
-        raise ShardError(f"{file}: {len(missing):,} of {len(rows):,} images have no row, the first is '{missing[0]}'; add them")
+        raise ShardError(
+            f"{file}: {len(missing):,} of {len(rows):,} images have no row, the first is '{missing[0]}'; "
+            f"add them, with an empty field if they are to be in no part"
+        )
     return record_of
+
+
+def _refuse_other_names(record: Record, called: Mapping[str, str | None], image: str, file: str) -> None:
+    """Raises ShardError where a column names another image than the one that was found, and is not a name of its file either."""
+    for column, other in called.items():
+        if other not in (None, image) and not _is_path_of(record[column], file):
+            first = next(each for each in called if called[each])
+            raise ShardError(
+                f"{record.where}: column {first} names image '{image}', and column {column} names '{other}'; "
+                f"take the column out that does not name the images"
+            )
 
 
 def _image_called(name: str, where: str, ids: Set[str], id_of: Mapping[str, str | None]) -> str | None:
@@ -252,6 +283,12 @@ def _image_called(name: str, where: str, ids: Set[str], id_of: Mapping[str, str 
         return name
     found = id_of.get(name.casefold()) or id_of.get(image_id(name, where).casefold())
     return found or id_of.get(re.split(r"[/\\]", name)[-1].casefold())
+
+
+def _is_path_of(name: str, file: str) -> bool:
+    """Whether a name may be that of the file: one of them is the end of the other, folder by folder."""
+    ends = [re.split(r"[/\\]", each.casefold())[::-1] for each in (name, file)]
+    return all(one == other for one, other in zip(*ends, strict=False))
 
 
 def _ids_by_name(rows: Rows) -> dict[str, str | None]:

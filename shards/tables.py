@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -97,10 +97,13 @@ def _csv_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
                 f"save it with commas between the columns and points in the numbers"
             )
         first = 1
-        for fields in chain([header], reader):
-            last = reader.line_num
-            yield f"line {first}" if first == last else f"lines {first} to {last}", [field.strip() for field in fields]
-            first = last + 1
+        try:
+            for fields in chain([header], reader):
+                last = reader.line_num
+                yield f"line {first}" if first == last else f"lines {first} to {last}", [field.strip() for field in fields]
+                first = last + 1
+        except csv.Error as error:  # such as a field of over 131,072 letters, which runs on to the next double quote, or the end
+            raise ShardError(f"{path}, line {first}: is not read ({error}); see that its double quotes are in pairs") from error
 
 
 def read_sheet(path: Path, needed: Sequence[str] = (), sheet: str | None = None) -> Table:
@@ -160,15 +163,17 @@ def _sheet_lines(path: Path, sheet: str | None = None) -> list[tuple[str, list[s
 def read_json(path: Path) -> Table:
     """The entries of a JSON list of objects, such as Q-Align's lists of {"image": ..., "gt_score": ...}."""
     with _explained(path, "a JSON list in UTF-8"):
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=tuple)  # as pairs, or the last of two would win
         json.dumps(entries, ensure_ascii=False).encode()  # an escape such as \ud800 alone is no text
     if not isinstance(entries, list) or not entries:
         raise ShardError(f'{path}: is no list of images; write [{{"image": "a.png", "gt_score": 3.5}}, ...]')
     records = []
     for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict):
+        if not isinstance(entry, tuple):
             raise ShardError(f'{path}, entry {number}: is no object; write {{"image": "a.png", "gt_score": 3.5}}')
-        records.append(Record(f"{path}, entry {number}", {key: _cell_text(value) for key, value in entry.items()}))
+        if twice := _twice([key for key, _ in entry]):
+            raise ShardError(f"{path}, entry {number}: has '{twice}' twice; take one out")
+        records.append(Record(f"{path}, entry {number}", {key: _cell_text(value) for key, value in entry}))
     return Table(tuple(dict.fromkeys(column for record in records for column in record.columns)), iter(records))
 
 
@@ -205,18 +210,26 @@ def read_mat_texts(path: Path, variable: str) -> list[str]:
     return texts
 
 
-def csv_bytes(rows: Iterable[Iterable[object]]) -> bytes:
-    """Rows as a csv file in UTF-8, the same bytes on every system."""
-    return b"".join(csv_pieces(rows))
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as lines of a csv file, the same on every system."""
+    lines = _Lines()
+    csv.writer(lines).writerows(rows)
+    return "".join(lines)
 
 
 def csv_pieces(rows: Iterable[Iterable[object]]) -> Iterator[bytes]:
-    """The same in pieces, for what does not fit into memory."""
+    """The same in UTF-8 and in pieces, for what does not fit into memory."""
     rest = iter(rows)
     while some := list(islice(rest, _ROWS_AT_ONCE)):
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(some)
-        yield text.getvalue().encode()
+        yield csv_text(some).encode()
+
+
+class _Lines(list[str]):
+    """The lines of a csv file, each ended by a line feed. Told to end them so, a writer would leave a lone carriage return in a field
+    without quotes, and a reader would take it for the end of the line."""
+
+    def write(self, line: str) -> None:
+        self.append(line.removesuffix("\r\n") + "\n")
 
 
 def _table(path: Path, lines: Iterable[tuple[str, list[str]]], needed: Sequence[str] = ()) -> Table:
@@ -231,8 +244,8 @@ def _table(path: Path, lines: Iterable[tuple[str, list[str]]], needed: Sequence[
     folded = [column.casefold() for column in columns]
     if missing := [column for column in needed if column.casefold() not in folded]:
         raise ShardError(f"{path}: lacks the column(s) {', '.join(missing)}; it has: {', '.join(columns)}")
-    if twice := [column for column in columns if folded.count(column.casefold()) > 1]:
-        raise ShardError(f"{path}: has two columns called '{twice[0]}'; rename one")
+    if twice := _twice(columns):
+        raise ShardError(f"{path}: has two columns called '{twice}'; rename one")
 
     def records() -> Iterator[Record]:
         for where, fields in chain([first], filled):
@@ -241,6 +254,12 @@ def _table(path: Path, lines: Iterable[tuple[str, list[str]]], needed: Sequence[
             yield Record(f"{path}, {where}", told, problem)
 
     return Table(tuple(columns), records())
+
+
+def _twice(columns: Sequence[str]) -> str | None:
+    """The first name that stands there twice, in whatever case."""
+    number = Counter(map(str.casefold, columns))
+    return next((column for column in columns if number[column.casefold()] > 1), None)
 
 
 def _problem(path: Path, fields: Sequence[str], width: int, nameless: Iterable[int]) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import subprocess
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -618,6 +621,32 @@ def test_a_root_one_level_too_high_or_too_low_is_answered_with_the_right_one(tmp
             read(name, wrong)
     with pytest.raises(ShardError, match=r"nowhere: there is no such folder; point --root at the one that .* was unpacked to"):
         read(name, tmp_path / "nowhere")
+
+
+def test_a_folder_that_may_not_be_listed_hides_nothing_of_what_is_said_of_a_wrong_root() -> None:
+    with TemporaryDirectory() as folder:  # pytest's own is below one that nobody else may enter
+        locked = Path(folder, "disk", "lost+found")
+        locked.mkdir(parents=True)
+        Path(folder, "disk", "koniq.zip").touch()
+        locked.chmod(0)
+        Path(folder).chmod(0o711)
+        complaint = r"disk: expected .* of KonIQ-10k; it holds koniq.zip, lost\+found; koniq.zip lies there: unpack it, completely"
+        with somebody_else(), pytest.raises(ShardError, match=complaint):
+            read("koniq10k", locked.parent)
+        locked.chmod(0o700)
+
+
+@contextmanager
+def somebody_else() -> Iterator[None]:
+    """Root may list every folder; so for a while the tests are run by nobody."""
+    if os.getuid():
+        yield
+        return
+    os.setresuid(65534, 65534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
 
 
 def test_a_label_that_a_data_set_does_not_offer_is_answered_with_those_it_does(

@@ -96,6 +96,10 @@ def test_the_usual_words_for_the_parts_are_understood(tmp_path: Path, word: str,
         ("my cup (1).png", "my_cup_1"),
         ("./cup.png", "cup"),
         ("照片/тест-é.png", "照片_тест-é"),
+        ("cafe\u0301.png", "café"),  # as macOS writes it
+        ("का.png", "का"),  # the vowel is no letter to Unicode, and tells it from कि
+        ("ภาพที่1.png", "ภาพที่1"),
+        ("😀.png", "😀"),
     ],
 )
 def test_an_id_is_the_path_without_its_suffix_fit_for_a_webdataset_key(name: str, key: str) -> None:
@@ -298,6 +302,27 @@ def test_of_a_book_the_first_sheet_that_can_be_seen_is_read(tmp_path: Path, firs
 def test_a_quote_that_is_not_closed_is_told_with_the_line_that_opens_it(tmp_path: Path) -> None:
     (tmp_path / "scores.csv").write_text('image,score\na.png,3\n"b.png,4\nc.png,5\n')
     with pytest.raises(ShardError, match=r"scores.csv, lines 3 to 4: has 1 fields for 2 columns; .* double quotes"):
+        read_table(tmp_path / "scores.csv", tmp_path)
+
+
+def test_a_quote_that_is_not_closed_is_told_with_its_line_in_a_table_of_any_length(tmp_path: Path) -> None:
+    rows = [f"a{number}.png,{number}" for number in range(20_000)]
+    rows[10] = '"a10.png,0'
+    (tmp_path / "scores.csv").write_text("\n".join(["image,score", *rows]))
+    with pytest.raises(ShardError, match=r"scores.csv, line 12: is not read \(field larger .*\); see that its double quotes are in pairs"):
+        read_table(tmp_path / "scores.csv", tmp_path)
+
+
+@pytest.mark.parametrize("entry", ['{"image": "a", "mos": 1, "MOS": 5}', '{"image": "a", "mos": 1, "mos": 5}'])
+def test_two_opinions_in_an_entry_of_a_list_are_refused_by_its_number(tmp_path: Path, entry: str) -> None:
+    (tmp_path / "list.json").write_text(f'[{{"image": "b", "mos": 2}}, {entry}]')
+    with pytest.raises(ShardError, match=r"list.json, entry 2: has '(mos|MOS)' twice; take one out"):
+        read_table(tmp_path / "list.json", tmp_path)
+
+
+def test_a_name_of_signs_alone_is_refused_with_its_row(tmp_path: Path) -> None:
+    (tmp_path / "scores.csv").write_text("image,score\n+.png,3\n")
+    with pytest.raises(ShardError, match=r"scores.csv, line 2: '\+.png' has no letter or digit to call the image by; rename the picture"):
         read_table(tmp_path / "scores.csv", tmp_path)
 
 

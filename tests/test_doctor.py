@@ -238,6 +238,7 @@ def test_a_trap_in_the_pictures_is_found_and_nothing_else(
     assert finding["severity"] == severity and finding["found"].startswith(begins)
     assert finding["expected"] and finding["to_do"]
     assert any(place.startswith(("images/coffee", "images/extra")) for place in finding["where"])
+    assert "without a row" in finding["found"] or all("(scores.csv, line " in place for place in finding["where"])
     assert (status, said["safe"]) == ((1, False) if severity == "error" else (0, True))
 
 
@@ -275,6 +276,25 @@ def test_a_file_that_is_missing_or_damaged_is_named_with_its_row(
     missing, broken = json.loads(capsys.readouterr().out)["findings"]
     assert missing["where"] == [f"images/coffee1.png (scores.csv, line {1 + rows.index('coffee1.png')})"]
     assert broken["where"][0].startswith(f"images/coffee0.png (scores.csv, line {1 + rows.index('coffee0.png')}) cannot be decoded")
+
+
+@pytest.mark.parametrize("options", [[], ["--quick"]], ids=["decoded", "headers alone"])
+def test_an_animation_that_is_damaged_behind_its_first_picture_is_named_with_its_row(
+    spoilt: Callable[[Spoil], Path], capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    def spoil(folder: Path) -> None:
+        file = folder / "images" / "coffee0.png"
+        with Image.open(file) as picture:
+            first = picture.convert("RGB").quantize()
+        first.save(file, "GIF", save_all=True, append_images=[first.rotate(90)], duration=100)
+        second = file.read_bytes().rindex(b"\x21\xf9\x04")  # its graphic control extension, of 8 bytes
+        file.write_bytes(file.read_bytes()[: second + 12])  # its place and size are cut off
+
+    assert main(arguments(spoilt(spoil), "--json", *options)) == 1
+    broken = json.loads(capsys.readouterr().out)["findings"][0]
+    assert broken["found"] == "1 of 300 pictures cannot be decoded" and broken["where"][0].startswith(
+        "images/coffee0.png (scores.csv, line "
+    )
 
 
 def test_a_half_unpacked_archive_and_a_folder_too_deep_are_told_of(
@@ -366,7 +386,9 @@ def test_a_copy_within_a_content_is_noted(clean: Path, spoilt: Callable[[Spoil],
     rows = tuple(replace(row, group="coffee") if row.id in ("coffee0", "coffee1") else row for row in data_set.rows)
     (finding,) = picture_findings(examine(replace(data_set, rows=rows)), SIZE, "none")
     assert finding.severity == "note"
-    assert finding.where == ("images/coffee0.png (train, 4) = images/coffee1.png (train, 4.09333)",)
+    assert finding.where == (
+        "images/coffee0.png (scores.csv, line 77): train, 4 = images/coffee1.png (scores.csv, line 78): train, 4.09333",
+    )
 
 
 def test_a_rule_that_squeezes_is_told(clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -529,12 +551,12 @@ def test_the_report_is_grouped_by_severity_and_ends_with_the_verdict(spoilt: Cal
         "  to do     check the table's names and the image folder, or take the rows out of the table",
         "",
         "warnings (1)",
-        "  found     1 of 300 pictures are 3 times as long as wide, or more: images/china1.png (240x76)",
+        "  found     1 of 300 pictures are 3 times as long as wide, or more: images/china1.png (scores.csv, line 28) is 240x76",
         "  expected  photographs of the usual shapes",
         "  to do     see that they are photographs: patches show little of each, and more --patches show more",
         "",
         "notes (1)",
-        "  found     1 of 300 pictures are grey: images/china0.png",
+        "  found     1 of 300 pictures are grey: images/china0.png (scores.csv, line 27)",
         "  expected  8-bit RGB pictures, upright",
         "  to do     nothing: they get three equal channels",
         "",

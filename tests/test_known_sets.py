@@ -76,7 +76,7 @@ def test_pictures_of_another_size_than_was_published_are_a_warning(name: str, tm
     ]
     number = len(examination.pictures)
     assert finding.severity == "warning" and finding.found.startswith(f"{number - 1} of {number} pictures")
-    assert len(finding.where) == number - 1 and finding.where[0].endswith("(64x48)")
+    assert len(finding.where) == number - 1 and finding.where[0].endswith(" is 64x48")
 
 
 @pytest.mark.parametrize(

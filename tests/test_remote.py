@@ -141,6 +141,23 @@ def test_a_url_gives_the_patches_of_the_folder_that_was_uploaded(upload: Callabl
     assert all(np.array_equal(far.split()[1][part], here.split()[1][part]) for part in ("train", "val", "test"))
 
 
+def test_a_split_that_was_added_is_taken_from_afar_by_its_name(
+    upload: Callable[..., Uploaded], built: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(built, tmp_path / "more"))
+    assert main(["split", str(folder), "--rounds", "1", "--seed", "9", "--name", "mine"]) == 0
+    cups = upload(folder)
+    far, here = Shards(cups.url), Shards(folder)
+    assert all(np.array_equal(far.split("mine-01")[1][part], here.split("mine-01")[1][part]) for part in ("train", "val", "test"))
+    with pytest.raises(ShardError, match=r"there is no split 'yours'; there are: .*round-01"):
+        far.split("yours")
+    with pytest.raises(ShardError, match=r"there is no split '../manifest'"):
+        far.split("../manifest")
+    assert main(["split", cups.url, "--export", str(tmp_path / "mine.csv"), "--name", "mine-01"]) == 0
+    assert main(["split", cups.url, "--rounds", "1"]) == 1
+    assert f"error: {cups.url}: is read from afar and cannot be changed" in capsys.readouterr().err
+
+
 def test_an_image_from_afar_is_named_with_its_shard_and_no_secret_and_nobody_is_asked_for_its_name(upload: Callable[..., Uploaded]) -> None:
     cups = upload()
     shards = Shards(cups.at("secret").replace("://", "://anna:s3cr3t@"))

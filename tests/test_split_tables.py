@@ -136,6 +136,17 @@ def test_an_image_that_a_split_leaves_out_has_an_empty_field() -> None:
     assert [row["mine_split"] for row in rows[:3]] == ["", "train", ""]
 
 
+@pytest.mark.parametrize("form", ["pyiqa", "plain"])
+def test_an_image_that_a_split_leaves_out_stays_out_when_the_table_comes_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    some = {name: part for name, part in STATED.items() if name not in ("cup00", "cup31")}
+    content = pyiqa_table(ROWS, {"mine": some}) if form == "pyiqa" else b"".join(split_tables.plain_table(ROWS, array(ROWS, some)))
+    (parts,) = split_tables.read_splits(file_with(tmp_path, content), ROWS, 0).values()
+    assert parts.tolist() == array(ROWS, some).tolist()
+    assert "2 of 40 images have an empty field and are in no part" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("patch", ["", "_patch_2.jpg"])
 def test_pyiqas_table_of_flive_is_taken_for_images_and_for_patches(tmp_path: Path, patch: str) -> None:
     rows = Rows(Row(f"{row.id}{patch[:-4]}", Path(f"{row.id}.jpg{patch}"), 1.0, None, row.id, None) for row in ROWS)
@@ -218,8 +229,16 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "an id twice": (spoilt(5, "cup00,train"), r"mine.csv, line 5: image 'cup00' stands there a second time, .*line 2; take one out"),
     "an unknown word": (spoilt(5, "cup03,holdout"), r"mine.csv, line 5, column part: 'holdout' is no part of a split; write train, val"),
     "a number for a part": (spoilt(5, "cup03,0"), r"mine.csv, line 5, column part: '0' is no part of a split; write train, val"),
-    "no part": (spoilt(5, "cup03,"), r"mine.csv, line 5, column part: is empty; write train, val or test"),
-    "missing ids": ("\n".join(table(GOOD).splitlines()[:-3]), r"mine.csv: 3 of 40 images have no row, the first is 'cup37'; add them"),
+    "missing ids": (
+        "\n".join(table(GOOD).splitlines()[:-3]),
+        r"mine.csv: 3 of 40 images have no row, the first is 'cup37'; add them, with an empty field if they are to be in no part",
+    ),
+    "a row whose columns name different images": (
+        "\n".join(["id,image,part", *(f"{n % 2 and row.id},{row.file},{STATED[row.id]}" for n, row in enumerate(ROWS)), ""]).replace(
+            "cup03,cup03.PNG", "cup13,cup03.PNG"
+        ),
+        r"mine.csv, line 5: column id names image 'cup13', and column image names 'cup03'; take the column out that does not name",
+    ),
     "a content on two sides": (
         spoilt(26, "cup24,train"),
         r"mine.csv, column part: content 'content12' is in 'train' and, with image 'cup25', in 'val'.*in one part \(.*mine.csv, line 27\)",

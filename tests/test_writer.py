@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tracemalloc
 from pathlib import Path
@@ -12,9 +13,12 @@ import webdataset as wds
 from photographs import LAYOUTS, NAMES, all_patches, contents, crop, make_folder, plan_of, read_csv, shards_of, write_table
 from PIL import Image
 
+from shards import shard_file
 from shards.check import check, describe
+from shards.datasets import read_table
 from shards.manifest import Label, ShardError, Shards
 from shards.patches import patch_boxes, resize
+from shards.plan import Settings, plan_build
 from shards.writer import build
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
@@ -86,6 +90,30 @@ def test_a_picture_that_was_replaced_by_one_of_as_many_bytes_is_written_again(un
         shards_of(uncompressed, tmp_path / "anew", shard_bytes=30_000).folder
     )
     assert (out / "shard-000001.tar").stat().st_mtime_ns == untouched
+
+
+def test_a_folder_that_was_replaced_by_renaming_another_is_written_again(
+    uncompressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_file, "_CLOCKS", 0)  # both folders are old: nobody touches a file in them after the build
+    newer = Path(shutil.copytree(uncompressed, tmp_path / "newer"))
+    replace_with_as_many_bytes(newer)
+    out = tmp_path / "out"
+    shards_of(uncompressed, out, shard_bytes=30_000)
+    (out / "manifest.json").unlink()
+    (uncompressed / "images").rename(tmp_path / "old")
+    (newer / "images").rename(uncompressed / "images")
+    assert contents(shards_of(uncompressed, out, shard_bytes=30_000).folder) == contents(
+        shards_of(uncompressed, tmp_path / "anew", shard_bytes=30_000).folder
+    )
+
+
+def test_a_content_whose_name_holds_a_carriage_return_comes_back_as_it_was(tmp_path: Path) -> None:
+    folder, groups = make_folder(tmp_path / "set"), [f"a red fox\rno {number}" for number in range(len(NAMES))]
+    entries = [{"image": name, "gt_score": number, "group": group} for number, (name, group) in enumerate(zip(NAMES, groups, strict=True))]
+    (folder / "list.json").write_text(json.dumps(entries))
+    shards = build(plan_build(read_table(folder / "list.json", folder / "images"), Settings(patches=2, patch_size=32)), tmp_path / "out")
+    assert sorted(row["group"] for row in check(shards.folder).image_rows()) == sorted(groups)
 
 
 def test_shards_that_are_finished_are_not_said_to_be_of_a_picture_that_was_replaced(uncompressed: Path, tmp_path: Path) -> None:
