@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, BrokenPipeError) and options.run is not _train and _nobody_reads():
             return 1
-        return _fail(error, traceback.format_exc())
+        return _fail(error, traceback.format_exc() + _of_a_loss(error))
     return int(status or 0)
 
 
@@ -58,6 +58,16 @@ def _fail(error: Exception, text: str) -> int:
     elif isinstance(error, ConfigError | ShardError | TrainingError):  # all ranks raise what rank 0 refuses; this host has its own launcher
         leave_to_the_launcher(error, text)
     return 1
+
+
+def _of_a_loss(error: Exception) -> str:
+    """What to say below the traceback where the error only tells that a process is gone; slurm/train.sh knows a loss by it."""
+    if "dist_train.ranks" not in sys.modules:
+        return ""
+    from dist_train import ranks
+
+    last_line = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return f"error: lost another process ({last_line}); the same command goes on" if ranks.lost_a_process(error) else ""
 
 
 def _is_first_to_fail(error: Exception) -> bool:

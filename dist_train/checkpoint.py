@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -107,7 +109,14 @@ def newest_complete_checkpoint(folder: Path, say: Callable[[str], None]) -> Path
     Raises ConfigError for one that cannot be read just now, as where a file server does not answer: it need not be damaged, and who began
     anew would lose it.
     """
-    found = [*folder.glob(".step-*.replaced"), *_standing(folder)]  # where both are of one step, a save was cut off at its very end
+    try:
+        names = os.listdir(folder)  # Path.glob takes a folder that cannot be listed for an empty one
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    of_a_step = re.compile(r"step-\d+|\.step-\d+\.replaced")  # where both are of one step, a save was cut off at its very end
+    found = [folder / name for name in sorted(names) if of_a_step.fullmatch(name)]
     found.sort(key=_step_of)
     while found:
         path = found.pop()
@@ -116,15 +125,19 @@ def newest_complete_checkpoint(folder: Path, say: Callable[[str], None]) -> Path
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, LookupError, TypeError) as error:
             damage = [f"{type(error).__name__}: {error}"]
         except OSError as error:
-            raise ConfigError(
-                f"{error.filename or path}: cannot be read ({error.strerror}); see that the disk is there and that you may read it, and "
-                f"the same command goes on; where it is lost for good, delete {path}, and the run goes on from the checkpoint before it"
-            ) from error
+            raise _unreadable(path, error, ", and the run goes on from the checkpoint before it") from error
         if not damage:
             return path
         instead = f"going back to {found[-1].name}" if found else "there is none before it, so the run begins anew"
         say(f"checkpoint {path} is damaged ({', '.join(damage)}); {instead}")
     return None
+
+
+def _unreadable(path: Path, error: OSError, instead: str = "") -> ConfigError:
+    return ConfigError(
+        f"{error.filename or path}: cannot be read ({error.strerror}); see that the disk is there and that you may read it, and "
+        f"the same command goes on; where it is lost for good, delete {path}{instead}"
+    )
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -286,9 +286,15 @@ def _shards(reports: Sequence[Report]) -> Check:
         findings.append(Finding("error", f"other data on other nodes: {differ}", expected, "give every node the same shard folder"))
     first, images = readings[0], sum(reading.images for reading in readings)
     speed = min(reading.read_bytes / max(reading.seconds, 1e-9) for reading in readings)
-    of_nodes = _grouped(known, lambda report: report.node).values()
-    least = min(sum(report.reading.ends for report in some if report.reading) for some in of_nodes)
+    of_nodes = _grouped(known, lambda report: report.node)
+    ends_on = {node: sum(report.reading.ends for report in some if report.reading) for node, some in of_nodes.items()}
+    least = min(ends_on.values())
     ends = f"; both ends of {least:,} of {first.near:,} read on every node" if first.near else ""
+    if short := [node for node, number in ends_on.items() if number < first.near]:
+        found = f"time was up when both ends of {least:,} of {first.near:,} shards had been read"
+        findings.append(
+            Finding("warning", found, expected, "give the command again when the disk has less to do, or run `shards check`", tuple(short))
+        )
     found = (
         f"{_counted(first.shards, 'shard')}, {_size(first.total_bytes)}; {_counted(images, 'image')} read and verified by "
         f"{_counted(len(readings), 'rank')} on {_nodes(known)}, the slowest at {speed / 1e6:,.0f} MB/s{ends}"

@@ -1,6 +1,6 @@
 """The only file that speaks to other processes: agree, announce, add up, gather, and end together.
 
-All but rank, world, is_first, backstop, claim_failure and lost_a_peer are collectives, to be called by all ranks
+All but rank, world, is_first, backstop, claim_failure and lost_a_process are collectives, to be called by all ranks
 in the same order, and do the obvious thing when there is one process. Control messages (agree, announce, gather_first) travel over
 gloo on the CPU, so they never wait for a GPU.
 
@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from dist_train.errors import ConfigError, TrainingError
+from dist_train.errors import ConfigError, StalledError, TrainingError
 from dist_train.flight_recorder import leave_collectives
 from dist_train.heartbeat import PULSE, Beat, complain_once, meeting, why_nothing_moves
 from dist_train.last_words import say_last
@@ -41,7 +41,11 @@ TIMEOUT = timedelta(minutes=10)  # how long a rank may be waited for: longer tha
 _TICK = 0.5  # seconds between two looks at what has become of the others
 _BEAT_TICKS = 4  # looks between two heartbeats
 _MAY_HAVE_LOST_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
-_LOST_A_PEER = re.compile(r"\bgloo\b|connection (closed|reset|refused)|broken pipe|ncclRemoteError|remote process", re.IGNORECASE)
+_LOST_A_PROCESS = re.compile(
+    r"\bgloo\b|connection (closed|reset|refused)|broken pipe|ncclRemoteError|remote process"
+    r"|DataLoader worker .* is killed by signal: Killed",
+    re.IGNORECASE,
+)
 _GRACE = 3.0  # seconds in which a rank may end by itself, or the launcher may end it, once another has failed
 ALIKE = 10.0  # the same before the ranks are connected: they fail alike, but a busy machine does not start them alike
 _LAST_RESORT = 30.0  # seconds after which a rank that waits in vain, and cannot say for whom, ends all the same
@@ -347,10 +351,13 @@ def claim_failure(error: BaseException) -> bool:
     return first
 
 
-def lost_a_peer(error: BaseException) -> bool:
-    """Whether all that this error says is that another process, or its host, is gone. One of ours says more, whatever it quotes."""
+def lost_a_process(error: BaseException) -> bool:
+    """Whether all that this error says is that another process, a loader worker or a host is gone, or silent: the run can go on without.
+
+    Another one of ours says more, whatever it quotes. A worker that the kernel has killed for want of memory is one of many processes.
+    """
     ours = isinstance(error, ConfigError | ShardError | TrainingError)
-    return not ours and bool(_LOST_A_PEER.search(f"{type(error).__name__}: {error}"))
+    return isinstance(error, StalledError) or (not ours and bool(_LOST_A_PROCESS.search(f"{type(error).__name__}: {error}")))
 
 
 def _failure_key() -> str:
@@ -391,7 +398,7 @@ def _give_up(store: TCPStore) -> None:
             return
     own, now = PULSE.beat(rank()), _beats(store)
     if PULSE.changes == changes:
-        _end_all(TrainingError(why_nothing_moves(own, waited, before, now)))
+        _end_all(StalledError(why_nothing_moves(own, waited, before, now)))
 
 
 def _end_all(error: TrainingError) -> None:
@@ -435,7 +442,7 @@ def _count_standing_still(patience: float, leaving: threading.Event) -> None:
         changes, _Link.stood_still = PULSE.changes, _Link.stood_still + _TICK if stands else 0.0
         if world() == 1 and _Link.stood_still > patience:
             own = PULSE.beat(rank())
-            _end_all(TrainingError(why_nothing_moves(own, _Link.stood_still, [own], [own])))
+            _end_all(StalledError(why_nothing_moves(own, _Link.stood_still, [own], [own])))
         if _Link.stood_still > patience + _LAST_RESORT:
             own = PULSE.beat(rank())
             _end(

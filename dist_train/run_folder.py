@@ -10,7 +10,7 @@ from typing import Any
 
 from dist_train import ranks, run_lock
 from dist_train.config import Config, is_whole, load_config, save_config
-from dist_train.errors import ConfigError
+from dist_train.errors import ConfigError, StalledError
 from dist_train.journal import finite_or_none
 from dist_train.plan import Plan
 from dist_train.whole_files import write_json
@@ -68,8 +68,9 @@ def refuse_another_run(plan: Plan) -> dict[str, Any] | None:
 
 
 def _is_of_any_run(name: str) -> bool:
-    """What may stand in a run folder before its settings do: of people, and of a job that is just beginning, or was killed while it was."""
-    return name in ("stop", run_lock.NAME) or name.startswith(".lock-after-") or (name.startswith(".") and name.endswith(".part"))
+    """What may stand in a run folder before its settings do: of people, and of a job that is just beginning, or was ended while it was."""
+    begins = name.startswith((".lock-after-", "collectives-"))  # the second are NCCL's last, of ranks that waited in vain
+    return begins or name in ("stop", run_lock.NAME) or (name.startswith(".") and name.endswith(".part"))
 
 
 def about_data(plan: Plan) -> dict[str, Any]:
@@ -139,7 +140,8 @@ def write_status(folder: Path, status: Mapping[str, Any]) -> None:
 
 def record_failure(folder: Path, error: BaseException) -> None:
     """Says in status.json why the run failed, keeping what was known before. One that lost a process is unfinished: it can go on."""
-    status, because = ("unfinished", "lost another process: ") if ranks.lost_a_peer(error) else ("failed", "")
+    is_lost = ranks.lost_a_process(error)
+    status, because = "unfinished" if is_lost else "failed", "lost another process: " * (is_lost and not isinstance(error, StalledError))
     reason = redacted(f"{because}{type(error).__name__}: {error}")
     known: dict[str, Any] = {}
     with suppress(ConfigError):  # a damaged one must not hide the cause

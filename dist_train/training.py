@@ -70,10 +70,10 @@ def train(config: Config, request: StopRequest) -> bool:
     request.limit_the_start()
     accelerator = open_accelerator(config)
     refuse_another_world(accelerator.num_processes, config.run.processes)
-    lock = RunLock(config.run.folder)
+    lock, has_entered = RunLock(config.run.folder), False
 
     def record(error: Exception) -> None:
-        if lock.is_ours():  # else the folder is another job's
+        if has_entered and lock.is_ours():  # else the folder is another job's, or may be another run's
             record_failure(config.run.folder, error)
 
     ranks.connect(timedelta(minutes=config.run.timeout_minutes), record)
@@ -82,7 +82,7 @@ def train(config: Config, request: StopRequest) -> bool:
     ended = True
     with naming_a_full_disk(config.run.folder), lock.held():
         with doing("entering the run folder"):
-            goes_on = ranks.first_does(lambda: enter_run_folder(plan))
+            goes_on = has_entered = ranks.first_does(lambda: enter_run_folder(plan))
         request.begin()
         if goes_on:
             try:

@@ -84,10 +84,13 @@ stamp() { stat --printf='%i %y' "$folder/status.json" 2>/dev/null || true; }
 # Which checkpoints there are; the newest step alone would not do, because after a damaged one it is an earlier one.
 checkpoints() { { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' -printf '%f %i %T@\n' 2>/dev/null || true; } | sort; }
 
-if [ -e "$folder/status.json" ]; then
+# The others may end the run while this host is coming.
+leave_a_run_that_has_ended() {
+    [ -e "$folder/status.json" ] || return 0
     read_status
-    case $status in finished | "stopped early") say "run $status ($reason), in an earlier session"; exit 0 ;; esac
-fi
+    case $status in finished | "stopped early") say "run $status ($reason), without this host"; exit 0 ;; esac
+}
+leave_a_run_that_has_ended
 
 # Who is there already listens at PORT as a key-value store, which answers. Any other program there would keep torchrun waiting for ever. A
 # store that is just ending does not answer either: that is why it is asked twice.
@@ -117,6 +120,7 @@ saved=$(checkpoints) restarts=0
 say "$processes process(es), $OMP_NUM_THREADS thread(s) and $workers loader worker(s) each; $hosts hosts meet at $FIRST_HOST; run folder $folder"
 while [ "$asked" = no ]; do
     before=$(stamp)
+    leave_a_run_that_has_ended
     rm -rf "${errors:?}"/*
     # torchrun on FIRST_HOST keeps the list of the hosts. Once the least number is there it waits 5 s for more (last_call_timeout), and
     # one that comes later makes every torchrun start its processes anew. It starts nothing anew by itself after a failure
@@ -142,7 +146,6 @@ while [ "$asked" = no ]; do
     say "run $status ($reason)"
     case "$status: $reason" in
         finished:* | "stopped early":* | unfinished:*"the file \`stop\`"*) exit 0 ;;
-        failed:*"run.timeout_minutes is how long nothing may move"*) ;; # a host that is silent: others may go on without it
         failed:*) exit 1 ;;
     esac
 

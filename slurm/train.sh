@@ -126,16 +126,18 @@ requeue() {
 }
 # What this turn's processes have written to the log, where they say why they fail.
 this_turn() { if [ -f "$log" ]; then tail --bytes="+$((log_before + 1))" "$log"; fi; }
-# Whether all errors that they tell of are that the processes have not met (srun --label puts numbers before
-# them), or there is none but torchrun's own, of launchers that have not met.
-not_met() {
-    local errors
+# Whether all errors that they tell of are of processes that are gone, silent or have not come (srun --label puts numbers before them), or
+# there is none but torchrun's own: of launchers that have not met, or of a process that was killed.
+lost_a_process() {
+    local errors cause losses='\(the processes have not met\)|run\.timeout_minutes is how long nothing may move|error: lost another process'
     if errors=$(this_turn | grep -E '^([0-9]+: )?error: '); then
-        if grep -qv "(the processes have not met)" <<<"$errors"; then return 1; fi
+        if grep -qvE "$losses" <<<"$errors"; then return 1; fi
     else
-        grep -qE 'Rendezvous(Timeout|Connection)Error' <<<"$(this_turn)"
+        cause=$(grep -A 8 'Root Cause' <<<"$(this_turn)" || true)
+        grep -qE 'exitcode *: -9 ' <<<"$cause" || not_met
     fi
 }
+not_met() { grep -qE '\(the processes have not met\)|Rendezvous(Timeout|Connection)Error' <<<"$(this_turn)"; }
 # The nodes that have not said that they are here.
 silent_nodes() {
     local here
@@ -211,10 +213,13 @@ elif [ "$code" -eq 0 ] && [[ $(status_and_reason) =~ ^(finished|stopped) ]]; the
     status=finished reason="in an earlier job"
 elif [[ $(scontrol show job "$this_job") =~ PreemptTime=[0-9] ]]; then # for this turn; otherwise it is None
     status=unfinished reason="asked to stop by SIGTERM, a preemption, before it began"
-elif not_met; then
-    status=unfinished reason="the processes have not met; the log says why"
-    silent=$(silent_nodes)
-    if [ -n "$silent" ]; then reason="the processes have not met, and these nodes have not said that they are here: $silent"; fi
+elif lost_a_process; then
+    status=unfinished reason="it lost a process before it began; the log says why"
+    if not_met; then
+        silent=$(silent_nodes)
+        reason="the processes have not met${silent:+, and these nodes have not said that they are here: $silent}"
+        if [ -z "$silent" ]; then reason+="; the log says why"; fi
+    fi
 fi
 echo "== job $SLURM_JOB_ID, restart $restarts: run $status ($reason)"
 
@@ -227,7 +232,7 @@ case "$status: ${reason//"the file \`stop\` in the run folder ($by)"/$by}" in
     unfinished:*"the file \`stop\`"*) goes_on=never ;;
     unfinished:*"$by"* | unfinished:*SIGTERM*) goes_on=yes ;;
     unfinished:*"asked to stop"*) ;;
-    unfinished:* | failed:*"run.timeout_minutes is how long nothing may move"*) goes_on=perhaps ;;
+    unfinished:*) goes_on=perhaps ;;
 esac
 if [ "$ended_by_slurm" = yes ]; then
     trap : TERM

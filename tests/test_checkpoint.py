@@ -206,6 +206,21 @@ def test_a_checkpoint_that_cannot_be_read_just_now_is_not_taken_for_damaged(
         newest(tmp_path)
 
 
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE])
+def test_checkpoints_that_cannot_be_listed_just_now_are_not_taken_for_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    save(tmp_path, 1, 2)
+
+    def refuse(path: Path) -> list[str]:
+        raise OSError(code, os.strerror(code), str(path))
+
+    for listing in ("listdir", "scandir"):
+        monkeypatch.setattr(os, listing, refuse)
+    with pytest.raises(ConfigError, match=rf"{tmp_path}: cannot be read .* the same command goes on; where it is lost for good, delete"):
+        newest(tmp_path)
+
+
 def test_leftovers_of_an_interrupted_save_are_ignored_and_overwritten(tmp_path: Path) -> None:
     (path,) = save(tmp_path, 1)
     leftover = tmp_path / ".step-00000002.part"

@@ -119,6 +119,9 @@ def test_shards_whose_ends_were_not_all_read_on_some_node_are_counted() -> None:
     assert "both ends of 12 of 12 read on every node" in check.found
     (check,) = [check for check in judge(changed(2, reading=replace(READING, ends=1)), FACTS) if check.name == "shards"]
     assert "both ends of 7 of 12 read on every node" in check.found
+    (finding,) = check.findings
+    assert (finding.severity, finding.where) == ("warning", ("n2",))
+    assert finding.found == "time was up when both ends of 7 of 12 shards had been read"
 
 
 def test_other_data_on_another_node_are_an_error() -> None:

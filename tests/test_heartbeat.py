@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.synchronize import Event
@@ -25,9 +25,11 @@ import torch.distributed as dist
 import warm
 from in_process import train_here
 from photographs import shards_of
+from scripts import answers
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from dist_train import heartbeat, ranks, training
+from dist_train.__main__ import main
 from dist_train.data import PatchReader, TrainingVisits, patch_batches
 from dist_train.errors import TrainingError
 from dist_train.heartbeat import PULSE, Beat, Pulse, doing, why_nothing_moves
@@ -36,7 +38,6 @@ from dist_train.order import Order
 from dist_train.run_lock import RunLock
 from shards.manifest import Label, ShardError, Shards
 
-ROOT = Path(__file__).parents[1]
 LABEL = Label("pseudo-opinion", 0.0, 100.0, True)
 OWN = Beat(0, "n1", 100, 9, 40, True, "step 8: the gradient")
 
@@ -173,16 +174,7 @@ def assert_the_scripts_go_on(place: Path, log: str) -> None:
         (place / "log").write_text(earlier + log + "error: optim.lr is negative\n" * is_refusal)
         variables = f"id=1 errors={place}/errors log={place}/log log_before={len(earlier)}"
         assert answers("launch/elastic.sh", "refused", variables) is is_refusal
-        assert answers("slurm/train.sh", "not_met", variables) is not is_refusal
-
-
-def answers(script: str, question: str, variables: str) -> bool:
-    """What a function of a script says; another that it asks, this_turn, stands in the script too."""
-    text = (ROOT / script).read_text()
-    found = {name: re.search(rf"^{name}\(\) \{{(.*\}}|(?s:.*?)^\}})$", text, re.MULTILINE) for name in ("this_turn", question)}
-    assert found[question]
-    functions = "\n".join(function[0] for function in found.values() if function)
-    return subprocess.run(["bash", "-c", f"set -euo pipefail; {variables}\n{functions}\n{question}"]).returncode == 0
+        assert answers("slurm/train.sh", "lost_a_process", variables) is not is_refusal
 
 
 def test_where_nobody_is_missing_the_network_is_named() -> None:
@@ -365,7 +357,7 @@ def test_a_process_that_is_stopped_is_named_and_ends_the_run_in_the_time_that_th
     assert time.monotonic() - began < 15 + 45
     assert process.returncode != 0
     reason = runs.status(tmp_path)["reason"]
-    assert runs.status(tmp_path)["status"] == "failed"
+    assert runs.status(tmp_path)["status"] == "unfinished"
     expected = f"rank 1 (process {rank.pid} on "
     assert expected in reason
     assert ("is silent" if what == "rank" else "waiting for a batch") in reason
@@ -374,7 +366,22 @@ def test_a_process_that_is_stopped_is_named_and_ends_the_run_in_the_time_that_th
     )
 
 
-@pytest.mark.parametrize("what", ["a stopped loader worker", "a disk that does not answer"])
+def rank_1_reads_no_shards(words: Sequence[str]) -> int:
+    if os.environ["RANK"] == "1":
+        training.make_plan = lambda *_: time.sleep(600)  # type: ignore[assignment,return-value]
+    return main(words)
+
+
+def test_a_rank_that_is_silent_before_the_run_folder_is_entered_leaves_it_to_the_same_command(shards: Path, tmp_path: Path) -> None:
+    words = ("train", runs.TINY, f"run.folder={tmp_path / 'run'}", f"data.shards={shards}", "train.epochs=1", "data.workers=0")
+    ended = warm.run(*words, "run.timeout_minutes=0.1", world=2, limit=90, work=rank_1_reads_no_shards)
+    assert ended.returncode == 1
+    assert "rank 1 (process" in ended.stderr and "opening the shards" in ended.stderr and "(run.timeout_minutes is how long" in ended.stderr
+    assert warm.run(*words, world=2).returncode == 0
+    assert runs.status(tmp_path / "run")["status"] == "finished"
+
+
+@pytest.mark.parametrize("what", ["a stopped loader worker", "a killed loader worker", "a disk that does not answer"])
 def test_a_run_of_one_process_that_waits_in_vain_says_for_what_and_ends_in_the_time_that_the_config_grants(
     photographs: Path, tmp_path: Path, what: str
 ) -> None:
@@ -389,7 +396,8 @@ def test_a_run_of_one_process_that_waits_in_vain_says_for_what_and_ends_in_the_t
             time.sleep(0.02)
         if "worker" in what:
             rank = psutil.Process(json.loads((folder / "lock").read_text().splitlines()[0])["pid"])
-            min(rank.children(), key=psutil.Process.create_time).suspend()
+            worker = min(rank.children(), key=psutil.Process.create_time)
+            worker.kill() if "killed" in what else worker.suspend()
         else:
             shard.unlink()
             os.mkfifo(shard)  # whoever opens it waits for a writer
@@ -401,10 +409,16 @@ def test_a_run_of_one_process_that_waits_in_vain_says_for_what_and_ends_in_the_t
     striker.join()
     assert ended.returncode == 1
     told = runs.status(folder)
-    assert told["status"] == "failed"
+    assert told["status"] == "unfinished"
+    if "killed" in what:  # as the kernel does where memory is short
+        assert re.match(r"lost another process: RuntimeError: DataLoader worker \(pid \d+\) is killed by signal: Killed", told["reason"])
+        assert re.fullmatch(
+            r"error: lost another process \(RuntimeError: DataLoader .*\); the same command goes on", ended.stderr.splitlines()[-1]
+        )
+        return
     at = f"judging epoch 0: waiting for a batch (worker 0 reads '{opened.ids[image]}' in {shard})"
     assert ("waiting for a batch" if "worker" in what else at) in told["reason"]
-    assert ended.stderr.splitlines()[-1] == f"error: {told['reason'].removeprefix('TrainingError: ')}"
+    assert ended.stderr.splitlines()[-1] == f"error: {told['reason'].removeprefix('StalledError: ')}"
 
 
 ENDED_BY_ITS_WATCH = """

@@ -23,6 +23,7 @@ import runs
 import torch
 import warm
 import webdataset as wds
+from scripts import answers
 
 from dist_train.checkpoint import load_checkpoint
 from dist_train.config import load_config
@@ -291,6 +292,8 @@ def test_a_killed_rank_ends_all_within_30_seconds_and_is_named_last(shards: Path
     cause = output[output.index("Root Cause") :]
     assert "rank      : 1" in cause
     assert "SIGKILL" in cause or "Signal 9" in cause
+    (tmp_path / "log").write_text(output)
+    assert answers("slurm/train.sh", "lost_a_process", f"log={tmp_path}/log log_before=0")
 
 
 def test_training_never_reads_the_test_part_before_the_end(shards: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dist_train.config import Config, load_config
-from dist_train.errors import ConfigError
+from dist_train.errors import ConfigError, StalledError
 from dist_train.plan import Plan, make_plan
 from dist_train.run_folder import enter_run_folder, read_status, record_failure, write_status
 from shards.manifest import ShardError
@@ -187,6 +187,9 @@ def test_other_data_are_refused_with_both_fingerprints(shards: Path, folder: Pat
             "unfinished",
             "lost",
         ),
+        (RuntimeError("DataLoader worker (pid 530) is killed by signal: Killed. "), "unfinished", "lost another process: "),
+        (RuntimeError("DataLoader worker (pid 530) is killed by signal: Segmentation fault. "), "failed", "RuntimeError: DataLoader"),
+        (StalledError("rank 1 is silent"), "unfinished", "StalledError: rank 1 is silent"),
         (RuntimeError("NCCL error: unhandled cuda error"), "failed", "RuntimeError: NCCL"),
         (RuntimeError("no such codec: igloo-jpeg-3"), "failed", "RuntimeError: no such codec"),
         (ShardError("https://data/shard-000001.tar: Connection reset by peer"), "failed", "ShardError: https"),
@@ -203,7 +206,7 @@ def test_only_a_run_that_lost_another_process_is_unfinished_after_an_error(
 
 def test_what_a_job_that_was_killed_at_its_beginning_leaves_is_no_stranger(shards: Path, folder: Path) -> None:
     folder.mkdir(parents=True)
-    for name in ("stop", "lock", ".lock-after-0123456789abcdef", ".config.yaml.x1.part"):
+    for name in ("stop", "lock", ".lock-after-0123456789abcdef", ".config.yaml.x1.part", "collectives-1"):
         (folder / name).touch()
     assert enter_run_folder(plan_of(shards, folder)) is True
 

@@ -28,16 +28,23 @@ from trainings import (
     wait_until,
 )
 
+from dist_train.run_lock import Owner
+
 pytestmark = pytest.mark.timeout(600)
 
 
 def lose_processes(cluster: Cluster, shards: Path, folder: Path) -> Job:
-    """A job that loses a process before its first checkpoint, and another, that stands still, in its next turn."""
+    """A job that loses a process before it has entered the run folder, one before its first checkpoint, and one that stands still."""
     long = ("data.passes=100", "run.timeout_minutes=0.3")
+    folder.mkdir()
+    gone = Owner.of_this_process().model_copy(update={"machine": "n9", "turns": {"Slurm job 999999": 0}})
+    (folder / "lock").write_text(f"{gone.model_dump_json()}\n000000000000\n")
     job = submit(cluster, folder, shards, *long, options=TWO, MAX_LOSSES="2")
+    wait_until(lambda: "watching for" in job.log(), job, "it watches the lock")
+    signal(cluster, "KILL", folder, "n2")
     wait_for_step(job, folder, 1)
     signal(cluster, "KILL", folder, "n2")
-    wait_until(lambda: bool(taken(job.log().partition("restart 1: ")[2])), job, "it trains again")
+    wait_until(lambda: bool(taken(job.log().partition("restart 2: ")[2])), job, "it trains again")
     signal(cluster, "STOP", folder, "n2")
     job.wait_until_ended(limit=LIMIT)
     return job
@@ -133,9 +140,10 @@ def test_a_job_that_gets_a_number_of_nodes_that_cannot_share_the_batch_goes_on_o
 
 def test_a_job_that_loses_processes_is_requeued_without_a_new_checkpoint_but_only_so_often(lost: tuple[Job, Path]) -> None:
     job, folder = lost
-    assert job.fields("JobState") == ["FAILED"] and job.restarts() == 1
-    assert re.search(r"restart 0: run unfinished \((training|lost another process)", job.log()), job.log()
-    assert re.search(r"restart 1: run failed \(.*rank 1 \(process \d+ on n2\) is silent", job.log()), job.log()
+    assert job.fields("JobState") == ["FAILED"] and job.restarts() == 2
+    assert "restart 0: run unfinished (it lost a process before it began; the log says why)" in job.log(), job.log()
+    assert re.search(r"restart 1: run unfinished \((training|lost another process)", job.log()), job.log()
+    assert re.search(r"restart 2: run unfinished \(.*rank 1 \(process \d+ on n2\) is silent", job.log()), job.log()
     assert "so many losses without a new checkpoint are enough (MAX_LOSSES)" in job.log()
     assert not (folder / "checkpoints").exists()
 
