@@ -158,8 +158,8 @@ def _content_number(group: str) -> int:
     return int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest(), "big")
 
 
-def open_collection(data: Data) -> Collection:
-    """Opens every shard folder that the config names. Raises ConfigError or ShardError."""
+def open_collection(data: Data, chooser: str = "val") -> Collection:
+    """Opens every shard folder that the config names; `chooser` is the part that chooses the epoch. Raises ConfigError or ShardError."""
     if not data.sets:
         if data.shards is None:
             raise ConfigError("data.shards is not set: name a shard folder, such as data.shards=demo/shards")
@@ -179,21 +179,22 @@ def open_collection(data: Data) -> Collection:
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise ConfigError(f"data.sets: the sets have patches of different sizes ({found} pixels); build them with one --size")
-    _refuse_leaks(members)
+    _refuse_leaks(members, chooser)
     return Collection(tuple(members))
 
 
-def _refuse_leaks(members: Sequence[Member]) -> None:
-    """Raises ConfigError when the very file of a photograph trains in one set and chooses or tests in another."""
+def _refuse_leaks(members: Sequence[Member], chooser: str) -> None:
+    """Raises ConfigError when the very file of a photograph trains in one set and chooses or tests in another, or chooses and tests."""
+    has_seen = {"train": "trained on", "val": "been chosen by"}
     for one, other in permutations(members, 2):
-        for part in ("val", "test"):
+        for seen, part in (("train", "val"), ("train", "test"), *[("val", "test")] * (chooser == "val")):
             here = other.parts[part]
-            copies = here[np.isin(other.files[here], one.files[one.parts["train"]])]
+            copies = here[np.isin(other.files[here], one.files[one.parts[seen]])]
             if len(copies):
                 raise ConfigError(
                     f"data.sets: {len(copies):,} of the {len(here):,} images in {part} of {other.name}, such as "
-                    f"'{other.shards.ids[copies[0]]}', are the same files as photographs in train of {one.name}: "
-                    f"a model would be judged on what it has trained on; choose other splits, or leave one set out"
+                    f"'{other.shards.ids[copies[0]]}', are the same files as photographs in {seen} of {one.name}: "
+                    f"a model would be judged on what it has {has_seen[seen]}; choose other splits, or leave one set out"
                 )
 
 

@@ -105,7 +105,7 @@ def examine(config: Config, patience: float = 120.0, json_file: str | None = Non
         refuse_another_world(ranks.world(), config.run.processes)
         fix_arithmetic(config.run.precision)
         one = Examination(device_of(config))
-        collection = one.ask("shards", lambda: open_collection(config.data), LONG)
+        collection = one.ask("shards", lambda: open_collection(config.data, config.stop.select_on), LONG)
         reading = one.ask("shards", lambda: read_shards(collection), LONG) if collection else None
         plan = one.ask("plan", lambda: make_plan(config, ranks.world()), LONG) if collection else None
         gpu = one.ask("GPUs", lambda: gpu_of(one.device)) if one.device.type == "cuda" else None

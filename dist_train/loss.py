@@ -22,7 +22,7 @@ _TINY = 1e-8  # keeps a square root's slope, and a division by a constant batch'
 
 
 class LossParts(NamedTuple):
-    """Scalars: what is minimised, and its terms before their weights."""
+    """Scalars: what is minimised, and its terms before their weights; a term without a weight is 0."""
 
     total: Tensor
     regression: Tensor
@@ -56,18 +56,25 @@ def training_loss(
         ]
         return LossParts(*(torch.stack(values).mean() for values in zip(*of_ranks, strict=True)))
     regression = regression_loss(*_at(config.regression_level, scores, opinions, sets), config)
-    if config.rank_kind == "hinge":
-        margin = config.rank_margin * (label_std if config.rank_margin_unit == "std" else 1.0)
-        ranking = ranking_loss(*_at(config.rank_level, scores, opinions, sets), margin)
-    elif config.fidelity_truth == "soft" and deviations is not None:
-        _, apart, _ = _at(config.rank_level, scores, deviations, sets)
-        ranking = soft_fidelity_loss(*_at(config.rank_level, scores, opinions, sets), apart)
-    else:
-        assert not needs_deviations(config), "a soft truth is made of deviations"
-        ranking = fidelity_loss(*_at(config.rank_level, scores, opinions, sets), label_std)
-    consistency = scores.var(dim=1, correction=0).mean() / label_std
+    ranking = consistency = scores.new_zeros(())
+    if config.rank_weight:
+        ranking = _ranking(scores, opinions, sets, config, label_std, deviations)
+    if config.consistency_weight:
+        consistency = scores.var(dim=1, correction=0).mean() / label_std
     total = regression + config.rank_weight * ranking + config.consistency_weight * consistency
     return LossParts(total, regression, ranking, consistency)
+
+
+def _ranking(scores: Tensor, opinions: Tensor, sets: Tensor, config: Loss, label_std: float, deviations: Tensor | None) -> Tensor:
+    """The ranking term that the config names, before its weight."""
+    values = _at(config.rank_level, scores, opinions, sets)
+    if config.rank_kind == "hinge":
+        return ranking_loss(*values, config.rank_margin * (label_std if config.rank_margin_unit == "std" else 1.0))
+    if config.fidelity_truth == "binary":
+        return fidelity_loss(*values, label_std)
+    assert deviations is not None, "a soft truth is made of deviations"
+    _, apart, _ = _at(config.rank_level, scores, deviations, sets)
+    return soft_fidelity_loss(*values, apart)
 
 
 def compares_images(config: Loss) -> bool:

@@ -13,8 +13,8 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any, Literal
 
-import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from dist_train.backbone import batch_norms, channels_first, features_only, recompute_in_backward, refusal_of_size, statistics_of_this_pass
@@ -68,9 +68,9 @@ class HyperIQA(nn.Module):
         self._paths = choose_paths(self.backbone)
         self._read = slice(None) if stages == "all" else slice(-1, None)
         low, high = output_scale
-        described = timm.get_pretrained_cfg(backbone)
-        self.register_buffer("mean", 255 * torch.tensor(described.mean if described else (0.485, 0.456, 0.406)).view(3, 1, 1))
-        self.register_buffer("std", 255 * torch.tensor(described.std if described else (0.229, 0.224, 0.225)).view(3, 1, 1))
+        described = self.backbone.pretrained_cfg  # of one that is named by its source (local-dir:, hf-hub:), what stands there
+        for statistic, of_imagenet in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
+            self.register_buffer(statistic, 255 * torch.tensor(described.get(statistic) or of_imagenet).view(3, 1, 1))
         self.register_buffer("output_scale", torch.tensor([low, (high - low) / 100]))
         channels, sizes = self._try(backbone, patch_size)
         self.branches = LocalDistortionBranches(channels, sizes)

@@ -102,7 +102,7 @@ def make_plan(config: Config, world: int, device: str | None = None) -> Plan:
         raise ConfigError(f"run.precision={config.run.precision} needs a GPU, and run.device=cpu takes none; use bf16 or no")
     if config.model.batch_norm == "sync" and world > 1:
         _refuse_sync_without_gpus("cpu" if config.run.device == "cpu" else device, world)
-    collection = open_collection(config.data)
+    collection = open_collection(config.data, config.stop.select_on)
     if len(collection.members) > 1 and config.model.output == "raw":
         raise ConfigError("model.output=raw leaves scores as they are, but those of several data.sets are standardised: leave it out")
     shown, batch = config.data.patches_per_image, config.train.global_batch
@@ -128,7 +128,7 @@ def make_plan(config: Config, world: int, device: str | None = None) -> Plan:
             f"train.micro_batch={micro_batch} does not divide the {share} images that each of {world} processes takes per step"
         )
     order = _order(collection, config)
-    _refuse_too_few_to_compare(config, collection, _seen_together(order, config, world))
+    _refuse_too_few_to_compare(config, collection, order, world)
     with torch.device("meta"):  # shapes without memory: does the model exist, and take these patches?
         model = build_model(config, collection.patch_size, (0.0, 100.0))
         trains_alone = config.model.batch_norm == "train" or (config.model.batch_norm == "sync" and world == 1)
@@ -191,24 +191,25 @@ def _order(collection: Collection, config: Config) -> Order | Mixture:
     return orders[0] if len(orders) == 1 else Mixture(tuple(orders), passes)
 
 
-def _seen_together(order: Order | Mixture, config: Config, world: int) -> list[int]:
-    """How many images of each set the loss sees at a time: those of the global batch, or at most so many of one rank's."""
-    orders = order.orders if isinstance(order, Mixture) else (order,)
-    return [-(-line.global_batch // world) if config.loss.scope == "rank" else line.global_batch for line in orders]
+def _seen_together(order: Order | Mixture, config: Config, world: int) -> list[tuple[int, int]]:
+    """How many images of each set the loss sees at a time, at least and at most: those of the global batch, or of one rank's."""
+    orders, ranks = order.orders if isinstance(order, Mixture) else (order,), world if config.loss.scope == "rank" else 1
+    return [(line.global_batch // ranks, -(-line.global_batch // ranks)) for line in orders]
 
 
-def _refuse_too_few_to_compare(config: Config, collection: Collection, seen: list[int]) -> None:
+def _refuse_too_few_to_compare(config: Config, collection: Collection, order: Order | Mixture, world: int) -> None:
     """Raises ConfigError where a term of the loss would be constant: a correlation of any set, or the ranking of all of them."""
+    seen = _seen_together(order, config, world)
     loss, batch = config.loss, f"train.global_batch={config.train.global_batch}" + ", loss.scope=rank" * (config.loss.scope == "rank")
     one_each = loss.regression_level == "image" or config.data.patches_per_image == 1
     needed = 3 if one_each else 2  # any two points lie on a line; two images of several patches need not
-    for member, number in zip(collection.members, seen, strict=True):
+    for member, (number, _) in zip(collection.members, seen, strict=True):
         if loss.regression in CORRELATIONS and number < needed:
             raise ConfigError(
                 f"loss.regression={loss.regression} needs {needed} images of a set to learn from, and sees {number} of {member.name} at a "
                 f"time ({batch}): raise train.global_batch" + (" or the weight of the set" if len(seen) > 1 else "")
             )
-    if loss.rank_weight and max(seen) < 2:
+    if loss.rank_weight and max(most for _, most in seen) < 2:
         raise ConfigError(
             f"loss.rank_weight={loss.rank_weight:g}: a ranking needs 2 images of a set, and never sees more than 1 at a time ({batch}): "
             f"raise train.global_batch, or set loss.rank_weight=0"
@@ -348,7 +349,7 @@ def worth_knowing(plan: Plan) -> list[str]:
         notes.append("loss.scope=rank: each rank's share is its own batch, so another number of processes takes other steps")
     if plan.config.loss.rank_weight:
         seen = _seen_together(plan.order, plan.config, plan.world)
-        alone = [member.name for member, number in zip(plan.collection.members, seen, strict=True) if number < 2]
+        alone = [member.name for member, (_, most) in zip(plan.collection.members, seen, strict=True) if most < 2]
         notes += [f"{name}: the loss sees one image of it at a time, so it is never ranked; give it a larger weight" for name in alone]
     label = plan.collection.members[0].shards.label
     if len(plan.collection.members) == 1 and label.low is None and plan.config.model.output == "range":

@@ -181,7 +181,7 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
         forget_hyper_gradient(config.history, training.optimizer, step // plan.steps_per_epoch)
         norm = accelerator.clip_grad_norm_(training.model.parameters(), config.optim.clip_norm or math.inf)
         gradient_norm = float(norm)  # here a GPU is waited for
-    norms = _step_if_finite(training, gradient_norm, images, buffers)
+    norms = _step_if_finite(training, gradient_norm, bool(loss.total.isfinite()), images, buffers)
     if norms and any_slope(targets.opinions, targets.sets, config.loss, ranks.world()):
         _audit(training, norms, rates)
 
@@ -206,24 +206,28 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
     )
 
 
-def _step_if_finite(training: Training, gradient_norm: float, images: np.ndarray, buffers: list[Tensor]) -> dict[str, GroupNorms]:
+def _step_if_finite(
+    training: Training, gradient_norm: float, has_loss: bool, images: np.ndarray, buffers: list[Tensor]
+) -> dict[str, GroupNorms]:
     """Steps, or skips a gradient that is not finite. The all-reduced norm is everybody's, so all ranks do the same.
 
     A skipped step leaves weights and moments as they were, and puts back the `buffers` from before it: BatchNorm's running
-    statistics would keep an infinite activation for ever. Returns the norms of the groups, on an epoch's first step and on
-    those that the journal tells of.
+    statistics would keep an infinite activation for ever. Raises TrainingError at the third in a row, but lets fp16 look longer
+    for the scale of its first step, as long as `has_loss`, a finite one. Returns the norms of the groups, on an epoch's first
+    step and on those that the journal tells of.
     """
     plan, accelerator, optimizer, progress = training.plan, training.accelerator, training.optimizer, training.progress
     finite = math.isfinite(gradient_norm)
     measured = finite and (progress.step % plan.steps_per_epoch == 0 or (progress.step + 1) % training.config.log.every_steps == 0)
     before = copy_weights(optimizer) if measured else []
-    looking = False  # whether the scaler of fp16 is still finding its scale
+    looking = False  # for the scale of fp16
     if finite:
         optimizer.step()
     elif accelerator.scaler is not None:
         scale = accelerator.scaler.get_scale()
         accelerator.scaler.update()  # it has seen an infinity when the norm was measured; where only the norm is too large, it has not
-        looking = 1.0 <= accelerator.scaler.get_scale() < scale
+        nothing_learnt = progress.skipped == progress.step
+        looking = has_loss and nothing_learnt and 1.0 <= accelerator.scaler.get_scale() < scale
     norms = measure_groups(optimizer, before) if measured else {}
     optimizer.zero_grad()
     if training.average is not None and finite:
@@ -236,7 +240,7 @@ def _step_if_finite(training: Training, gradient_norm: float, images: np.ndarray
     if progress.skipped_in_a_row >= SKIPS_IN_A_ROW and not looking:
         ids = ", ".join(plan.collection.name_of(int(image)) for image in images)
         raise TrainingError(
-            f"step {progress.step + 1}: the gradient was not finite {SKIPS_IN_A_ROW} times in a row; "
+            f"step {progress.step + 1}: the gradient was not finite {progress.skipped_in_a_row} times in a row; "
             f"the images of this batch are {ids}; "
             f"a lower optim.lr, optim.clip_norm, or run.precision=no may help"
         )

@@ -88,7 +88,7 @@ checkpoints() { { find "$folder/checkpoints" -maxdepth 1 -name 'step-*' -printf 
 leave_a_run_that_has_ended() {
     [ -e "$folder/status.json" ] || return 0
     read_status
-    case $status in finished | "stopped early") say "run $status ($reason), without this host"; exit 0 ;; esac
+    case $status in finished | "stopped early") say "run $status ($reason) already"; exit 0 ;; esac
 }
 leave_a_run_that_has_ended
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import runs
@@ -11,12 +12,14 @@ import torch
 from in_process import train_here
 from torch import nn
 
-from dist_train import training
+from dist_train import state, training
 from dist_train.audit import GroupNorms, copy_weights, measure_groups, refuse_bad_groups, refuse_still_groups
 from dist_train.config import History, Loss
 from dist_train.errors import TrainingError
 from dist_train.history import forget_hyper_gradient
 from dist_train.loss import any_slope
+from dist_train.optim import build_adam
+from dist_train.state import Training
 
 
 def two_layers() -> nn.Sequential:
@@ -126,6 +129,30 @@ def test_the_exhausted_filter_of_the_old_code_ends_a_run_at_the_first_step_witho
     first, *others = runs.records(tmp_path, "step")
     assert all(first[f"{what}_{group}"] > 0 for what in ("gradient", "update", "weights") for group in ("hyper", "backbone"))
     assert len(others) == 4 and "update_hyper" not in others[0]  # five steps an epoch; the sixth was not told
+
+
+def test_groups_that_lack_a_tensor_are_found_before_the_first_step(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*settings: Any) -> torch.optim.Optimizer:
+        optimizer = build_adam(*settings)
+        optimizer.param_groups[0]["params"].pop()
+        return optimizer
+
+    monkeypatch.setattr(state, "build_adam", build)
+    with pytest.raises(TrainingError, match="1 tensors are in no parameter group"):
+        train_here(tmp_path, shards)
+    assert not runs.records(tmp_path, "step")
+
+
+def test_a_group_that_is_empty_after_an_epoch_ends_the_run_there(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge(run: Training, *more: Any) -> Any:
+        run.optimizer.param_groups[0]["params"].clear()
+        return as_ever(run, *more)
+
+    as_ever = training._judge
+    monkeypatch.setattr(training, "_judge", judge)
+    with pytest.raises(TrainingError, match=r"the parameter group '\w+' is empty: nothing of it would be trained"):
+        train_here(tmp_path, shards, "train.epochs=2")
+    assert len(runs.records(tmp_path, "step")) == 5  # an epoch
 
 
 def test_a_batch_of_equal_opinions_may_leave_a_correlation_without_a_gradient() -> None:

@@ -197,12 +197,12 @@ def test_gradients_that_stay_nan_in_fp16_end_the_run_and_name_the_images(
 ) -> None:
     monkeypatch.setattr(training, "accumulate_gradient", Poison(dict.fromkeys(range(4, 50), "gradient")))
     settings = ("data.passes=10", "train.global_batch=4", GPU, "run.precision=fp16")
-    with pytest.raises(TrainingError, match="the gradient was not finite 3 times in a row; the images of this batch are ") as caught:
+    with pytest.raises(TrainingError, match=r"the gradient was not finite \d+ times in a row; the images of this batch are ") as caught:
         train_here(tmp_path, shards, *settings)
     print(caught.value)
     assert sum(f" {name}" in str(caught.value) for name in Shards(shards).ids) == 4
     told = runs.status(tmp_path)
-    assert told["status"] == "failed" and told["steps"] < 24  # from 65536 the scale falls below 1 in 17 halvings
+    assert told["status"] == "failed" and told["steps"] < 24  # where its first three find no scale, that ends in 17 halvings from 65536
 
 
 # Stop, go on, repeat

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,6 +136,14 @@ def test_pixels_are_normalised_as_the_backbone_was_trained(backbone: str) -> Non
     said = timm.get_pretrained_cfg(backbone)
     expected = (pixels.double() / 255 - torch.tensor(said.mean).view(3, 1, 1)) / torch.tensor(said.std).view(3, 1, 1)
     torch.testing.assert_close(seen[0], expected.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_backbone_that_is_named_by_its_source_is_normalised_as_that_says(tmp_path: Path) -> None:
+    about = {"mean": [0.5, 0.25, 0.5], "std": [0.5, 0.5, 0.75], "input_size": [3, 224, 224]}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "convnext_atto", "pretrained_cfg": about}))
+    model = made(f"local-dir:{tmp_path}", 64)
+    assert (model.mean.flatten() / 255).tolist() == pytest.approx(about["mean"])
+    assert (model.std.flatten() / 255).tolist() == pytest.approx(about["std"])
 
 
 def test_the_two_backbones_above_were_trained_on_different_scales() -> None:

@@ -365,6 +365,14 @@ def test_a_set_of_which_a_batch_holds_one_image_is_refused_by_a_correlation_and_
     assert "other: the loss sees one image of it at a time, so it is never ranked" in told and "one: the loss" not in told
 
 
+def test_a_rank_that_sees_fewer_of_a_set_than_another_is_the_one_that_counts(shards: Path) -> None:
+    """A batch of 15 is 8 of one and 7 of the other: on three ranks, (3, 2), (3, 2) and (2, 3)."""
+    data = {"sets": {"one": {"shards": shards, "weight": 8}, "other": {"shards": shards, "weight": 7}}, "patches_per_image": 1}
+    config = config_of(None, data=data, loss={"regression": "plcc", "scope": "rank"}, train={"global_batch": 15})
+    with pytest.raises(ConfigError, match=r"plcc needs 3 images of a set to learn from, and sees 2 of one at a time .*loss\.scope=rank"):
+        make_plan(config, 3)
+
+
 def test_a_plan_counts_the_parameters(shards: Path) -> None:
     assert "resnet50.tv_in1k, 27,375,369 parameters" in describe_plan(make_plan(config_of(shards), 1))
 

@@ -144,6 +144,16 @@ def test_a_gradient_too_large_for_its_norm_is_skipped_also_where_the_scaler_sees
         assert before.progress["scaler"]["scale"] == after.progress["scaler"]["scale"]
 
 
+@pytest.mark.usefixtures("fp16_on_the_cpu")
+@pytest.mark.parametrize(("first", "kind", "last"), [(7, "gradient", 9), (1, "activation", 3)], ids=["after its first step", "no loss"])
+def test_a_run_in_fp16_ends_at_the_third_in_a_row_too_unless_it_is_finding_the_scale_of_its_first_step(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, kind: str, last: int
+) -> None:
+    monkeypatch.setattr(training, "accumulate_gradient", Poison(dict.fromkeys(range(first, 40), kind)))
+    with pytest.raises(TrainingError, match=f"step {last}: the gradient was not finite 3 times in a row; the images of this batch are "):
+        train_here(tmp_path, shards, *FEW_PATCHES, "train.epochs=9")
+
+
 SKIPPED = {2: "gradient", 3: "activation", 5: "activation", 7: "gradient", 8: "activation", 9: "gradient"}
 TWO_SETS = ("data.shards=null", "model.backbone=test_resnet", "ema.decay=0.9", "save.every_steps=1", "save.keep=99")
 

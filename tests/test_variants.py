@@ -7,16 +7,13 @@ from pathlib import Path
 import pytest
 
 from dist_train.config import Model
-from dist_train.variants import VARIANTS, count_cost, variants_table
+from dist_train.variants import count_cost, variants_table
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_has_a_row_for_every_variant_as_it_is_counted() -> None:
-    counted = variants_table([VARIANTS[0], VARIANTS[3], VARIANTS[-1]])  # the others take long, and are counted alike
-    assert set(counted.splitlines()) <= set(README.splitlines())
-    for model in VARIANTS:
-        assert f"| `{model.backbone}` | {model.stages} | {str(model.stage_attention).lower()} |" in README
+    assert variants_table() in README
 
 
 def test_multiply_adds_are_those_one_counts_by_hand() -> None:

@@ -20,6 +20,7 @@ from cluster import ROOT, Cluster
 from runs import TINY, assert_equal_up_to_rounding, records, status, weights
 from warm import free_port
 
+from dist_train.run_folder import write_status
 from dist_train.run_lock import RunLock
 
 pytestmark = pytest.mark.timeout(400)
@@ -166,15 +167,22 @@ def test_the_others_wait_for_the_first_host_and_a_failure_ends_all_for_good(clus
 
 def here(run: Path, shards: Path, hosts: int = 1, **variables: str) -> list[tuple[int, str, str]]:
     """launch/elastic.sh on this machine, to its end, so many times at once: exit codes, outputs, errors."""
-    environment = os.environ | {"FIRST_HOST": "localhost", "PROCESSES": "1", "DIST_TRAIN_SITE": "/dev/null", **variables}
-    line = ("bash", "launch/elastic.sh", str(TINY), f"run.folder={run}", f"data.shards={shards}", *SETTINGS)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with ExitStack() as ended:
-        scripts = [ended.enter_context(subprocess.Popen(line, cwd=ROOT, env=environment, text=True, **pipes)) for _ in range(hosts)]
-        for script in scripts:
-            ended.callback(script.terminate)  # if it has not ended by itself
+        scripts = [ended.enter_context(started_here(run, shards, **variables)) for _ in range(hosts)]
         outputs = [script.communicate(timeout=LIMIT) for script in scripts]
         return [(script.returncode, *output) for script, output in zip(scripts, outputs, strict=True)]
+
+
+@contextmanager
+def started_here(run: Path, shards: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """The same once, under way; ended if it does not end by itself."""
+    environment = os.environ | {"FIRST_HOST": "localhost", "PROCESSES": "1", "DIST_TRAIN_SITE": "/dev/null", **variables}
+    line = ("bash", "launch/elastic.sh", str(TINY), f"run.folder={run}", f"data.shards={shards}", *SETTINGS)
+    with subprocess.Popen(line, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as script:
+        try:
+            yield script
+        finally:
+            script.terminate()
 
 
 def test_numbers_of_hosts_on_which_the_training_could_not_go_on_are_refused(shards: Path, tmp_path: Path) -> None:
@@ -185,7 +193,20 @@ def test_numbers_of_hosts_on_which_the_training_could_not_go_on_are_refused(shar
 
 def test_a_run_that_has_finished_is_not_waited_for(unbroken: Path, shards: Path) -> None:
     ((code, said, error),) = here(unbroken, shards, FIRST_HOST="long-gone.invalid")
-    assert code == 0 and "run finished (all 3 epochs are done), in an earlier session" in said, said + error
+    assert code == 0 and "run finished (all 3 epochs are done) already" in said, said + error
+
+
+def test_a_run_that_the_others_finish_while_this_host_is_coming_is_left(unbroken: Path, shards: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(unbroken, tmp_path / "run"))
+    finished = status(run)
+    write_status(run, finished | {"status": "unfinished", "reason": "training"})
+    with socket.create_server(("localhost", 0)) as other, started_here(run, shards, PORT=str(other.getsockname()[1])) as script:
+        other.settimeout(LIMIT)
+        other.accept()  # it asks who listens there, and has looked at the status before
+        write_status(run, finished)
+        other.close()
+        said, error = script.communicate(timeout=LIMIT)
+    assert script.returncode == 0 and "run finished (all 3 epochs are done) already" in said.splitlines()[-1], said + error
 
 
 def test_another_program_at_the_port_is_told_of(shards: Path, tmp_path: Path) -> None:
