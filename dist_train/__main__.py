@@ -151,7 +151,7 @@ def _predict(options: argparse.Namespace) -> None:
     from dist_train.loss import leaves_scale_open
     from dist_train.model_folder import find_weights, open_model
     from dist_train.predict import predict, write_predictions
-    from dist_train.run_folder import how_far_the_run_is
+    from dist_train.status import how_far_the_run_is
 
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if options.out is not None and options.out.is_file():
@@ -237,7 +237,7 @@ def _variants(_: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from dist_train.report import draw_report, final_table
-    from dist_train.run_folder import read_status
+    from dist_train.status import read_status
 
     path = draw_report(options.folder)
     print(final_table(read_status(options.folder) or {}))

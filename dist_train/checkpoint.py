@@ -153,15 +153,13 @@ def _damage(path: Path) -> list[str]:
     content = (path / PROGRESS).read_bytes().decode()
     progress = json.loads(content)
     files, steps = progress["files"], {progress["step"], progress["progress"]["step"]}
-    if missing := [name for name in NEEDED if name not in files]:
+    if missing := [name for name in (*NEEDED, PROGRESS) if name not in files]:
         return [f"{PROGRESS} does not tell of {name}" for name in missing]
-    tensors = [*NEEDED, *([AVERAGE] if AVERAGE in files else [])]
-    sealed = files.keys() != {*tensors}  # else it is from before this file told of itself
-    if sealed and _sha256(content.replace(files[PROGRESS], "")) != files[PROGRESS]:
+    if _sha256(content.replace(files[PROGRESS], "")) != files[PROGRESS]:
         return [f"{PROGRESS} has changed"]
     if steps != {_step_of(path)}:
         return [f"{PROGRESS} is of step {' and '.join(map(str, steps))}"]
-    return [f"{name} has changed" for name in tensors if file_sha256(path / name) != files[name]]
+    return [f"{name} has changed" for name in files if name != PROGRESS and file_sha256(path / name) != files[name]]
 
 
 def _sha256(text: str) -> str:

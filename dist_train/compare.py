@@ -107,24 +107,28 @@ def share_sets(sides: Sequence[Side]) -> tuple[list[Side], list[str]]:
     Raises ConfigError where there is no such set, or where a run has one twice.
     """
     runs = [run for side in sides for run in side.runs]
-    names = runs[0].names
+    names = runs[0].name_by_fingerprint
     for run in runs:
-        if len(run.names) < len(run.sets):
+        if len(run.name_by_fingerprint) < len(run.sets):
             raise ConfigError(f"{run.folder}: two of {', '.join(run.sets)} are the same shards; compare runs that take each set once")
-        if not names.keys() & run.names.keys():
+        if not names.keys() & run.name_by_fingerprint.keys():
             raise ConfigError(
-                f"{run.folder} was tested on the data {_data_told(run.names)}, what stands before it on {_data_told(names)}; "
+                f"{run.folder} was tested on the data {_data_told(run.name_by_fingerprint)}, what stands before it on {_data_told(names)}; "
                 f"only what was tested on the same shards can be compared"
             )
-        names = {data: name for data, name in names.items() if data in run.names}
+        names = {data: name for data, name in names.items() if data in run.name_by_fingerprint}
     left_out = [
-        f"left out: {name} ({data}) of {side.name}: {next(one.folder for one in runs if data not in one.names)} was not tested on it"
+        f"left out: {name} ({data}) of {side.name}: {_first_without(data, runs).folder} was not tested on it"
         for side in sides
         for run in side.runs
-        for data, name in run.names.items()
+        for data, name in run.name_by_fingerprint.items()
         if data not in names
     ]
     return [Side(side.name, tuple(_narrowed(run, names) for run in side.runs)) for side in sides], list(dict.fromkeys(left_out))
+
+
+def _first_without(data: str, runs: Sequence[TestedRun]) -> TestedRun:
+    return next(run for run in runs if data not in run.name_by_fingerprint)
 
 
 def _data_told(names: Mapping[str, str]) -> str:
@@ -133,7 +137,7 @@ def _data_told(names: Mapping[str, str]) -> str:
 
 def _narrowed(run: TestedRun, names: Mapping[str, str]) -> TestedRun:
     """The run with the sets of these fingerprints alone, in their order and under their names."""
-    return TestedRun(run.folder, {name: run.sets[run.names[data]] for data, name in names.items()})
+    return TestedRun(run.folder, {name: run.sets[run.name_by_fingerprint[data]] for data, name in names.items()})
 
 
 def refuse_unlike(sides: Sequence[Side]) -> None:
@@ -190,9 +194,8 @@ def _figures(tested: Sequence[TestedSet], stream: int) -> np.ndarray:
 
 
 def _contents(tested: Sequence[TestedSet]) -> dict[str, str]:
-    """What each image of these shows, if any of their tables says it; else the image itself."""
-    shown = {image: image for one in tested for image in one.ids}
-    return shown | {image: content for one in tested for image, content in one.contents.items()}
+    """What each image of these shows."""
+    return {image: content for one in tested for image, content in one.contents.items()}
 
 
 def _medians(of_runs: np.ndarray) -> dict[str, Estimate]:
@@ -244,7 +247,7 @@ def _heading(sides: Sequence[Side], name: str) -> str:
     parts, splits = sorted({tested.part for tested in own}), sorted({tested.split for tested in own if tested.split})
     how = _what_was_drawn(sides, name)
     return (
-        f"{' or '.join(parts)} images: {' or '.join(f'{n:,}' for n in sorted(images))} of {name} ({own[0].data})"
+        f"{' or '.join(parts)} images: {' or '.join(f'{n:,}' for n in sorted(images))} of {name} ({own[0].fingerprint})"
         + f", split {', '.join(splits)}" * bool(splits)
         + f", label {own[0].label}" * bool(own[0].label)
         + f"; intervals: {how}" * bool(how)
@@ -255,9 +258,6 @@ def _what_was_drawn(sides: Sequence[Side], name: str) -> str:
     """On what the intervals of a set rest: all contents are drawn, and each run has what was drawn of its own test images."""
     tested = [run.sets[name] for side in sides for run in side.runs]
     content_of = _contents(tested)
-    for one in tested:
-        if one.num_contents is not None and one.num_contents < len({content_of[image] for image in one.ids}):
-            return f"by resamples of single images: {one.path.name} does not say what they show, and several show one content: too narrow"
     fewest = min(effective_contents(np.array([content_of[image] for image in one.ids])) for one in tested)
     return what_was_drawn(len(content_of), len(set(content_of.values())), fewest)
 

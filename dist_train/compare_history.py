@@ -21,7 +21,8 @@ from dist_train.compare import compare_sides, side_of
 from dist_train.config import Config, Data, History, save_config
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.model_folder import SETTINGS
-from dist_train.run_folder import FINISHED, read_status, refuse_other_settings
+from dist_train.run_folder import refuse_other_settings
+from dist_train.status import FINISHED, read_status
 from shards.remote import redacted
 
 FIXED, ORIGINAL = "fixed", "original"

@@ -27,19 +27,18 @@ from dist_train.config import Data, load_config
 from dist_train.errors import ConfigError
 from dist_train.evaluation import score_images
 from dist_train.intervals import what_was_drawn
-from dist_train.journal import finite_or_none
 from dist_train.launch import refuse_another_world
 from dist_train.loss import leaves_scale_open
 from dist_train.model_folder import SETTINGS, TrainedModel, find_weights, open_model
 from dist_train.report import cross_table
-from dist_train.run_folder import how_far_the_run_is
 from dist_train.seen import file_numbers
+from dist_train.status import how_far_the_run_is
+from dist_train.tested import RESULTS
 from dist_train.training import open_accelerator
-from dist_train.whole_files import write_json
+from dist_train.whole_files import finite_or_none, write_json
 from shards.manifest import ShardError, Shards, file_sha256
 
 ALL = "all"  # every image, whatever its part
-RESULTS = "evaluation.json"
 
 
 class Seen(NamedTuple):
@@ -63,6 +62,11 @@ class RatedSet:
     images: np.ndarray
     scale: Scale  # on which the model's scores are told
     seen: Seen
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether the model's scores run the other way round than the opinions."""
+        return self.scale.label.higher_is_better != self.shards.label.higher_is_better
 
 
 def evaluate(
@@ -204,8 +208,7 @@ def describe(weights: Path, sets: Sequence[RatedSet], panels: Mapping[str, Mappi
     lines = [f"model: {weights}", "", cross_table(panels), ""]
     for one in sets:
         which = "all images" if one.split is None else f"{one.part} of split '{one.split}'"
-        turned = one.scale.label.higher_is_better != one.shards.label.higher_is_better
-        lines.append(f"{one.name}: {which}; {one.shards.label}" + "; the model's scores are turned" * turned)
+        lines.append(f"{one.name}: {which}; {one.shards.label}" + "; the model's scores are turned" * one.is_turned)
         lines.append(f"{'':<{len(one.name)}}  {one.seen.told}")
         panel = panels[one.name]
         if how := what_was_drawn(panel["images"], panel["contents"], panel["effective_contents"]):
@@ -222,6 +225,7 @@ def _about(one: RatedSet) -> dict[str, Any]:
         "part": one.part,
         "label": str(one.shards.label),
         "scores_on": str(one.scale.label),
+        "turned": one.is_turned,
         "trained_on_set": one.seen.trained_on_set,
         "trained_on_images": one.seen.trained_on_images,
         "chosen_on_images": one.seen.chosen_on_images,

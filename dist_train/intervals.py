@@ -19,11 +19,9 @@ from dist_train.order import bits
 
 RESAMPLES = 2000  # the ends then waver by about 2 % of the interval's width
 LEVEL = 0.95
-FEWEST_IMAGES = 3  # of which a correlation says anything: two always lie on a line
 FEWEST_CONTENTS = 3  # of which an interval says anything
 FEW_CONTENTS = 30  # below this it is too narrow all the same: few is "five to thirty" for Cameron, Gelbach and Miller, 2008, abstract
 MOST_LOST = 0.05  # of the resamples may have no correlation; of what is left of fewer, the middle is not the middle of all
-FEW_IMAGES = 50  # below this one lucky image moves it: a SRCC of 0.8 has an interval wider than 0.2 (Fisher's z)
 
 EQUAL = 1e-12  # scores closer than this, in parts of the largest, differ by the rounding of their means alone
 ROUNDING = 1e-13  # a variance so small beside the mean square is rounding alone

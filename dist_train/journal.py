@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_train.errors import ConfigError
-from dist_train.whole_files import write_text
+from dist_train.whole_files import finite_or_none, write_text
 from shards.whole_files import sync
 
 KINDS = {"step": ("step",), "epoch": ("step", "epoch"), "save": ("step",)}  # of lines, and the numbers that tell one from the others
@@ -172,15 +172,6 @@ def cost_of_saving(records: Sequence[Mapping[str, Any]]) -> dict[str, Any] | Non
         return None
     seconds, size, period = (sum(save[key] for save in saves) for key in ("save_seconds", "save_bytes", "save_period"))
     return {"checkpoints": len(saves), "bytes": size, "seconds": round(seconds, 3), "share": seconds / max(period, 1e-9)}
-
-
-def finite_or_none(value: Any) -> Any:
-    """`value` with every nan or infinity in it as None, because JSON has no word for them."""
-    if isinstance(value, Mapping):
-        return {key: finite_or_none(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite_or_none(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _drop_lines_after(path: Path, step: int, epochs_judged: int) -> list[dict[str, Any]]:

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import scipy  # which loads scipy.stats when it is first used: of all ranks only the first has figures to compute
 
-from dist_train.intervals import FEWEST_IMAGES, correlation_intervals, effective_contents, without_rounding
+from dist_train.intervals import correlation_intervals, effective_contents, without_rounding
 from dist_train.mapping import CURVES, RISING, fit_logistic
+from shards.splits import FEWEST_IMAGES
 
 
 def agreement(scores: np.ndarray, opinions: np.ndarray) -> dict[str, float]:

@@ -94,10 +94,10 @@ def save_model(
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The weights in a file of `save_model`, and what was told with them.
 
-    Raises ValueError where they are not as they were written. Those of before they told of themselves are taken as they are.
+    Raises ValueError where they are not as they were written.
     """
     about, weights = read_about(path), load_file(path)
-    if about.get("weights") not in (None, digest_of(weights)):
+    if about["weights"] != digest_of(weights):
         raise ValueError("a number in it was changed after it was written: the SHA-256 is another")
     return weights, about
 
@@ -114,7 +114,7 @@ def open_model(place: Path) -> TrainedModel:
         scales = {name: Scale(**{**said, "label": Label(**said["label"])}) for name, said in about["scales"].items()}
         if odd := [name for name in (*scales, *about.get("trained_on", ())) if not is_plain_name(name)]:
             raise ValueError(f"'{odd[0]}' cannot be part of a file name")
-        cuttings = {name: Cutting(**(about["cuttings"][name] if "cuttings" in about else about["cutting"])) for name in scales}
+        cuttings = {name: Cutting(**about["cuttings"][name]) for name in scales}
         model = build_model(config, next(iter(cuttings.values())).patch_size, (0.0, 100.0))
         model.load_state_dict(weights)  # the scale of the scores is among the buffers
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dist_train.intervals import FEW_CONTENTS, FEW_IMAGES
+from dist_train.intervals import FEW_CONTENTS
+from shards.splits import FEW_IMAGES
 
 SATURATED = 0.95  # a train SRCC from here on has hardly room to rise, while the loss goes on falling
 TELLING = 0.002  # of SRCC: less than redrawing the patches of the same images would move it

@@ -18,13 +18,14 @@ from dist_train.config import Config
 from dist_train.errors import ConfigError
 from dist_train.history import historical_rates
 from dist_train.idle_settings import idle_settings
-from dist_train.intervals import FEW_CONTENTS, FEW_IMAGES, FEWEST_IMAGES, effective_contents
+from dist_train.intervals import FEW_CONTENTS, effective_contents
 from dist_train.loss import CORRELATIONS, needs_deviations
 from dist_train.mixture import Mixture, seed_of_set, shares_of
 from dist_train.model_folder import build_model
 from dist_train.optim import LAST_RATIO_EPOCH, STEP_EPOCHS
 from dist_train.order import Order
 from shards.manifest import PARTS
+from shards.splits import FEW_IMAGES, FEWEST_IMAGES
 
 FEW_STEPS = 100  # in all; the demo, on few images and at a high rate, takes 215
 SPAN = 2.5  # standard deviations on either side of the mean that the scores of several sets span

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,8 @@ from dist_train.intervals import what_was_drawn
 from dist_train.journal import read_records
 from dist_train.mapping import CURVES, FITTED, RISING, Curve
 from dist_train.overfitting import train_and_val
+from dist_train.status import read_status
+from dist_train.tested import read_scores
 
 COLUMNS = ("srcc", "plcc", "krcc", "rmse", "patch_srcc", "patch_plcc", "spread")
 FEW_PER_PARAMETER = 10  # images for each parameter of a curve, below which its figures flatter
@@ -125,8 +126,6 @@ def draw_report(folder: Path) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from dist_train.run_folder import read_status
-
     if not folder.is_dir():
         raise ConfigError(f"{folder}: there is no such run folder")
     records = read_records(folder / "metrics.jsonl")
@@ -185,7 +184,7 @@ def _draw_scatter(axes: Any, folder: Path, status: Mapping[str, Any]) -> None:
     if "sets" in status[part]:
         _draw_sets(axes, folder, part, status[part])
         return
-    opinions, scores = _read_scores(folder / f"scores-{part}.csv")
+    _, _, scores, opinions = read_scores(folder / f"scores-{part}.csv")
     axes.scatter(opinions, scores, s=8, alpha=0.6)
     ends = [min(opinions), max(opinions)]
     axes.plot(ends, ends, color="grey", linewidth=0.8, label="score = opinion")
@@ -202,20 +201,13 @@ def _draw_scatter(axes: Any, folder: Path, status: Mapping[str, Any]) -> None:
 def _draw_sets(axes: Any, folder: Path, part: str, panel: Mapping[str, Any]) -> None:
     """The scores of several sets in one picture: each in standard deviations of its own opinions, from their mean."""
     for name, of_set in panel["sets"].items():
-        opinions, scores = map(np.array, _read_scores(folder / f"scores-{part}-{name}.csv"))
+        _, _, scores, opinions = read_scores(folder / f"scores-{part}-{name}.csv")
         middle, unit = opinions.mean(), opinions.std() or 1.0
         label = f"{name}: SRCC {_figure(of_set['srcc'])}"
         axes.scatter((opinions - middle) / unit, (scores - middle) / unit, s=8, alpha=0.6, label=label)
     axes.axline((0, 0), slope=1, color="grey", linewidth=0.8, label="score = opinion")
     axes.legend()
     axes.set(title=f"{part}: mean SRCC of the sets {_figure(panel['srcc'])}", xlabel="opinion, in deviations of its set", ylabel="score")
-
-
-def _read_scores(path: Path) -> tuple[list[float], list[float]]:
-    """Opinions and scores, image by image."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [float(row["opinion"]) for row in rows], [float(row["score"]) for row in rows]
 
 
 def _each_set(part: str, panels: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
@@ -226,7 +218,7 @@ def _each_set(part: str, panels: Sequence[Mapping[str, Any]]) -> Iterator[tuple[
         yield f"{part}, {name}", [panel["sets"][name] for panel in panels]
 
 
-def _draw_curve(axes: Any, scores: Sequence[float], panel: Mapping[str, Any]) -> None:
+def _draw_curve(axes: Any, scores: np.ndarray, panel: Mapping[str, Any]) -> None:
     """The logistic from scores to opinions that rises: of 5 parameters, else of 4; where there is none, why, in the legend."""
     fits = {number: panel.get(f"mapping{number}") or {} for number in sorted(CURVES, reverse=True)}
     fitted = {number: fit["parameters"] for number, fit in fits.items() if fit.get("status") in RISING}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,12 +10,9 @@ from typing import Any
 from dist_train import ranks, run_lock
 from dist_train.config import Config, is_whole, load_config, save_config
 from dist_train.errors import ConfigError, StalledError
-from dist_train.journal import finite_or_none
 from dist_train.plan import Plan
-from dist_train.whole_files import write_json
+from dist_train.status import FINISHED, read_status, write_status
 from shards.remote import redacted
-
-FINISHED = ("finished", "stopped early")
 
 # What may change between two sessions of one run, besides where the shards lie. The result stays the same up to rounding, but
 # for what `plan` lists as not reproducible: BatchNorm sees other micro-batches.
@@ -103,39 +99,6 @@ def refuse_other_data(plan: Plan, before: Mapping[str, Any]) -> None:
                 f"{plan.config.run.folder}: holds a run on other data: {what} has the fingerprint {now[key]}, the run began with "
                 f"{before[key]} ({before['data_set']}, split {before['split']}); choose another run.folder"
             )
-
-
-def how_far_the_run_is(weights: Path) -> str | None:
-    """A sentence on the run whose best/model.safetensors these are, where it has not ended; None where there is nothing to know."""
-    folder = weights.parent.parent
-    with suppress(ConfigError):
-        status = read_status(folder) if weights.parent.name.startswith("best") else None
-        if status and status["status"] not in ("finished", "stopped early"):
-            return (
-                f"{folder}: this run is {status['status']} ({status['reason'].splitlines()[0]}), and these are the weights of its best "
-                f"epoch so far; figures of test that are looked at before the end are a choice, not a test"
-            )
-    return None
-
-
-def read_status(folder: Path) -> dict[str, Any] | None:
-    """The run's status.json; None when there is none. Raises ConfigError for one that is damaged."""
-    path = folder / "status.json"
-    if not path.is_file():
-        return None
-    try:
-        status: dict[str, Any] = json.loads(path.read_bytes())
-        if not isinstance(status, dict) or not isinstance(status["status"], str) or not isinstance(status["reason"], str):
-            raise ValueError("it tells of no status")
-    except (ValueError, LookupError) as error:
-        raise ConfigError(f"{path}: was damaged ({error}); delete it, and the run goes on from its checkpoints") from error
-    return status
-
-
-def write_status(folder: Path, status: Mapping[str, Any]) -> None:
-    """Replaces status.json at once; status and reason come first."""
-    leading = {key: status[key] for key in ("status", "reason")}
-    write_json(folder / "status.json", finite_or_none({**leading, **status}))
 
 
 def record_failure(folder: Path, error: BaseException) -> None:

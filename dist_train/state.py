@@ -31,8 +31,9 @@ from dist_train.optim import build_adam
 from dist_train.plan import Plan
 from dist_train.pretrained import load_pretrained
 from dist_train.retention import Retention
-from dist_train.run_folder import about_data, refuse_other_data, write_status
+from dist_train.run_folder import about_data, refuse_other_data
 from dist_train.run_lock import RunLock
+from dist_train.status import write_status
 from dist_train.stopping import EarlyStop
 
 

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 
 from dist_train.errors import ConfigError
-from dist_train.evaluate import RESULTS
-from dist_train.intervals import FEWEST_IMAGES, without_rounding
+from dist_train.intervals import without_rounding
 from dist_train.metrics import agreement
-from dist_train.run_folder import read_status
+from dist_train.status import read_status
+from shards.splits import FEWEST_IMAGES
 
-LOWER = "lower is better)"  # how the text of a label ends that runs this way
+RESULTS = "evaluation.json"
 
 ON_TEST = "WARNING: these chose their epoch ON TEST, so their figures are too good"
 SEEN_IN_TRAINING = "WARNING: these were trained on some of these images, or on others of their contents, so their figures are too good"
@@ -39,8 +39,7 @@ UNKNOWN = "nobody knows whether these were trained or chosen on these images"
 class TestedSet:
     """What a model says of images of a data set: scores and opinions [n] by image id, and the file they are from.
 
-    Scores of a model that speaks the other way round than the opinions have been turned. `contents` is what each image shows, by its
-    id; empty where the file, of an earlier version, does not say it.
+    Scores of a model that speaks the other way round than the opinions have been turned. `contents` is what each image shows, by its id.
     """
 
     path: Path
@@ -48,12 +47,11 @@ class TestedSet:
     contents: dict[str, str]
     scores: np.ndarray
     opinions: np.ndarray
-    data: str  # its fingerprint
+    fingerprint: str  # of its shards
     part: str  # train, val, test or all
     split: str | None  # None for all
     label: str | None  # None where it is not told for this set alone
     on_label: bool  # whether the scores are on the scale of the opinions, so that their difference is an error
-    num_contents: int | None  # how many contents its figures were told with; None in earlier versions
     warnings: tuple[str, ...]  # why its figures may be too good
 
     @property
@@ -76,9 +74,9 @@ class TestedRun:
     sets: dict[str, TestedSet]
 
     @property
-    def names(self) -> dict[str, str]:
+    def name_by_fingerprint(self) -> dict[str, str]:
         """The name of each set by its fingerprint."""
-        return {tested.data: name for name, tested in self.sets.items()}
+        return {tested.fingerprint: name for name, tested in self.sets.items()}
 
     @property
     def images(self) -> frozenset[tuple[str, str]]:
@@ -109,13 +107,12 @@ def _sets_of_run(folder: Path, status: Mapping[str, Any]) -> dict[str, TestedSet
         too_good = {ON_TEST: status["selected_on"] == "test", SEEN_IN_TRAINING: panel.get("trained_too")}
         sets[name] = TestedSet(
             path,
-            *_read_scores(path),
-            data=said["data_fingerprint"],
+            *read_scores(path),
+            fingerprint=said["data_fingerprint"],
             part="test",
             split=said["split"],
             label=status["label"] if len(trained_on) == 1 else None,
             on_label=panel.get("rmse", np.nan) is not None,  # None: the loss left the scale of the scores open
-            num_contents=panel.get("contents"),
             warnings=tuple(warning for warning, holds in too_good.items() if holds),
         )
     return sets
@@ -136,7 +133,7 @@ def _sets_of_evaluation(folder: Path) -> dict[str, TestedSet]:
 
 def _evaluated(path: Path, said: Mapping[str, Any]) -> TestedSet:
     """A set of an evaluation, of which `said` is what its evaluation.json holds."""
-    ids, contents, scores, opinions = _read_scores(path)
+    ids, contents, scores, opinions = read_scores(path)
     label, spoken = said["label"], said["scores_on"]
     trained_on = said.get("trained_too") or said.get("trained_on_images")  # of the run's own sets contents are known, of others files
     seen = {SEEN_IN_TRAINING: trained_on, CHOSEN_ON: said.get("chosen_on_images")}
@@ -144,30 +141,32 @@ def _evaluated(path: Path, said: Mapping[str, Any]) -> TestedSet:
         path,
         ids,
         contents,
-        scores if label.endswith(LOWER) == spoken.endswith(LOWER) else -scores,
+        -scores if said["turned"] else scores,
         opinions,
-        data=said["data_fingerprint"],
+        fingerprint=said["data_fingerprint"],
         part=said["part"],
         split=said["split"],
         label=label,
         on_label=label == spoken and said.get("rmse", np.nan) is not None,
-        num_contents=said.get("contents"),
         warnings=(UNKNOWN,) if None in seen.values() else tuple(warning for warning, images in seen.items() if images),
     )
 
 
-def _read_scores(path: Path) -> tuple[tuple[str, ...], dict[str, str], np.ndarray, np.ndarray]:
+def read_scores(path: Path) -> tuple[tuple[str, ...], dict[str, str], np.ndarray, np.ndarray]:
+    """Ids, the content of each image by its id, scores [n] and opinions [n]. Raises ConfigError for what no run leaves."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         scores, opinions = (np.array([float(row[name]) for row in rows]) for name in ("score", "opinion"))
-        ids = tuple(row["image"] for row in rows)
+        ids, contents = tuple(row["image"] for row in rows), {row["image"]: row["content"] for row in rows}
         if not rows:
             raise ValueError("it has no rows")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: is not a table of image, opinion and score ({error}); it was changed after it was written") from error
+        raise ConfigError(
+            f"{path}: is not a table of image, opinion, score and content ({error}); it was changed after it was written"
+        ) from error
     if len(set(ids)) < len(ids):
         raise ConfigError(f"{path}: holds an image twice; it was changed after it was written")
     if len(ids) < FEWEST_IMAGES:
         raise ConfigError(f"{path}: holds {len(ids)} images; at least {FEWEST_IMAGES} are needed")
-    return ids, {row["image"]: row["content"] for row in rows if row.get("content")}, without_rounding(scores), opinions
+    return ids, contents, without_rounding(scores), opinions

@@ -42,7 +42,7 @@ from dist_train.full_disk import naming_a_full_disk
 from dist_train.gradient import Targets, accumulate_gradient, rehearse
 from dist_train.heartbeat import doing, meeting
 from dist_train.history import forget_hyper_gradient, forget_moments
-from dist_train.journal import cost_of_saving, finite_or_none, read_records
+from dist_train.journal import cost_of_saving, read_records
 from dist_train.launch import refuse_another_world
 from dist_train.loss import any_slope, leaves_scale_open, needs_deviations
 from dist_train.model import HyperIQA
@@ -51,11 +51,13 @@ from dist_train.optim import set_rates, starting_rates
 from dist_train.overfitting import train_and_val
 from dist_train.plan import Plan, describe_plan, make_plan
 from dist_train.report import draw_report, final_table
-from dist_train.run_folder import about_data, enter_run_folder, read_status, record_failure, write_status
+from dist_train.run_folder import about_data, enter_run_folder, record_failure
 from dist_train.run_lock import RunLock
 from dist_train.seen import SEEN, SeenFiles
 from dist_train.state import Best, EpochScores, Training, open_training, save_training, status_of
+from dist_train.status import read_status, write_status
 from dist_train.stopping import StopRequest, Verdict
+from dist_train.whole_files import finite_or_none
 
 AVERAGE = "-ema"  # what the names of files and figures of the averaged weights end with
 SKIPS_IN_A_ROW = 3  # steps without a finite gradient after which something is wrong for good

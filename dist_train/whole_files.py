@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,3 +24,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def as_json(content: Mapping[str, Any]) -> str:
     """What `write_json` writes."""
     return json.dumps(content, indent=2) + "\n"
+
+
+def finite_or_none(value: Any) -> Any:
+    """`value` with every nan or infinity in it as None, because JSON has no word for them."""
+    if isinstance(value, Mapping):
+        return {key: finite_or_none(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_none(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

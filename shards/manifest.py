@@ -47,7 +47,6 @@ if TYPE_CHECKING:
 FORMAT = 1
 PARTS = ("train", "val", "test")
 LAYOUTS = ("patches", "canvas")
-# Older folders have a bare file name, source, where there is path now.
 IMAGE_COLUMNS = ("id", "opinion", "std", "group", "width", "height", "enlarged", "path", "sha256")
 BUILD_AGAIN = "run the same `python -m shards build` again, which writes only what is missing"
 ROWS_AT_ONCE = 1 << 16  # of somebody's split table

@@ -16,7 +16,6 @@ import difflib
 import os
 import re
 from bisect import bisect
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import chain
@@ -25,17 +24,17 @@ from pathlib import Path
 import numpy as np
 
 from shards import flive_table
-from shards.datasets import image_id
+from shards.datasets import CALLED_IMAGE, image_id
 from shards.manifest import PARTS, ShardError, Shards, file_sha256, part_number, pieces_sha256
 from shards.rows import Row, Rows
 from shards.shard_file import explained
-from shards.splits import FEWEST, WITHOUT_VALIDATION, part_counts, split_table, stated_split
+from shards.splits import FEWEST_IMAGES, WITHOUT_VALIDATION, part_counts, split_table, stated_split
 from shards.tables import Record, Table, csv_pieces, read_records
 from shards.whole_files import whole_file
 
 FORMS = ("pyiqa", "plain")
 
-_IMAGE_COLUMNS = (flive_table.IMAGE, "id", "image", "name", "img_name", "image_name", "img_path", "dist_name", "dist_img")
+_IMAGE_COLUMNS = (flive_table.IMAGE, "id", *CALLED_IMAGE, "dist_img")
 _PART_COLUMNS = ("part", "split")
 _PYIQA_ROUND = re.compile(r"ratio(?P<train>\d)(?P<val>\d)(?P<test>\d)_seed\d+_split_?\d+")
 _NAME = re.compile(r"[\w-][\w.-]*")  # of a table: its file lies in the folder splits, and nowhere else
@@ -49,7 +48,7 @@ def rows_of(shards: Shards) -> Rows:
     return Rows(
         Row(
             row["id"],
-            Path(row["path"] if "path" in row else row["source"]),
+            Path(row["path"]),
             float(row["opinion"]),
             float(row["std"]) if row["std"] else None,
             row["group"],
@@ -120,16 +119,13 @@ def _stated(row: Row, record: Record, column: str) -> Row:
 def export_splits(shards: Shards, file: Path, name: str | None = None, form: str = "pyiqa") -> list[str]:
     """Writes the split `name`, or all, to the new file `file` in one of FORMS; returns the names.
 
-    Raises ShardError when `file` is there already, when it is to hold several splits and the form takes one, and when the shards do not
-    say in which folders pictures of one name lie.
+    Raises ShardError when `file` is there already, and when it is to hold several splits and the form takes one.
     """
     names, rows = [name] if name else shards.split_names(), rows_of(shards)
     if file.exists():
         raise ShardError(f"{file}: is there already; export to another file")
     if form == "plain" and len(names) > 1:
         raise ShardError(f"--form plain holds one split; choose it with --name: {', '.join(names)}")
-    if form == "pyiqa" and "path" not in next(shards.image_rows()):
-        _tell_of_unknown_folders(shards, rows)
     splits, score = {name: _parts_of(shards, name) for name in names}, "mos" if shards.label.higher_is_better else "dmos"
     with explained(file):
         _write(file, pyiqa_table(rows, splits, score) if form == "pyiqa" else plain_table(rows, splits[names[0]]))
@@ -140,18 +136,6 @@ def plain_table(rows: Rows, parts: np.ndarray) -> Iterator[bytes]:
     """Every image and its part; an image that the split leaves out has an empty field, as it has in pyiqa's form."""
     names = (*PARTS, None)
     return csv_pieces(chain([("id", "part")], ((image, names[part]) for image, part in zip(rows.ids(), parts.tobytes(), strict=True))))
-
-
-def _tell_of_unknown_folders(shards: Shards, rows: Rows) -> None:
-    found = f"{shards.folder}: was built by an older version, which did not record the folders of the pictures"
-    again = "build the shards again in another folder and export from there"
-    if doubles := len(rows) - len(seen := Counter(row.file.name for row in rows)):
-        (first, times), *_ = seen.most_common(1)
-        raise ShardError(
-            f"{found}, and {doubles:,} of {len(rows):,} have a file name that stood there before ('{first}' is {times} images); "
-            f"{again}, or export each split with --form plain --name SPLIT"
-        )
-    print(f"note: {found}: img_name is the bare file name; where pyiqa does not find them by it, {again}")
 
 
 def pyiqa_table(rows: Rows, splits: Mapping[str, np.ndarray], score: str = "mos") -> Iterator[bytes]:
@@ -320,6 +304,8 @@ def _completed(name: str, stated: Rows, seed: int) -> dict[str, np.ndarray]:
     for parts in splits.values():
         counts = part_counts(parts)
         for part in ("val", "test"):
-            if 0 < counts[part] < FEWEST:
-                raise ShardError(f"'{part}' would have {counts[part]} image(s), and an SRCC needs at least {FEWEST}; put more into it")
+            if 0 < counts[part] < FEWEST_IMAGES:
+                raise ShardError(
+                    f"'{part}' would have {counts[part]} image(s), and an SRCC needs at least {FEWEST_IMAGES}; put more into it"
+                )
     return splits

@@ -24,8 +24,8 @@ ROUNDS = 10  # the protocol of the field where no official split exists: the med
 RATIO = "70/10/20"  # of the images, in percent
 VALIDATION_SHARE = 0.125  # of the training images, where a protocol brings no validation part: 80/20 becomes 70/10/20
 WITHOUT_VALIDATION = "-no-val"  # ends the name of a table without a validation part, and of no other
-FEWEST = 3  # images in val or test: a rank correlation of two is always 1 or -1
-ROUGH = 50  # over fewer images an SRCC of 0.8 has a 95 % interval wider than 0.2 (Fisher's z)
+FEWEST_IMAGES = 3  # images in val or test: a rank correlation of two is always 1 or -1
+FEW_IMAGES = 50  # over fewer images an SRCC of 0.8 has a 95 % interval wider than 0.2 (Fisher's z)
 _TRAIN, _VAL, _TEST, _NONE = map(part_number, (*PARTS, None))
 
 
@@ -144,11 +144,11 @@ def what_to_know(rows: Rows, splits: Mapping[str, np.ndarray]) -> list[str]:
         if images["train"] < max(images["val"], images["test"]):
             few = f"only {images['train']:,} of {sum(images.values()):,} images are in train"
             names_of.setdefault(f"{few}; one content is very large, unless the ratio says so", []).append(name)
-        if fewest := [f"{part} {count}" for part, count in images.items() if part != "train" and 0 < count < FEWEST]:
-            useless = f"under {FEWEST} images have no SRCC, and no run takes such a split ({', '.join(fewest)})"
+        if fewest := [f"{part} {count}" for part, count in images.items() if part != "train" and 0 < count < FEWEST_IMAGES]:
+            useless = f"under {FEWEST_IMAGES} images have no SRCC, and no run takes such a split ({', '.join(fewest)})"
             names_of.setdefault(f"{useless}; choose another ratio, or add images", []).append(name)
-        elif small := [f"{part} {count}" for part, count in images.items() if part != "train" and 0 < count < ROUGH]:
-            names_of.setdefault(f"an SRCC over fewer than {ROUGH} images is rough ({', '.join(small)})", []).append(name)
+        elif small := [f"{part} {count}" for part, count in images.items() if part != "train" and 0 < count < FEW_IMAGES]:
+            names_of.setdefault(f"an SRCC over fewer than {FEW_IMAGES} images is rough ({', '.join(small)})", []).append(name)
     return sentences + [f"{briefly(names)}: {told_once}" for told_once, names in names_of.items()]
 
 

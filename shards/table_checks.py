@@ -20,7 +20,7 @@ from shards.findings import Finding, places
 from shards.manifest import PARTS, ShardError, part_number
 from shards.plan import Settings
 from shards.rows import Row, Rows
-from shards.splits import FEWEST, ROUGH, WITHOUT_VALIDATION, all_splits, part_counts
+from shards.splits import FEW_IMAGES, FEWEST_IMAGES, WITHOUT_VALIDATION, all_splits, part_counts
 
 _DISTORTED = re.compile(r"(?P<content>.+)(?P<mark>[._-])(?P<distortion>.+?)(?P=mark)0?(?P<level>[1-9]|10)")
 _PIECES = ("patch", "crop")  # numbered pieces of a picture are no distortions
@@ -230,11 +230,11 @@ def _parts(data_set: DataSet) -> Iterator[Finding]:
             if not (part == "val" and name.endswith(WITHOUT_VALIDATION)):
                 smallest[part] = min(smallest.get(part, (len(rows), "")), (numbers[part], name))
     for part, (number, name) in smallest.items():
-        if number < ROUGH:
+        if number < FEW_IMAGES:
             yield Finding(
-                "error" if number < FEWEST else "warning",
+                "error" if number < FEWEST_IMAGES else "warning",
                 f"{part} has {number} image(s) in the split {name}",
-                f"{ROUGH} or more: over fewer an SRCC is rough" if number >= FEWEST else f"{FEWEST} at the very least, better {ROUGH}",
+                f"{FEW_IMAGES} or more: over fewer an SRCC is rough, and of fewer than {FEWEST_IMAGES} there is none",
                 "add images; state an interval with every figure",
             )
 

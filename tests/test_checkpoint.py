@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -26,8 +27,7 @@ from dist_train.checkpoint import (
 from dist_train.errors import ConfigError
 from dist_train.retention import Retention
 from dist_train.tensor_files import read_about, save_tensors
-from dist_train.whole_files import write_json
-from shards.manifest import file_sha256
+from dist_train.whole_files import as_json, write_json
 
 FILES = ("model.safetensors", "optimizer.safetensors", "average.safetensors", "scores.safetensors", "progress.json")
 
@@ -73,18 +73,6 @@ def test_without_averaged_weights_there_is_no_file_of_them(tmp_path: Path) -> No
     path = save_checkpoint(tmp_path, replace(state(7), average={}), Retention(2))
     assert names(path) == sorted({*FILES} - {"average.safetensors"})
     assert newest(tmp_path) == (path.name, []) and load_checkpoint(path).average == {}
-
-
-def test_a_checkpoint_with_an_empty_file_of_averaged_weights_is_read(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, replace(state(7), average={}), Retention(2))
-    save_tensors(path / "average.safetensors", {})  # as it once was, when progress.json did not tell of itself
-    progress = json.loads((path / "progress.json").read_text())
-    del progress["files"]["progress.json"]
-    progress["files"]["average.safetensors"] = file_sha256(path / "average.safetensors")
-    write_json(path / "progress.json", progress)
-    assert newest(tmp_path) == (path.name, []) and load_checkpoint(path).average == {}
-    (path / "average.safetensors").write_bytes(b"")
-    assert newest(tmp_path)[0] is None  # and is checked like the others
 
 
 def test_an_epoch_without_scores_yet_comes_back_empty(tmp_path: Path) -> None:
@@ -155,23 +143,13 @@ def test_any_flipped_bit_of_the_progress_is_damage(tmp_path: Path) -> None:
     assert newest(tmp_path) == (only.name, [])
 
 
-def as_of_old(path: Path, **changes: Any) -> None:
-    """Makes the progress of a checkpoint what it was before it told of itself, but for these changes."""
-    progress = json.loads((path / "progress.json").read_text())
-    del progress["files"]["progress.json"]
-    write_json(path / "progress.json", progress | changes)
-
-
-def test_a_checkpoint_whose_progress_does_not_tell_of_itself_is_gone_on_from_as_it_was_before(tmp_path: Path) -> None:
-    *_, last = save(tmp_path, 1, 2)
-    as_of_old(last)
-    assert newest(tmp_path) == ("step-00000002", [])
-
-
 @pytest.mark.parametrize("changes", [{"step": 3}, {"progress": {"step": 1}}, {"step": 1, "progress": {"step": 1}}])
 def test_a_progress_of_another_step_than_its_folder_is_damage(tmp_path: Path, changes: dict[str, Any]) -> None:
     *_, last = save(tmp_path, 1, 2)
-    as_of_old(last, **changes)
+    progress = json.loads((last / "progress.json").read_text()) | changes
+    progress["files"]["progress.json"] = ""
+    progress["files"]["progress.json"] = hashlib.sha256(as_json(progress).encode()).hexdigest()
+    write_json(last / "progress.json", progress)
     found, said = newest(tmp_path)
     assert found == "step-00000001"
     assert "progress.json is of step" in said[0]

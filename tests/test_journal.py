@@ -18,7 +18,8 @@ from in_process import train_here
 
 from dist_train import journal as journal_module
 from dist_train.errors import ConfigError, TrainingError
-from dist_train.journal import Journal, cost_of_saving, finite_or_none, read_records
+from dist_train.journal import Journal, cost_of_saving, read_records
+from dist_train.whole_files import finite_or_none
 
 PANEL = {"srcc": 0.5, "plcc": 0.25, "krcc": 0.1, "rmse": 3.0, "patch_srcc": 0.4, "patch_plcc": 0.3, "spread": 2.0}
 

@@ -55,8 +55,8 @@ def run_folder(folder: Path, status: dict[str, Any] = STATUS, epochs: int = 2, p
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "status.json").write_text(json.dumps(status))
     for part in parts:
-        rows = [f"{part}-{number},{number + 1},{number + 1.5},0.5" for number in range(4)]
-        (folder / f"scores-{part}.csv").write_text("\n".join(["image,opinion,score,spread", *rows]) + "\n")
+        rows = [f"{part}-{number},{number + 1},{number + 1.5},0.5,{part}-{number}" for number in range(4)]
+        (folder / f"scores-{part}.csv").write_text("\n".join(["image,opinion,score,spread,content", *rows]) + "\n")
     return folder
 
 

@@ -14,7 +14,8 @@ import pytest
 from dist_train.config import Config, load_config
 from dist_train.errors import ConfigError, StalledError
 from dist_train.plan import Plan, make_plan
-from dist_train.run_folder import enter_run_folder, read_status, record_failure, write_status
+from dist_train.run_folder import enter_run_folder, record_failure
+from dist_train.status import read_status, write_status
 from shards.manifest import ShardError
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 import shutil
 import subprocess
@@ -16,7 +14,7 @@ import pytest
 from photographs import contents, make_folder, read_csv
 
 from shards.__main__ import main
-from shards.manifest import Shards, file_sha256, fingerprint_of, manifest_sha256
+from shards.manifest import Shards
 
 SMALL = ["--size", "16", "--patches", "2", "--workers", "1"]
 NAMES = [f"cup{number:02d}.png" for number in range(40)]
@@ -281,51 +279,3 @@ def test_an_exported_set_is_built_again_with_its_pictures_direction_and_contents
     assert told[0] == told[1]
     assert parts_by_picture(second, "round-01") == parts_by_picture(first, "round-01")
     assert split(again, "--import", table, "--name", "round-02") == 0  # the same again: no table is overwritten
-
-
-def made_older(out: Path) -> None:
-    """What a folder was before images.csv told the folders of the pictures."""
-    rows = [{"source" if key == "path" else key: value for key, value in row.items()} for row in read_csv(out / "images.csv")]
-    with (out / "images.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, rows[0], lineterminator="\n")
-        table.writeheader()
-        table.writerows(row | {"source": Path(row["source"]).name} for row in rows)
-    manifest = json.loads((out / "manifest.json").read_text())
-    manifest["images_sha256"] = file_sha256(out / "images.csv")
-    manifest["fingerprint"] = fingerprint_of(manifest)
-    manifest["sha256"] = manifest_sha256(manifest)
-    (out / "manifest.json").write_text(json.dumps(manifest))
-
-
-def test_older_shards_are_read_and_exported_by_bare_file_names_which_is_said(
-    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert split(out, "--export", tmp_path / "new.csv") == 0
-    made_older(out)
-    assert main(["check", str(out)]) == 0
-    capsys.readouterr()
-    assert split(out, "--export", tmp_path / "older.csv") == 0
-    note = capsys.readouterr().out.splitlines()[0]
-    assert note.startswith(
-        f"note: {out}: was built by an older version, which did not record the folders of the pictures: img_name is the "
-    )
-    assert note.endswith("build the shards again in another folder and export from there")
-    assert (tmp_path / "older.csv").read_bytes() == (tmp_path / "new.csv").read_bytes()
-    assert split(out, "--import", tmp_path / "new.csv") == 0
-
-
-def test_older_shards_whose_pictures_share_names_are_exported_in_the_plain_form_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = make_folder(tmp_path, [f"{folder}/cup{number}.png" for folder in ("a", "b") for number in range(20)], 24, 20)
-    assert build(folder, tmp_path / "out") == 0
-    made_older(tmp_path / "out")
-    assert split(tmp_path / "out", "--export", tmp_path / "new.csv") == 1
-    (error,) = capsys.readouterr().err.splitlines()[-1:]
-    assert "did not record the folders of the pictures, and 20 of 40 have a file name that stood there before ('cup0.png' is 2 im" in error
-    assert error.endswith(
-        "build the shards again in another folder and export from there, or export each split with --form plain --name SPLIT"
-    )
-    assert not (tmp_path / "new.csv").exists()
-    assert split(tmp_path / "out", "--export", tmp_path / "new.csv", "--form", "plain", "--name", "round-01") == 0
-    assert len(read_csv(tmp_path / "new.csv")) == 40

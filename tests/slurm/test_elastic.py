@@ -20,8 +20,8 @@ from cluster import ROOT, Cluster
 from runs import TINY, assert_equal_up_to_rounding, records, status, weights
 from warm import free_port
 
-from dist_train.run_folder import write_status
 from dist_train.run_lock import RunLock
+from dist_train.status import write_status
 
 pytestmark = pytest.mark.timeout(400)
 LIMIT = 120  # seconds for whatever is waited for; on a quiet machine it takes 20
