@@ -6,7 +6,8 @@
         optimizer.safetensors  Adam's moments, each under the name of its weight (moments.py)
         average.safetensors    the averaged weights, where the config wants them
         scores.safetensors     the training scores of the epoch so far, for its metrics
-        progress.json          step, early stop, what data and config it belongs to, and the SHA-256 of the files above and of itself
+        progress.json          step, early stops, rates, fp16's scale, what data it belongs to, what decides how numbers round,
+                               and the SHA-256 of the files above and of itself
 
 A checkpoint is written under a temporary name, synced and renamed, and never written to after that: a later one of the same step
 takes its place whole. The newest one whose files are as it says is resumed from; a damaged one is passed over, aloud.

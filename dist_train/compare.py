@@ -26,7 +26,7 @@ import numpy as np
 from dist_train.errors import ConfigError
 from dist_train.intervals import EQUAL, correlations, effective_contents, interval, resampled_counts, what_was_drawn
 from dist_train.metrics import agreement
-from dist_train.tested import TestedRun, TestedSet, read_run
+from dist_train.tested import EVALUATE_AGAIN, TestedRun, TestedSet, read_run
 
 MEAN = "the mean"  # no data set can be called so
 
@@ -114,7 +114,7 @@ def share_sets(sides: Sequence[Side]) -> tuple[list[Side], list[str]]:
         if not names.keys() & run.name_by_fingerprint.keys():
             raise ConfigError(
                 f"{run.folder} was tested on the data {_data_told(run.name_by_fingerprint)}, what stands before it on {_data_told(names)}; "
-                f"only what was tested on the same shards can be compared"
+                f"only what was tested on the same shards can be compared: `python -m dist_train evaluate --shards` tests a model on others"
             )
         names = {data: name for data, name in names.items() if data in run.name_by_fingerprint}
     left_out = [
@@ -145,12 +145,16 @@ def refuse_unlike(sides: Sequence[Side]) -> None:
 
     Where the runs of a side have several test parts (splits), each side must have each of them equally often.
     """
-    known: dict[tuple[str, str], float] = {}
+    known: dict[tuple[str, str], tuple[float, Path]] = {}
     for run in (run for side in sides for run in side.runs):
         for name, tested in run.sets.items():
             for image, opinion in zip(tested.ids, tested.opinions, strict=True):
-                if known.setdefault((name, image), opinion) != opinion:
-                    raise ConfigError(f"{tested.path}: image '{image}' has the opinion {opinion:g}, in another run {known[name, image]:g}")
+                before, path = known.setdefault((name, image), (opinion, tested.path))
+                if before != opinion:
+                    raise ConfigError(
+                        f"{tested.path}: image '{image}' has the opinion {opinion:g}, in another run {before:g} ({path}); one of the two "
+                        f"was changed after it was written: {EVALUATE_AGAIN}"
+                    )
     parts = [Counter(run.images for run in side.runs) for side in sides]
     for side, part in zip(sides[1:], parts[1:], strict=True):
         if part.keys() != parts[0].keys():

@@ -153,12 +153,14 @@ class Loss(_Section):
     rank_weight: float = Field(0.0, ge=0)
     """alpha: total = regression + alpha * ranking + consistency_weight * consistency."""
     rank_kind: Literal["hinge", "fidelity"] = "hinge"
-    """hinge: relu(margin - lead), as the seeds. fidelity: of the probability that the better image wins, to what fidelity_truth says."""
+    """hinge: relu(margin - lead), as the Swin fork of HyperIQA. fidelity: of the probability that the better image wins, to what
+    fidelity_truth says."""
     fidelity_truth: Literal["binary", "soft"] = "binary"
     """binary: the better image wins for sure, as in LIQE. soft: as often as the deviations of its ratings have it, as in UNIQUE; only for
     sets that have them."""
     rank_level: Literal["image", "patch"] = "image"
-    """image: pairs of images, by the mean score of their patches. patch: pairs of patches of different images, as the seeds."""
+    """image: pairs of images, by the mean score of their patches. patch: pairs of patches of different images, as the Swin fork of
+    HyperIQA."""
     rank_margin: float = Field(0.1, ge=0)
     """By how much the better of a pair must be ahead, for the hinge."""
     rank_margin_unit: Literal["label", "std"] = "label"

@@ -148,7 +148,10 @@ def _collect(shards: Shards, numbers: np.ndarray, pairs: list[tuple[np.ndarray, 
     if not np.array_equal(np.sort(images), expected):
         values, counts = np.unique(images, return_counts=True)
         odd = [shards.ids[n] for n in [*np.setdiff1d(expected, values), *values[counts > 1]][:5]]
-        raise ShardError(f"evaluation did not score every image exactly once: {', '.join(odd)}")
+        raise ShardError(
+            f"evaluation did not score every image of {shards.folder} exactly once: {', '.join(odd)}; "
+            f"nothing of yours is wrong: this is a fault in dist_train, please report it"
+        )
     order = np.argsort(images)
     scores = np.concatenate([scores for _, scores in pairs])[order]
     return Scores(images[order], scores, shards.opinions[images[order]])

@@ -139,8 +139,8 @@ def ranking_loss(scores: Tensor, opinions: Tensor, sets: Tensor, margin: float) 
     """Mean of relu(margin - sign(y_i - y_j) (p_i - p_j)) over the pairs of one set with y_i != y_j; 0 when there is none.
 
     The hinge of Herbrich, Graepel and Obermayer, "Large Margin Rank Boundaries for Ordinal Regression", chapter 7 of "Advances in
-    Large Margin Classifiers", MIT Press 2000: what a pair there lacks of its margin; here of any width, as the HyperIQA fork of
-    the seeds has it. All are [n]. Patches of one image share an opinion and so never form a pair.
+    Large Margin Classifiers", MIT Press 2000: what a pair there lacks of its margin; here of any width, as the Swin fork of
+    HyperIQA has it. All are [n]. Patches of one image share an opinion and so never form a pair.
     """
     order = _order(opinions, sets)
     hinges = torch.relu(margin - order * (scores[:, None] - scores[None, :])) * order.abs()

@@ -113,7 +113,10 @@ def make_plan(config: Config, world: int, device: str | None = None) -> Plan:
             _refuse_unknown_deviations(member)
         stored = member.shards.layout.patches
         if shown > stored:
-            raise ConfigError(f"data.patches_per_image={shown}, but {member.shards.folder} stores {stored} patches per image")
+            raise ConfigError(
+                f"data.patches_per_image={shown}, but {member.shards.folder} stores {stored} patches per image; "
+                f"lower it to {stored}, or build shards with --patches {shown}"
+            )
     if config.loss.consistency_weight and shown == 1:
         raise ConfigError("loss.consistency_weight compares the patches of an image: set data.patches_per_image to 2 or more")
     if batch % world:
@@ -125,8 +128,11 @@ def make_plan(config: Config, world: int, device: str | None = None) -> Plan:
     share = batch // world
     micro_batch = min(config.train.micro_batch or share, share)
     if share % micro_batch:
+        fitting = [number for number in range(1, share + 1) if share % number == 0]
+        below, above = max(number for number in fitting if number < micro_batch), min(number for number in fitting if number > micro_batch)
         raise ConfigError(
-            f"train.micro_batch={micro_batch} does not divide the {share} images that each of {world} processes takes per step"
+            f"train.micro_batch={micro_batch} does not divide the {share} images that each of {world} processes takes per step; "
+            f"use {below} or {above}"
         )
     order = _order(collection, config)
     _refuse_too_few_to_compare(config, collection, order, world)

@@ -50,18 +50,25 @@ def load_pretrained(module: nn.Module, backbone: str, source: bool | str, patch_
     missed = [name for name, value in shifted.items() if value.is_floating_point() and torch.equal(value, filled[name])]
     if missed:
         raise ConfigError(
-            f"model.pretrained={source}: holds no values for {len(missed)} tensors of {backbone}, such as {missed[0]}; "
-            f"is it a file of that model?"
+            f"model.pretrained={source}: holds no values for {len(missed)} tensors of {backbone}, such as {missed[0]}; {_instead(backbone)}"
         )
     module.load_state_dict(filled)
 
 
 def backbone_weights(backbone: str, source: str) -> Mapping[str, Tensor]:
     """The tensors of a weights file or of `package:NAME`, under names that timm knows. Nothing is unpickled."""
-    tensors = _read(weights_file(backbone, source))
+    file = weights_file(backbone, source)
+    tensors = _read(file)
     if not source.startswith(_PACKAGE):
         return tensors
-    return _match_in_order(timm.create_model(backbone.partition(".")[0], pretrained=False).state_dict(), tensors)
+    wanted = timm.create_model(backbone.partition(".")[0], pretrained=False).state_dict()
+    try:
+        return _match_in_order(wanted, tensors)
+    except ValueError as error:
+        raise ConfigError(
+            f"model.pretrained={source}: {file} does not fit model.backbone={backbone} ({error}); install that package and timm in the "
+            f"versions of constraints.txt, or set model.pretrained=true, which downloads the weights of {backbone}"
+        ) from error
 
 
 def weights_file(backbone: str, source: str) -> Path:
@@ -123,19 +130,23 @@ def _not_tensors(path: Path) -> str:
 def _match_in_order(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`found` under the names of `wanted`: the same network written down in the same order, under other names.
 
-    Each pair must agree in kind (the last word: weight, bias, running_mean ...) and in shape.
+    Each pair must agree in kind (the last word: weight, bias, running_mean ...) and in shape. Raises ValueError where one does not.
     """
     if len(wanted) != len(found):
-        raise ConfigError(f"the weights have {len(found)} tensors, the model has {len(wanted)}")
+        raise ValueError(f"the weights have {len(found)} tensors, the model has {len(wanted)}")
     for (name, value), (other, weight) in zip(wanted.items(), found.items(), strict=True):
         if name.rpartition(".")[2] != other.rpartition(".")[2] or value.shape != weight.shape:
-            raise ConfigError(f"the weights' {other} {tuple(weight.shape)} does not fit the model's {name} {tuple(value.shape)}")
+            raise ValueError(f"the weights' {other} {tuple(weight.shape)} does not fit the model's {name} {tuple(value.shape)}")
     return dict(zip(wanted, found.values(), strict=True))
+
+
+def _instead(backbone: str) -> str:
+    return f"name a file of that model, or set model.pretrained=true, which downloads the weights of {backbone}"
 
 
 def _explain(backbone: str, source: bool | str, error: Exception) -> str:
     if source is not True:
-        return f"model.pretrained={source} does not fit model.backbone={backbone} ({type(error).__name__}: {error})"
+        return f"model.pretrained={source} does not fit model.backbone={backbone} ({type(error).__name__}: {error}); {_instead(backbone)}"
     return (
         f"the pretrained weights of model.backbone={backbone} could not be loaded ({type(error).__name__}: {error}); "
         f"without internet here, run `python -m dist_train fetch CONFIG` where there is (it fills the cache that HF_HOME names), "

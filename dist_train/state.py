@@ -94,7 +94,7 @@ class EpochScores:
 
 @dataclass
 class Training:
-    """What the steps below share."""
+    """What the steps of `training` share."""
 
     plan: Plan
     accelerator: Accelerator

@@ -34,6 +34,8 @@ SEEN_IN_TRAINING = "WARNING: these were trained on some of these images, or on o
 CHOSEN_ON = "WARNING: these chose their epoch on some of these images, so their figures are too good"
 UNKNOWN = "nobody knows whether these were trained or chosen on these images"
 
+EVALUATE_AGAIN = "evaluate that model again, with another --out, and compare what that leaves"
+
 
 @dataclass(frozen=True)
 class TestedSet:
@@ -126,8 +128,7 @@ def _sets_of_evaluation(folder: Path) -> dict[str, TestedSet]:
         raise
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"{path}: does not tell what was scored and how ({error!r}): it was changed, or is of another version; "
-            f"evaluate again, with another --out"
+            f"{path}: does not tell what was scored and how ({error!r}): it was changed, or is of another version; {EVALUATE_AGAIN}"
         ) from error
 
 
@@ -163,10 +164,10 @@ def read_scores(path: Path) -> tuple[tuple[str, ...], dict[str, str], np.ndarray
             raise ValueError("it has no rows")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path}: is not a table of image, opinion, score and content ({error}); it was changed after it was written"
+            f"{path}: is not a table of image, opinion, score and content ({error}); it was changed after it was written: {EVALUATE_AGAIN}"
         ) from error
     if len(set(ids)) < len(ids):
-        raise ConfigError(f"{path}: holds an image twice; it was changed after it was written")
+        raise ConfigError(f"{path}: holds an image twice; it was changed after it was written: {EVALUATE_AGAIN}")
     if len(ids) < FEWEST_IMAGES:
-        raise ConfigError(f"{path}: holds {len(ids)} images; at least {FEWEST_IMAGES} are needed")
+        raise ConfigError(f"{path}: holds {len(ids)} images; at least {FEWEST_IMAGES} are needed: evaluate on more, with --part or --split")
     return ids, contents, without_rounding(scores), opinions

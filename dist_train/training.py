@@ -88,7 +88,7 @@ def train(config: Config, request: StopRequest) -> bool:
         request.begin()
         if goes_on:
             try:
-                with naming_a_full_disk(config.run.folder):
+                with naming_a_full_disk(config.run.folder):  # inside of `record` too, so that what is recorded names the disk
                     ended = _run(plan, accelerator, lock, request)
             except Exception as error:
                 if ranks.claim_failure(error):

@@ -137,7 +137,9 @@ class RemoteFolder:
                 return descriptor
             os.close(descriptor)  # the node lost its power while the copy was on its way to the disk
             self.forget(record["sha256"])
-        raise ShardError(f"{self.address(record['file'])}: the manifest states another length than that of the file it names")
+        raise ShardError(
+            f"{self.address(record['file'])}: the manifest states another length than that of the file it names; upload the folder again"
+        )
 
     def read_range(self, name: str, offset: int, length: int) -> bytes:
         """Some bytes of a file. Raises ShardError when the server cannot send a part of a file."""

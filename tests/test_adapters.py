@@ -457,7 +457,7 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "unknown distortion": (
         "csiq",
         edit_sheet("csiq.DMOS.xlsx", "all_by_image", "F6", "rain"),
-        r"csiq.DMOS.xlsx, row 6, column dst_type: 'rain' is none of noise, jpeg,",
+        r"csiq.DMOS.xlsx, row 6, column dst_type: 'rain' is none of noise, jpeg,.*; download the table again",
     ),
     "not a name of CSIQ": (
         "csiq",

@@ -211,7 +211,9 @@ def test_other_opinions_are_refused(tmp_path: Path) -> None:
     changed = OPINIONS.copy()
     changed[17] = 50.0
     names = [str(run(tmp_path / "a", 20.0)), str(run(tmp_path / "b", 20.0, opinions=changed))]
-    with pytest.raises(ConfigError, match=r"b/scores-test\.csv: image 'image-17' has the opinion 50, in another run"):
+    with pytest.raises(
+        ConfigError, match=r"b/scores-test\.csv: image 'image-17' has the opinion 50, in another run .*/a/scores-test\.csv\).*evaluate that"
+    ):
         compare(names)
 
 
@@ -248,9 +250,9 @@ def test_a_folder_that_cannot_be_compared_says_why(tmp_path: Path, content: str,
         "no scores": "has not been tested",
         "unfinished": r"has not been tested \(unfinished: training\)",
         "no table": "is not a table",
-        "text": "is not a table.*good",
-        "twice": "holds an image twice",
-        "two images": "holds 2 images; at least 3",
+        "text": "is not a table.*good.*evaluate that model again",
+        "twice": "holds an image twice.*evaluate that model again",
+        "two images": "holds 2 images; at least 3 .*evaluate on more",
     }[content]
     assert main(["compare", str(good), str(bad)]) == 1
     said = capsys.readouterr().err
@@ -357,7 +359,8 @@ def test_runs_that_share_no_set_are_refused(tmp_path: Path) -> None:
         compare([str(both), str(run(tmp_path / "alone", 20.0))])
     one, other = (run_on_sets(tmp_path / name, {name: 20.0}) for name in ("koniq", "spaq"))
     with pytest.raises(
-        ConfigError, match=r"/spaq was tested on the data .* \(spaq\), what stands before it on .* of koniq \(koniq\); only"
+        ConfigError,
+        match=r"/spaq was tested on the data .* \(spaq\), what stands before it on .* of koniq \(koniq\); only .*evaluate --shards",
     ):
         compare([str(both), str(one), str(other)])
 
@@ -440,7 +443,7 @@ def test_an_evaluation_that_cannot_be_read_says_why(tmp_path: Path, damage: str)
         (bad / "scores-tiny.csv").unlink()
     why = {
         "no JSON": r"bad/evaluation\.json: does not tell what was scored",
-        "no part": r"bad/evaluation\.json: .*'part'.*evaluate again, with another --out",
+        "no part": r"bad/evaluation\.json: .*'part'.*evaluate that model again, with another --out",
         "no scores": r"bad/scores-tiny\.csv: is not a table.*No such file",
     }[damage]
     with pytest.raises(ConfigError, match=why):

@@ -32,7 +32,7 @@ def small() -> HyperIQA:
     return HyperIQA("convnext_atto", 64)
 
 
-def test_the_step_schedule_is_the_table_of_the_seeds() -> None:
+def test_the_step_schedule_is_the_table_of_the_swin_fork() -> None:
     table = [  # epoch, hyper, backbone: lr / 10 ** (epoch // 6), and ten times that for the hyper group through epoch 8
         *[(epoch, 2e-4, 2e-5) for epoch in range(6)],
         *[(epoch, 2e-5, 2e-6) for epoch in range(6, 9)],

@@ -60,9 +60,14 @@ def test_a_rank_takes_its_share_in_micro_batches(shards: Path, micro_batch: int 
     assert make_plan(config_of(shards, train={"micro_batch": micro_batch}), 2).micro_batch == found
 
 
-def test_a_micro_batch_that_does_not_divide_the_share_is_refused(shards: Path) -> None:
-    with pytest.raises(ConfigError, match=r"train\.micro_batch=3 does not divide the 4 images that each of 2 processes"):
-        make_plan(config_of(shards, train={"micro_batch": 3}), 2)
+@pytest.mark.parametrize(("batch", "micro_batch", "fitting"), [(8, 3, "2 or 4"), (24, 5, "4 or 6"), (14, 3, "1 or 7")])
+def test_a_micro_batch_that_does_not_divide_the_share_is_refused_with_sizes_that_do(
+    shards: Path, batch: int, micro_batch: int, fitting: str
+) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"train\.micro_batch={micro_batch} does not divide the {batch // 2} images that each of 2 .*; use {fitting}$"
+    ):
+        make_plan(config_of(shards, train={"global_batch": batch, "micro_batch": micro_batch}), 2)
 
 
 @pytest.mark.parametrize(("batch", "world", "fitting"), [(8, 3, "6 or 9"), (96, 5, "95 or 100"), (2, 4, "4")])
@@ -130,7 +135,7 @@ def test_opinions_in_val_that_are_all_equal_are_refused_since_no_epoch_could_be_
 
 
 def test_more_patches_than_are_stored_are_refused(shards: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.patches_per_image=5, .* stores 4 patches"):
+    with pytest.raises(ConfigError, match=r"data\.patches_per_image=5, .* stores 4 patches .* lower it to 4, or .* --patches 5"):
         make_plan(config_of(shards, data={"patches_per_image": 5}), 1)
 
 

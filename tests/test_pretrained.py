@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dist_train import pretrained
 from dist_train.__main__ import main
 from dist_train.backbone import features_only
 from dist_train.errors import ConfigError
@@ -144,14 +145,18 @@ def test_a_missing_file_is_an_error_that_names_the_choices(tmp_path: Path) -> No
 def test_a_file_of_another_model_is_an_error_that_names_both(trained: dict[str, Tensor], tmp_path: Path, backbone: str) -> None:
     path = tmp_path / "weights.pth"
     torch.save(trained, path)
-    with pytest.raises(ConfigError, match=rf"model\.pretrained=.*weights\.pth.*{backbone}"):
+    with pytest.raises(
+        ConfigError, match=rf"(?s)model\.pretrained=.*weights\.pth.*{backbone}.*; name a file of that model, or set model\.pretrained=true"
+    ):
         load_pretrained(features(backbone), backbone, str(path))
 
 
 def test_a_file_that_lacks_a_tensor_is_an_error_that_names_it(trained: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save({name: value for name, value in trained.items() if name != "stages.1.downsample.0.bias"}, path)
-    with pytest.raises(ConfigError, match=r"no values for 1 tensors of convnext_atto, such as stages_1\.downsample\.0\.bias"):
+    with pytest.raises(
+        ConfigError, match=r"no values for 1 tensors of convnext_atto, such as stages_1\.downsample\.0\.bias; name a file of that"
+    ):
         load_pretrained(features(SMALL), SMALL, str(path))
 
 
@@ -182,6 +187,18 @@ def test_an_unknown_package_is_an_error_that_names_the_known_ones() -> None:
 def test_a_package_for_another_backbone_is_an_error_that_names_the_right_one() -> None:
     with pytest.raises(ConfigError, match=r"set model\.pretrained=true, .* or model\.backbone=tf_efficientnet_lite0"):
         backbone_weights("resnet50", PACKAGE)
+
+
+@pytest.mark.parametrize("change", ["one less", "another shape"])
+def test_a_package_that_does_not_fit_is_an_error_that_names_setting_and_file(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    tensors = timm.create_model("tf_efficientnet_lite0").state_dict()
+    name, value = tensors.popitem()
+    if change == "another shape":
+        tensors[name] = value[:-1]
+    monkeypatch.setattr(pretrained, "_read", lambda _: tensors)
+    why = r"the weights have \d+ tensors, the model has \d+" if change == "one less" else rf"the weights' {name} \(999,\) does not fit"
+    with pytest.raises(ConfigError, match=rf"model\.pretrained={PACKAGE}: \S*\.pth does not fit .*{why}.*constraints\.txt, or set "):
+        backbone_weights("tf_efficientnet_lite0", PACKAGE)
 
 
 def test_a_download_that_fails_is_an_error_that_says_how_to_fetch_ahead(monkeypatch: pytest.MonkeyPatch) -> None:

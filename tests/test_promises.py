@@ -133,7 +133,7 @@ def test_a_run_goes_on_in_mid_epoch_on_another_number_of_ranks(shards: Path, tmp
 
 @pytest.fixture(scope="module")
 def twelve_epochs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of twelve epochs, one step each, with the rates of the seeds' table and every checkpoint kept."""
+    """A run of twelve epochs, one step each, with the rates of the Swin fork of HyperIQA and every checkpoint kept."""
     folder = tmp_path_factory.mktemp("twelve")
     settings = ("train.epochs=12", "train.global_batch=40", "optim.schedule=step", "optim.lr=2e-5", "save.keep=12", "stop.patience=null")
     runs.train(1, folder, shards, *settings, "data.workers=0")
@@ -157,7 +157,7 @@ def test_adam_moments_survive_every_epoch(twelve_epochs: Path) -> None:
         assert set(steps) == {f"{name}.step" for name in trained}
 
 
-def test_both_groups_rates_follow_the_table_of_the_seeds(twelve_epochs: Path) -> None:
+def test_both_groups_rates_follow_the_table_of_the_swin_fork(twelve_epochs: Path) -> None:
     backbone = [2e-5] * 6 + [2e-6] * 6
     hyper = [2e-4] * 6 + [2e-5] * 3 + [2e-6] * 3  # ten times the backbone's through epoch 8, the same after
     steps = runs.records(twelve_epochs, "step")

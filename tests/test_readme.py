@@ -16,6 +16,7 @@ import pytest
 pytestmark = pytest.mark.timeout(900)  # a fixture runs several commands; each has its own limit
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
 def commands(heading: str) -> list[str]:
@@ -82,6 +83,9 @@ def test_the_run_folder_holds_what_the_readme_says(own_photographs: Path) -> Non
     assert promised
     words = set(re.findall(r"`(\w+)`", promised[1])) - {"finished", "unfinished", "failed"}
     assert words <= status.keys()
+    the_rest = TRAINING.split("\n## What status.json says\n", 1)[1].split("\n## ", 1)[0]
+    fields = {word for names in re.findall(r"^\| (`.*?) \|", the_rest, re.MULTILINE) for word in re.findall(r"`(\w+)`", names)}
+    assert words < fields <= status.keys()
     assert status["val"].keys() == status["test"].keys() >= {"srcc", "plcc"}
     for part in ("val", "test"):
         with (folder / f"scores-{part}.csv").open() as file:

@@ -48,7 +48,9 @@ def _csiq(root: Root, _: str) -> Found:
         if listed:
             name, std = record["name"], None
         elif (distortion := _CSIQ_TYPES.get(record["dst_type"])) is None:
-            raise ShardError(f"{record.where}, column dst_type: '{record['dst_type']}' is none of {', '.join(_CSIQ_TYPES)}")
+            raise ShardError(
+                f"{record.where}, column dst_type: '{record['dst_type']}' is none of {', '.join(_CSIQ_TYPES)}; download the table again"
+            )
         else:
             name, std = f"{record['image']}.{distortion}.{record['dst_lev']}.png", record.number("dmos_std")
         if name.count(".") != 3:
