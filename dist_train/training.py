@@ -39,12 +39,12 @@ from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batch
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.evaluation import Scores, final_panel_of, panel_of, score_part, write_scores
 from dist_train.full_disk import naming_a_full_disk
-from dist_train.gradient import Targets, accumulate_gradient, rehearse
+from dist_train.gradient import accumulate_gradient, rehearse
 from dist_train.heartbeat import doing, meeting
 from dist_train.history import forget_hyper_gradient, forget_moments
 from dist_train.journal import cost_of_saving, finite_or_none, read_records
 from dist_train.launch import refuse_another_world
-from dist_train.loss import any_slope, leaves_scale_open, needs_deviations
+from dist_train.loss import Targets, any_slope, leaves_scale_open, needs_deviations
 from dist_train.model import HyperIQA
 from dist_train.model_folder import WEIGHTS, Cutting, read_weights, save_model
 from dist_train.optim import set_rates, starting_rates
@@ -182,7 +182,7 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
         norm = accelerator.clip_grad_norm_(training.model.parameters(), config.optim.clip_norm or math.inf)
         gradient_norm = float(norm)  # here a GPU is waited for
     norms = _step_if_finite(training, gradient_norm, bool(loss.total.isfinite()), images, buffers)
-    if norms and any_slope(targets.opinions, targets.sets, config.loss, ranks.world()):
+    if norms and any_slope(targets, config.loss, ranks.world()):
         _audit(training, norms, rates)
 
     progress.step += 1
