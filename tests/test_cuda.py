@@ -42,11 +42,11 @@ from torch.distributed.flight_recorder.components.loader import read_dump
 
 from dist_train import ranks, training
 from dist_train.__main__ import main
-from dist_train.arithmetic import fix_arithmetic
 from dist_train.audit import copy_weights, measure_groups, refuse_still_groups
 from dist_train.backbone import synchronise_batch_norm
 from dist_train.chances import draw_chances
 from dist_train.config import Config, Loss, Optim
+from dist_train.device import fix_arithmetic
 from dist_train.errors import TrainingError
 from dist_train.evaluate import evaluate
 from dist_train.gradient import accumulate_gradient
