@@ -40,8 +40,8 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from dist_train.arithmetic import HALF, fix_arithmetic
 from dist_train.config import Config, load_config
+from dist_train.device import HALF, fix_arithmetic
 from dist_train.journal import Journal, read_records
 from dist_train.model_folder import build_model
 from dist_train.optim import build_adam

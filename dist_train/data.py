@@ -13,7 +13,7 @@ import signal
 from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +21,12 @@ import webdataset as wds
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from dist_train.collection import Collection
 from dist_train.heartbeat import doing
 from dist_train.living import LivingContext, refuse_long_temporary_folder
-from dist_train.order import Batch
-from shards.manifest import ShardError
+from dist_train.mixture import Mixture
+from dist_train.order import Batch, Order
+from shards.manifest import ShardError, Shards
 
 NOT_READING = -1  # where there might be the number of an image
 
@@ -39,31 +41,11 @@ class PatchBatch(NamedTuple):
     pixels: Tensor
 
 
-class Pictures(Protocol):
-    """Where patches come from: a shard folder, or several as one."""
-
-    def read_patches(self, image: int, patches: Sequence[int]) -> np.ndarray: ...
-
-    def place_of(self, image: int) -> str: ...
-
-
-class Line(Protocol):
-    """The line of visits of a run."""
-
-    def batch(self, step: int) -> Batch: ...
-
-
-class Visits(Protocol):
-    """What one rank reads at each step."""
-
-    def at(self, step: int) -> Batch: ...
-
-
 @dataclass(frozen=True)
 class TrainingVisits:
     """One rank's share of the global batches. `numbers` are the training images as the pictures number them."""
 
-    order: Line
+    order: Order | Mixture
     numbers: np.ndarray
     mirror: bool
     rank: int
@@ -104,8 +86,8 @@ class PatchReader:
     Each worker leaves the number of the image that it is at in its place of `bookmarks`, or NOT_READING.
     """
 
-    pictures: Pictures
-    visits: Visits
+    pictures: Collection | Shards
+    visits: TrainingVisits | EvaluationVisits
     first: int
     last: int
     bookmarks: MutableSequence[int] | None = None
@@ -159,7 +141,7 @@ def patch_batches(reader: PatchReader, batch_images: int, workers: int, pin_memo
         raise ShardError(str(error).rpartition("ShardError: ")[2].strip()) from None
 
 
-def _where(pictures: Pictures, bookmarks: Sequence[int]) -> str:
+def _where(pictures: Collection | Shards, bookmarks: Sequence[int]) -> str:
     """Where the workers are, for whoever wonders what a rank waits for."""
     at = [f"worker {worker} reads {pictures.place_of(image)}" for worker, image in enumerate(bookmarks) if image != NOT_READING]
     return ", ".join(at) or "no worker reads"

@@ -35,9 +35,9 @@ from torch import Tensor
 import dist_train
 import shards
 from dist_train import ranks
-from dist_train.arithmetic import FIRST_WITH_TF32, HALF, NEED_A_GPU, fix_arithmetic
 from dist_train.collection import Collection, open_collection
 from dist_train.config import Config
+from dist_train.device import FIRST_WITH_TF32, HALF, device_of, fix_arithmetic, refuse_without_gpu
 from dist_train.diagnosis import BUCKET, Facts, Gpu, Reading, Report, as_json, as_text, is_fit, judge
 from dist_train.errors import ConfigError, TrainingError
 from dist_train.launch import refuse_another_world
@@ -133,13 +133,6 @@ def examine(config: Config, patience: float = 120.0, json_file: str | None = Non
     return fit
 
 
-def device_of(config: Config) -> torch.device:
-    """Where this rank would train."""
-    if config.run.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
 def versions() -> dict[str, str]:
     """Of everything that decides whether two nodes compute the same."""
     found = {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
@@ -174,9 +167,12 @@ def _driver() -> str:
 
 
 def multiply(device: torch.device, precision: str) -> None:
-    """Two matrices in that precision, as the training would. Raises TrainingError when that is not what comes out."""
-    if precision in NEED_A_GPU and device.type == "cpu":
-        raise TrainingError(f"run.precision={precision} needs a GPU, and this rank has none; use bf16 or no")
+    """Two matrices in that precision, as the training would.
+
+    Raises TrainingError when that is not what comes out, ConfigError when it needs a GPU that this rank has not.
+    """
+    if device.type == "cpu":
+        refuse_without_gpu(precision, "this rank has none")
     one = torch.eye(256, device=device)
     with torch.autocast(device.type, dtype=HALF.get(precision), enabled=precision in HALF):
         product = one @ one

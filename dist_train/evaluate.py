@@ -24,6 +24,7 @@ import torch
 from dist_train import ranks
 from dist_train.collection import Member, Scale
 from dist_train.config import Data, load_config
+from dist_train.device import open_accelerator
 from dist_train.errors import ConfigError
 from dist_train.evaluation import score_images
 from dist_train.intervals import what_was_drawn
@@ -34,7 +35,6 @@ from dist_train.report import cross_table
 from dist_train.seen import file_numbers
 from dist_train.status import how_far_the_run_is
 from dist_train.tested import RESULTS
-from dist_train.training import open_accelerator
 from dist_train.whole_files import finite_or_none, write_json
 from shards.manifest import ShardError, Shards, file_sha256
 

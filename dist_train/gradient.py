@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -19,27 +18,7 @@ from torch import Tensor, nn
 from dist_train import ranks
 from dist_train.backbone import batch_norms
 from dist_train.config import Loss
-from dist_train.loss import LossParts, compares_images, training_loss
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What the scores of a global batch should be: opinions [images] and the number of each one's data set [images].
-
-    Where the loss asks for them, also the standard deviation of each image's ratings [images], in units of the opinions.
-    """
-
-    opinions: Tensor
-    sets: Tensor
-    label_std: float  # of the training opinions
-    deviations: Tensor | None = None
-
-    def of(self, images: slice) -> Targets:
-        deviations = None if self.deviations is None else self.deviations[images]
-        return replace(self, opinions=self.opinions[images], sets=self.sets[images], deviations=deviations)
-
-    def split(self, size: int) -> list[Targets]:
-        return [self.of(slice(first, first + size)) for first in range(0, len(self.opinions), size)]
+from dist_train.loss import LossParts, Targets, compares_images, training_loss
 
 
 def accumulate_gradient(
@@ -102,7 +81,7 @@ def rehearse(model: nn.Module, pixels: Tensor, num_chances: int) -> None:
 def _loss_and_gradient(scores: Tensor, targets: Targets, config: Loss, world: int) -> tuple[LossParts, Tensor]:
     """The loss of all scores, and its gradient with respect to each."""
     leaf = scores.detach().requires_grad_()
-    loss = training_loss(leaf, targets.opinions, config, targets.sets, targets.label_std, world, targets.deviations)
+    loss = training_loss(leaf, targets, config, world)
     (gradient,) = torch.autograd.grad(loss.total, leaf)
     return LossParts(*(part.detach() for part in loss)), gradient
 

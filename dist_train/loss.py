@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,26 @@ CORRELATIONS = ("plcc", "norm_in_norm")  # regression terms that compare images 
 _TINY = 1e-8  # keeps a square root's slope, and a division by a constant batch's norm, finite
 
 
+@dataclass(frozen=True)
+class Targets:
+    """What the scores of some images should be: opinions [images] and the number of each one's data set [images].
+
+    Where the loss asks for them, also the standard deviation of each image's ratings [images], in units of the opinions.
+    """
+
+    opinions: Tensor
+    sets: Tensor
+    label_std: float  # of the training opinions
+    deviations: Tensor | None = None
+
+    def of(self, images: slice) -> Targets:
+        deviations = None if self.deviations is None else self.deviations[images]
+        return replace(self, opinions=self.opinions[images], sets=self.sets[images], deviations=deviations)
+
+    def split(self, size: int) -> list[Targets]:
+        return [self.of(slice(first, first + size)) for first in range(0, len(self.opinions), size)]
+
+
 class LossParts(NamedTuple):
     """Scalars: what is minimised, and its terms before their weights; a term without a weight is 0."""
 
@@ -30,50 +51,34 @@ class LossParts(NamedTuple):
     consistency: Tensor
 
 
-def training_loss(
-    scores: Tensor,
-    opinions: Tensor,
-    config: Loss,
-    sets: Tensor | None = None,
-    label_std: float = 1.0,
-    world: int = 1,
-    deviations: Tensor | None = None,
-) -> LossParts:
-    """The loss of scores [images, patches] against opinions [images], both in units of the label.
+def training_loss(scores: Tensor, targets: Targets, config: Loss, world: int = 1) -> LossParts:
+    """The loss of scores [images, patches] against targets [images], both in units of the label.
 
-    `sets` [images] numbers the data set of each image (None: all of one), `label_std` is the standard deviation of the
-    training opinions, `deviations` [images] those of each image's ratings (only for a soft truth). With config.scope 'rank',
-    visits [r::world] are a rank's own batch, and the loss is the mean of the ranks' losses, as code without communication has it.
+    With config.scope 'rank', visits [r::world] are a rank's own batch, and the loss is the mean of the ranks' losses, as code
+    without communication has it.
     """
-    sets = torch.zeros_like(opinions, dtype=torch.long) if sets is None else sets
     if config.scope == "rank" and world > 1:
-        own = [slice(rank, None, world) for rank in range(world)]
-        of_ranks = [
-            training_loss(
-                scores[part], opinions[part], config, sets[part], label_std, deviations=None if deviations is None else deviations[part]
-            )
-            for part in own
-        ]
+        of_ranks = [training_loss(scores[own], targets.of(own), config) for own in _shares(world)]
         return LossParts(*(torch.stack(values).mean() for values in zip(*of_ranks, strict=True)))
-    regression = regression_loss(*_at(config.regression_level, scores, opinions, sets), config)
+    regression = regression_loss(*_at(config.regression_level, scores, targets.opinions, targets.sets), config)
     ranking = consistency = scores.new_zeros(())
     if config.rank_weight:
-        ranking = _ranking(scores, opinions, sets, config, label_std, deviations)
+        ranking = _ranking(scores, targets, config)
     if config.consistency_weight:
-        consistency = scores.var(dim=1, correction=0).mean() / label_std
+        consistency = scores.var(dim=1, correction=0).mean() / targets.label_std
     total = regression + config.rank_weight * ranking + config.consistency_weight * consistency
     return LossParts(total, regression, ranking, consistency)
 
 
-def _ranking(scores: Tensor, opinions: Tensor, sets: Tensor, config: Loss, label_std: float, deviations: Tensor | None) -> Tensor:
+def _ranking(scores: Tensor, targets: Targets, config: Loss) -> Tensor:
     """The ranking term that the config names, before its weight."""
-    values = _at(config.rank_level, scores, opinions, sets)
+    values = _at(config.rank_level, scores, targets.opinions, targets.sets)
     if config.rank_kind == "hinge":
-        return ranking_loss(*values, config.rank_margin * (label_std if config.rank_margin_unit == "std" else 1.0))
+        return ranking_loss(*values, config.rank_margin * (targets.label_std if config.rank_margin_unit == "std" else 1.0))
     if config.fidelity_truth == "binary":
-        return fidelity_loss(*values, label_std)
-    assert deviations is not None, "a soft truth is made of deviations"
-    _, apart, _ = _at(config.rank_level, scores, deviations, sets)
+        return fidelity_loss(*values, targets.label_std)
+    assert targets.deviations is not None, "a soft truth is made of deviations"
+    _, apart, _ = _at(config.rank_level, scores, targets.deviations, targets.sets)
     return soft_fidelity_loss(*values, apart)
 
 
@@ -92,10 +97,10 @@ def needs_deviations(config: Loss) -> bool:
     return config.rank_weight > 0 and config.rank_kind == "fidelity" and config.fidelity_truth == "soft"
 
 
-def any_slope(opinions: Tensor, sets: Tensor, config: Loss, world: int) -> bool:
-    """Whether the loss of a batch asks anything of its scores: a correlation of equal opinions [images], set by set, does not."""
-    batches = [slice(rank, None, world) for rank in range(world)] if config.scope == "rank" else [slice(None)]
-    return config.regression not in CORRELATIONS or any(bool(_order(opinions[own], sets[own]).any()) for own in batches)
+def any_slope(targets: Targets, config: Loss, world: int) -> bool:
+    """Whether the loss of a batch asks anything of its scores: a correlation of equal opinions, set by set, does not."""
+    batches = [targets.of(own) for own in _shares(world)] if config.scope == "rank" else [targets]
+    return config.regression not in CORRELATIONS or any(bool(_order(batch.opinions, batch.sets).any()) for batch in batches)
 
 
 def regression_loss(scores: Tensor, opinions: Tensor, sets: Tensor, config: Loss) -> Tensor:
@@ -180,6 +185,11 @@ def _infidelity(scores: Tensor, opinions: Tensor, sets: Tensor, deviations: Tens
     right = truth(said)
     costs: Tensor = 1 - right.sqrt() * (winning + _TINY).sqrt() - (1 - right).sqrt() * (losing + _TINY).sqrt()
     return costs.mean()
+
+
+def _shares(world: int) -> list[slice]:
+    """The visits of each rank."""
+    return [slice(rank, None, world) for rank in range(world)]
 
 
 def _at(level: str, scores: Tensor, opinions: Tensor, sets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

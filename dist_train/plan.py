@@ -12,9 +12,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from dist_train.arithmetic import NEED_A_GPU
 from dist_train.collection import Collection, Member, open_collection
 from dist_train.config import Config
+from dist_train.device import NEED_A_GPU, refuse_without_gpu
 from dist_train.errors import ConfigError
 from dist_train.history import historical_rates
 from dist_train.idle_settings import idle_settings
@@ -99,8 +99,8 @@ def make_plan(config: Config, world: int, device: str | None = None) -> Plan:
 
     `device` is the kind that a run finds itself on; None where it is only planned for.
     """
-    if config.run.precision in NEED_A_GPU and config.run.device == "cpu":
-        raise ConfigError(f"run.precision={config.run.precision} needs a GPU, and run.device=cpu takes none; use bf16 or no")
+    if config.run.device == "cpu":
+        refuse_without_gpu(config.run.precision, "run.device=cpu takes none")
     if config.model.batch_norm == "sync" and world > 1:
         _refuse_sync_without_gpus("cpu" if config.run.device == "cpu" else device, world)
     collection = open_collection(config.data, config.stop.select_on)

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dist_train.arithmetic import fix_arithmetic
+from dist_train.device import fix_arithmetic
 from dist_train.errors import ConfigError
 from dist_train.living import refuse_long_temporary_folder
 from dist_train.model_folder import Cutting, TrainedModel

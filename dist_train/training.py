@@ -26,25 +26,24 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from safetensors import SafetensorError
 from torch import Tensor
 
 from dist_train import ranks
-from dist_train.arithmetic import FIRST_WITH_TF32, HALF, NEED_A_GPU, fix_arithmetic
 from dist_train.audit import GroupNorms, copy_weights, measure_groups, refuse_bad_groups, refuse_still_groups
 from dist_train.chances import draw_chances
 from dist_train.config import Config
 from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batches
-from dist_train.errors import ConfigError, TrainingError
+from dist_train.device import open_accelerator
+from dist_train.errors import TrainingError
 from dist_train.evaluation import Scores, final_panel_of, panel_of, score_part, write_scores
 from dist_train.full_disk import naming_a_full_disk
-from dist_train.gradient import Targets, accumulate_gradient, rehearse
+from dist_train.gradient import accumulate_gradient, rehearse
 from dist_train.heartbeat import doing, meeting
 from dist_train.history import forget_hyper_gradient, forget_moments
 from dist_train.journal import cost_of_saving, read_records
 from dist_train.launch import refuse_another_world
-from dist_train.loss import any_slope, leaves_scale_open, needs_deviations
+from dist_train.loss import Targets, any_slope, leaves_scale_open, needs_deviations
 from dist_train.model import HyperIQA
 from dist_train.model_folder import WEIGHTS, Cutting, read_weights, save_model
 from dist_train.optim import set_rates, starting_rates
@@ -184,7 +183,7 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
         norm = accelerator.clip_grad_norm_(training.model.parameters(), config.optim.clip_norm or math.inf)
         gradient_norm = float(norm)  # here a GPU is waited for
     norms = _step_if_finite(training, gradient_norm, bool(loss.total.isfinite()), images, buffers)
-    if norms and any_slope(targets.opinions, targets.sets, config.loss, ranks.world()):
+    if norms and any_slope(targets, config.loss, ranks.world()):
         _audit(training, norms, rates)
 
     progress.step += 1
@@ -352,27 +351,6 @@ def _leave_unfinished(training: Training, stopped_by: str) -> None:
     if ranks.is_first():
         write_status(training.config.run.folder, status_of(training) | {"status": "unfinished", "reason": f"asked to stop by {stopped_by}"})
     training.journal.say(f"stopped by {stopped_by} after step {training.progress.step}; the same command goes on from there")
-
-
-def open_accelerator(config: Config) -> Accelerator:
-    """Joins the processes, on the device and in the precision of the config. Raises ConfigError when this machine has no such precision."""
-    precision = config.run.precision
-    patience = timedelta(minutes=config.run.timeout_minutes)
-    group = InitProcessGroupKwargs(timeout=ranks.backstop(patience))
-    cpu = config.run.device == "cpu" or not torch.cuda.is_available()  # told so, accelerate joins CPU processes; left to guess, it does not
-    if cpu and config.run.device == "cuda":
-        raise ConfigError("run.device=cuda: torch finds no GPU here; see nvidia-smi and CUDA_VISIBLE_DEVICES, or ask for auto")
-    if cpu and precision in NEED_A_GPU:  # it would train in float32 without a word
-        raise ConfigError(f"run.precision={precision} needs a GPU, and this run has none; use bf16 or no")
-    if precision == "tf32" and torch.cuda.get_device_capability() < FIRST_WITH_TF32:
-        raise ConfigError(f"run.precision=tf32 needs a GPU from Ampere on, and this is a {torch.cuda.get_device_name()}; use no or fp16")
-    try:
-        with ranks.joining(patience + timedelta(seconds=ranks.ALIKE)):
-            accelerator = Accelerator(cpu=cpu, mixed_precision=precision if precision in HALF else "no", kwargs_handlers=[group])
-    except ValueError as error:  # fp16 without a GPU, bf16 on a GPU that lacks it
-        raise ConfigError(f"run.precision={precision} does not work on this machine ({error}); use bf16 or no") from error
-    fix_arithmetic(precision)  # last: accelerate, told of a compiler by the environment, turns TF32 on
-    return accelerator
 
 
 def _training_batches(training: Training) -> Iterator[PatchBatch]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from shards import flive_table
-from shards.folders import Pictures, missing_message
+from shards.folders import PictureFinder, missing_message
 from shards.manifest import Label, ShardError, is_plain_name
 from shards.rows import Row, Rows
 from shards.tables import Record, Table, read_records
@@ -87,7 +87,7 @@ def read_table(
     if not images.is_dir():
         raise ShardError(f"{images}: there is no such folder; name the one that the image column of {table} is relative to")
     group, part, std = _column(records, CALLED_GROUP), _column(records, CALLED_PART), _column(records, ("std",))
-    pictures = Pictures(images)
+    pictures = PictureFinder(images)
 
     def row(record: Record) -> Row:
         deviation = record.number(std) if std and record[std] else None
@@ -122,7 +122,7 @@ def row_of(
     record: Record,
     image: str,
     score: str,
-    pictures: Pictures,
+    pictures: PictureFinder,
     *,
     std: float | None = None,
     group: str | None = None,

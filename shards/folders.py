@@ -18,7 +18,7 @@ from shards.scratch import Scratch
 _ARCHIVES = {".zip", ".rar", ".7z", ".tar", ".tgz", ".gz", ".001", ".z01"}
 
 
-class Pictures:
+class PictureFinder:
     """The files below a folder, found by the names that a table has for them. A folder is listed once, and only where it must be."""
 
     def __init__(self, folder: Path) -> None:
@@ -59,7 +59,7 @@ class Root:
 
     def optional(self, *names: str) -> Path | None:
         """The first of `names`, files or folders below the root, that is there, or None."""
-        return next((found for name in names if (found := Pictures(self.path).find(name)).exists()), None)
+        return next((found for name in names if (found := PictureFinder(self.path).find(name)).exists()), None)
 
     def part(self, *names: str) -> Path:
         """The first of `names`, files or folders below the root, that is there.
@@ -76,7 +76,7 @@ class Root:
         expected = f"{self.path}: expected {' or '.join(names)} of {self.title}"
         around = (self.path.resolve().parent, *filter(Path.is_dir, beside))
         for other in (folder for folder in around if os.access(folder, os.R_OK | os.X_OK)):  # a disk has a lost+found
-            if any(Pictures(other).find(name).exists() for name in names):
+            if any(PictureFinder(other).find(name).exists() for name in names):
                 if not self._is_right:
                     raise ShardError(f"{expected}, which {other} has; give --root {other}")
                 if other in beside:  # archives that were unpacked side by side

@@ -73,7 +73,7 @@ class ShardTask:
         return _digest([FORMAT, asdict(self.layout), self.seed, rows])
 
 
-class Pictures(Sequence[Picture]):
+class PlannedPictures(Sequence[Picture]):
     """The images of a plan in the order of their ids, on the disk. A slice is a list of them."""
 
     def __init__(self, rows: Rows, root: Path, headers: Iterable[Header]) -> None:
@@ -113,7 +113,7 @@ class Pictures(Sequence[Picture]):
 class Tasks(Sequence[ShardTask]):
     """The shards to be written, each made up of its pictures when it is asked for. A slice holds no more than that."""
 
-    pictures: Pictures
+    pictures: PlannedPictures
     layout: Layout
     seed: int
     shares: Sequence[tuple[str, range]]  # the file of each shard and the numbers of its images
@@ -149,7 +149,7 @@ class Plan:
     settings: Settings
     resize: str
     layout: Layout
-    pictures: Pictures
+    pictures: PlannedPictures
     tasks: Tasks
     splits: dict[str, np.ndarray]  # by name, as shards.splits says
 
@@ -196,7 +196,7 @@ def plan_build(data_set: DataSet, settings: Settings) -> Plan:
     except ShardError as error:
         raise ShardError(f"{data_set.table}: {error}") from None
     refuse_missing_pictures(data_set)
-    pictures = Pictures(data_set.rows, data_set.root, _headers(data_set.rows, rule, settings.patch_size))
+    pictures = PlannedPictures(data_set.rows, data_set.root, _headers(data_set.rows, rule, settings.patch_size))
     layout = _choose_layout(pictures, settings)
     shares = [(f"shard-{number:06d}.tar", images) for number, images in enumerate(dealt(pictures.bytes_in(layout), settings.shard_bytes))]
     return Plan(data_set, settings, rule, layout, pictures, Tasks(pictures, layout, settings.seed, shares), splits)
@@ -221,7 +221,7 @@ def _headers(rows: Rows, rule: str, patch_size: int) -> Iterator[Header]:
         yield row.file.stat().st_size, *size, *stored
 
 
-def _choose_layout(pictures: Pictures, settings: Settings) -> Layout:
+def _choose_layout(pictures: PlannedPictures, settings: Settings) -> Layout:
     choices = [Layout(name, settings.patch_size, settings.patches, settings.codec) for name in ("canvas", "patches")]
     if settings.layout != "auto":
         return next(choice for choice in choices if choice.name == settings.layout)

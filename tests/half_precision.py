@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from dist_train import gradient, model
 from dist_train.checkpoint import Checkpoint, load_checkpoint
 from dist_train.config import load_config
 from dist_train.gradient import accumulate_gradient
-from dist_train.loss import training_loss
+from dist_train.loss import Targets, training_loss
 from dist_train.model import target_network
 from dist_train.model_folder import build_model
 from shards.manifest import Shards
@@ -69,10 +69,10 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Seen:
             found.target_errors.append(float((scores - exact).abs().max() / exact.abs().max()))
         return scores
 
-    def watched_loss(scores: Tensor, opinions: Tensor, *more: Any) -> Any:
-        parts = training_loss(scores, opinions, *more)
-        found.loss_types |= {tensor.dtype for tensor in (scores, opinions, *parts)}
-        exact = training_loss(scores.detach().double(), opinions.double(), *more)
+    def watched_loss(scores: Tensor, targets: Targets, *more: Any) -> Any:
+        parts = training_loss(scores, targets, *more)
+        found.loss_types |= {tensor.dtype for tensor in (scores, targets.opinions, *parts)}
+        exact = training_loss(scores.detach().double(), replace(targets, opinions=targets.opinions.double()), *more)
         found.loss_errors.append(abs(float(parts.total.detach()) / float(exact.total) - 1))
         return parts
 

@@ -17,7 +17,7 @@ from dist_train.audit import GroupNorms, copy_weights, measure_groups, refuse_ba
 from dist_train.config import History, Loss
 from dist_train.errors import TrainingError
 from dist_train.history import forget_hyper_gradient
-from dist_train.loss import any_slope
+from dist_train.loss import Targets, any_slope
 from dist_train.optim import build_adam
 from dist_train.state import Training
 
@@ -156,7 +156,7 @@ def test_a_group_that_is_empty_after_an_epoch_ends_the_run_there(shards: Path, t
 
 
 def test_a_batch_of_equal_opinions_may_leave_a_correlation_without_a_gradient() -> None:
-    equal, other = torch.tensor([1.0, 1.0, 2.0, 2.0]), torch.tensor([1.0, 1.0, 2.0, 3.0])
     sets, plcc = torch.tensor([0, 0, 1, 1]), Loss(regression="plcc")
-    assert not any_slope(equal, sets, plcc, 1) and any_slope(other, sets, plcc, 1) and any_slope(equal, sets, Loss(), 1)
-    assert not any_slope(other, sets, Loss(regression="plcc", scope="rank"), 2)  # each rank has one image of the second set
+    equal, other = (Targets(torch.tensor([1.0, 1.0, 2.0, last]), sets, 1.0) for last in (2.0, 3.0))
+    assert not any_slope(equal, plcc, 1) and any_slope(other, plcc, 1) and any_slope(equal, Loss(), 1)
+    assert not any_slope(other, Loss(regression="plcc", scope="rank"), 2)  # each rank has one image of the second set

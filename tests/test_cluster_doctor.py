@@ -23,7 +23,7 @@ from dist_train.__main__ import main
 from dist_train.collection import open_collection
 from dist_train.config import Data
 from dist_train.doctor import Examination, look_at_folder, multiply, read_ends, read_shards, sources_digest
-from dist_train.errors import TrainingError
+from dist_train.errors import ConfigError
 from shards.manifest import ShardError, Shards
 
 
@@ -167,7 +167,7 @@ def test_the_token_in_the_run_folder_is_taken_away(tmp_path: Path, there: bool) 
 def test_bf16_multiplies_here_and_what_needs_a_gpu_is_refused_on_a_cpu() -> None:
     multiply(torch.device("cpu"), "bf16")
     for precision in ("fp16", "tf32"):
-        with pytest.raises(TrainingError, match=f"{precision} needs a GPU"):
+        with pytest.raises(ConfigError, match=f"{precision} needs a GPU"):
             multiply(torch.device("cpu"), precision)
 
 

@@ -42,15 +42,15 @@ from torch.distributed.flight_recorder.components.loader import read_dump
 
 from dist_train import ranks, training
 from dist_train.__main__ import main
-from dist_train.arithmetic import fix_arithmetic
 from dist_train.audit import copy_weights, measure_groups, refuse_still_groups
 from dist_train.backbone import synchronise_batch_norm
 from dist_train.chances import draw_chances
 from dist_train.config import Config, Loss, Optim
+from dist_train.device import fix_arithmetic
 from dist_train.errors import TrainingError
 from dist_train.evaluate import evaluate
-from dist_train.gradient import Targets, accumulate_gradient
-from dist_train.loss import training_loss
+from dist_train.gradient import accumulate_gradient
+from dist_train.loss import Targets, training_loss
 from dist_train.model import HyperIQA
 from dist_train.model_folder import open_model
 from dist_train.optim import build_adam
@@ -405,7 +405,8 @@ def test_a_loss_and_its_gradient_are_those_of_the_cpu(name: str) -> None:
     found = []
     for device in ("cpu", "cuda"):
         leaf = scores.to(device, copy=True).requires_grad_()
-        parts = training_loss(leaf, opinions.to(device), Loss.model_validate(LOSSES[name]), sets.to(device), 20.0, world=2)
+        targets = Targets(opinions.to(device), sets.to(device), 20.0)
+        parts = training_loss(leaf, targets, Loss.model_validate(LOSSES[name]), world=2)
         parts.total.backward()  # type: ignore[no-untyped-call]
         assert leaf.grad is not None and leaf.grad.dtype == torch.float32 and leaf.grad.any()
         found.append((parts.total.detach(), leaf.grad))

@@ -15,8 +15,8 @@ from torch import nn
 from dist_train import ranks
 from dist_train.chances import draw_chances, drop
 from dist_train.config import Loss
-from dist_train.gradient import Targets, accumulate_gradient
-from dist_train.loss import training_loss
+from dist_train.gradient import accumulate_gradient
+from dist_train.loss import Targets, training_loss
 
 IMAGES, PATCHES = 16, 3
 
@@ -91,8 +91,7 @@ def test_ranks_and_micro_batches_give_the_gradient_of_the_whole_batch(world: int
         model = SmallNetwork()
         pixels, opinions = batch()
         scores = model(pixels.flatten(0, 1), chances().flatten(0, 1)).view(IMAGES, PATCHES)
-        said = targets(opinions)
-        loss = training_loss(scores, opinions, config, said.sets, said.label_std, world, said.deviations)
+        loss = training_loss(scores, targets(opinions), config, world)
         loss.total.backward()
         torch.testing.assert_close(found["gradient"], [p.grad for p in model.parameters()], rtol=1e-10, atol=1e-13)
         torch.testing.assert_close(found["scores"], scores.detach(), rtol=1e-12, atol=1e-13)

@@ -15,6 +15,7 @@ from scipy.stats import pearsonr
 
 from dist_train.config import Loss
 from dist_train.loss import (
+    Targets,
     compares_images,
     fidelity_loss,
     norm_in_norm_loss,
@@ -30,6 +31,11 @@ quickly = settings(max_examples=50, deadline=None)
 
 def one_set(opinions: torch.Tensor) -> torch.Tensor:
     return torch.zeros(len(opinions), dtype=torch.long)
+
+
+def targets(opinions: torch.Tensor, label_std: float = 1.0, deviations: torch.Tensor | None = None) -> Targets:
+    """Of one set."""
+    return Targets(opinions, one_set(opinions), label_std, deviations)
 
 
 def hinge(scores: torch.Tensor, opinions: torch.Tensor, margin: float) -> torch.Tensor:
@@ -68,26 +74,26 @@ def test_without_unequal_opinions_there_is_no_ranking_loss_and_no_gradient() -> 
 
 def test_image_level_compares_means_and_patch_level_compares_patches() -> None:
     scores, opinions = torch.tensor([[10.0, 0.0], [6.0, 8.0]]), torch.tensor([1.0, 2.0])
-    of_images = training_loss(scores, opinions, Loss(rank_weight=1, rank_level="image", rank_margin=0))
-    of_patches = training_loss(scores, opinions, Loss(rank_weight=1, rank_level="patch", rank_margin=0))
+    of_images = training_loss(scores, targets(opinions), Loss(rank_weight=1, rank_level="image", rank_margin=0))
+    of_patches = training_loss(scores, targets(opinions), Loss(rank_weight=1, rank_level="patch", rank_margin=0))
     assert of_images.ranking.item() == 0.0  # means 5 and 7 are in order
     assert of_patches.ranking.item() == pytest.approx((4 + 2 + 0 + 0) / 4)  # the patch that scored 10 is ahead of both
 
 
 def test_patches_of_one_image_are_never_compared() -> None:
-    loss = training_loss(torch.tensor([[0.0, 50.0]]), torch.tensor([3.0]), Loss(rank_weight=1, rank_level="patch"))
+    loss = training_loss(torch.tensor([[0.0, 50.0]]), targets(torch.tensor([3.0])), Loss(rank_weight=1, rank_level="patch"))
     assert loss.ranking.item() == 0.0
 
 
 def test_the_first_term_is_the_mean_distance_of_every_patch() -> None:
     scores, opinions = torch.tensor([[0.0, 10.0], [6.0, 8.0]]), torch.tensor([1.0, 2.0])
-    assert training_loss(scores, opinions, Loss()).regression.item() == pytest.approx((1 + 9 + 4 + 6) / 4)
+    assert training_loss(scores, targets(opinions), Loss()).regression.item() == pytest.approx((1 + 9 + 4 + 6) / 4)
 
 
 @pytest.mark.parametrize("level", ["image", "patch"])
 def test_the_total_is_l1_and_alpha_times_the_hinge(level: str) -> None:
     scores, opinions = torch.tensor([[4.0, 3.0], [1.0, 2.0]]), torch.tensor([1.0, 2.0])
-    loss = training_loss(scores, opinions, Loss.model_validate({"rank_weight": 0.2, "rank_level": level}))
+    loss = training_loss(scores, targets(opinions), Loss.model_validate({"rank_weight": 0.2, "rank_level": level}))
     assert loss.ranking.item() > 0
     assert loss.total.item() == pytest.approx(loss.regression.item() + 0.2 * loss.ranking.item())
 
@@ -96,7 +102,7 @@ def test_the_total_is_l1_and_alpha_times_the_hinge(level: str) -> None:
 def test_without_alpha_the_gradient_is_that_of_plain_l1(level: str) -> None:
     opinions = torch.tensor([1.0, 2.0, 3.0])
     scores = torch.tensor([[5.0, 1.0], [4.0, 2.0], [3.5, 0.0]], requires_grad=True)
-    training_loss(scores, opinions, Loss.model_validate({"rank_weight": 0, "rank_level": level})).total.backward()
+    training_loss(scores, targets(opinions), Loss.model_validate({"rank_weight": 0, "rank_level": level})).total.backward()
     plain = scores.detach().clone().requires_grad_()
     torch.nn.functional.l1_loss(plain, opinions[:, None].expand(3, 2)).backward()
     assert torch.equal(scores.grad, plain.grad)  # type: ignore[arg-type]
@@ -106,7 +112,7 @@ def test_without_alpha_the_gradient_is_that_of_plain_l1(level: str) -> None:
 def test_the_gradient_is_finite_where_scores_and_opinions_meet(level: str) -> None:
     scores = torch.full((4, 3), 5.0, requires_grad=True)
     config = Loss.model_validate({"rank_weight": 1, "rank_level": level, "rank_margin": 0})
-    training_loss(scores, torch.tensor([5.0, 5.0, 4.0, 6.0]), config).total.backward()
+    training_loss(scores, targets(torch.tensor([5.0, 5.0, 4.0, 6.0])), config).total.backward()
     assert scores.grad is not None and scores.grad.isfinite().all()
 
 
@@ -161,7 +167,7 @@ def test_a_distance_worked_by_hand(kind: str, cost: float) -> None:
 
 def test_regression_at_image_level_looks_at_the_mean_of_the_patches() -> None:
     scores, opinions = torch.tensor([[0.0, 10.0], [6.0, 8.0]]), torch.tensor([5.0, 2.0])
-    assert training_loss(scores, opinions, Loss(regression_level="image")).regression.item() == pytest.approx((0 + 5) / 2)
+    assert training_loss(scores, targets(opinions), Loss(regression_level="image")).regression.item() == pytest.approx((0 + 5) / 2)
 
 
 @pytest.mark.parametrize("kind", ["plcc", "norm_in_norm"])
@@ -179,8 +185,8 @@ def test_a_set_of_equal_opinions_has_no_correlation_to_learn(kind: str, level: s
     config = Loss.model_validate({"regression": kind, "regression_level": level})
     scores = torch.tensor([[1.0, 2.0], [3.0, 5.0], [2.0, 9.0], [1.0, 4.0], [3.0, 3.0], [8.0, 2.0]], requires_grad=True)
     opinions, sets = torch.tensor([7.3, 7.3, 7.3, 1.0, 2.0, 4.0]), torch.tensor([0, 0, 0, 1, 1, 1])
-    loss = training_loss(scores, opinions, config, sets)
-    alone = training_loss(scores[3:], opinions[3:], config)
+    loss = training_loss(scores, Targets(opinions, sets, 1.0), config)
+    alone = training_loss(scores[3:], targets(opinions[3:]), config)
     assert loss.regression.item() == pytest.approx((0.5 + alone.regression.item()) / 2)
     loss.total.backward()
     assert scores.grad is not None and not scores.grad[:3].any() and scores.grad[3:].any()
@@ -220,18 +226,18 @@ def test_scores_that_are_the_opinions_cost_nothing_by_a_soft_truth_and_pull_nowh
     opinions = torch.tensor([1.0, 4.0, 2.0, 2.5], dtype=torch.float64)
     scores = opinions[:, None].repeat(1, 3).requires_grad_()
     deviations = torch.tensor([0.5, 1.0, 0.7, 0.0], dtype=torch.float64)
-    loss = training_loss(scores, opinions, config, deviations=deviations)
+    loss = training_loss(scores, targets(opinions, deviations=deviations), config)
     loss.ranking.backward()
     assert loss.ranking.item() == pytest.approx(0, abs=1e-6)
     assert scores.grad is not None and float(scores.grad.abs().max()) < 1e-6
     apart = torch.tensor([0, 1, 2, 3])  # each image of a set of its own
-    assert training_loss(scores, opinions.flip(0), config, apart, deviations=deviations).ranking.item() == 0
+    assert training_loss(scores, Targets(opinions.flip(0), apart, 1.0, deviations), config).ranking.item() == 0
 
 
 def test_a_soft_truth_without_deviations_is_our_mistake() -> None:
     config = Loss(rank_weight=1, rank_kind="fidelity", fidelity_truth="soft")
     with pytest.raises(AssertionError, match="a soft truth is made of deviations"):
-        training_loss(torch.zeros(3, 1), torch.arange(3.0), config)
+        training_loss(torch.zeros(3, 1), targets(torch.arange(3.0)), config)
 
 
 @pytest.mark.parametrize("deviation", [0.0, 0.3])
@@ -250,7 +256,7 @@ def test_the_fidelity_loss_has_a_finite_gradient_even_for_a_hopeless_pair() -> N
 def test_a_margin_in_standard_deviations_follows_the_label() -> None:
     scores, opinions = torch.tensor([[5.0], [5.0]]), torch.tensor([1.0, 2.0])
     config = Loss(rank_weight=1, rank_margin=0.5, rank_margin_unit="std")
-    assert training_loss(scores, opinions, config, label_std=12.0).ranking.item() == pytest.approx(6.0)
+    assert training_loss(scores, targets(opinions, 12.0), config).ranking.item() == pytest.approx(6.0)
 
 
 # -- consistency and scope --
@@ -258,7 +264,7 @@ def test_a_margin_in_standard_deviations_follows_the_label() -> None:
 
 def test_the_consistency_term_is_the_variance_within_images_in_units_of_the_label() -> None:
     scores, opinions = torch.tensor([[0.0, 10.0], [8.0, 8.0]]), torch.tensor([5.0, 8.0])
-    loss = training_loss(scores, opinions, Loss(consistency_weight=2.0), label_std=5.0)
+    loss = training_loss(scores, targets(opinions, 5.0), Loss(consistency_weight=2.0))
     assert loss.consistency.item() == pytest.approx((25 + 0) / 2 / 5)
     assert loss.total.item() == pytest.approx(loss.regression.item() + 2 * loss.consistency.item())
 
@@ -266,10 +272,10 @@ def test_the_consistency_term_is_the_variance_within_images_in_units_of_the_labe
 def test_scope_rank_is_the_mean_of_the_losses_of_the_shares() -> None:
     scores, opinions = torch.tensor([[1.0], [9.0], [2.0], [4.0]]), torch.tensor([1.0, 2.0, 3.0, 4.0])
     config = Loss(rank_weight=1.0, scope="rank")
-    alone = [training_loss(scores[rank::2], opinions[rank::2], config).total for rank in (0, 1)]
-    assert training_loss(scores, opinions, config, world=2).total.item() == pytest.approx((alone[0] + alone[1]).item() / 2)
+    alone = [training_loss(scores[rank::2], targets(opinions[rank::2]), config).total for rank in (0, 1)]
+    assert training_loss(scores, targets(opinions), config, world=2).total.item() == pytest.approx((alone[0] + alone[1]).item() / 2)
     everyone = Loss(rank_weight=1.0)
-    assert training_loss(scores, opinions, everyone, world=2).total.item() != pytest.approx((alone[0] + alone[1]).item() / 2)
+    assert training_loss(scores, targets(opinions), everyone, world=2).total.item() != pytest.approx((alone[0] + alone[1]).item() / 2)
 
 
 @pytest.mark.parametrize("settings", [{"rank_weight": 0.1}, {"regression": "plcc"}, {"regression": "norm_in_norm"}])

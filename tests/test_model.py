@@ -21,8 +21,9 @@ from dist_train.branches import average_pool
 from dist_train.chances import ChosenPath, draw_chances
 from dist_train.config import Loss
 from dist_train.errors import ConfigError
-from dist_train.gradient import Targets, accumulate_gradient, rehearse
+from dist_train.gradient import accumulate_gradient, rehearse
 from dist_train.hyper import target_network
+from dist_train.loss import Targets
 from dist_train.model import HyperIQA
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from dist_train.__main__ import main
 from dist_train.config import Loss
 from dist_train.errors import ConfigError
-from dist_train.loss import training_loss
+from dist_train.loss import Targets, training_loss
 from dist_train.report import cross_table, draw_report, final_table
 
 PANEL = {"srcc": 0.8125, "plcc": 0.75, "krcc": 0.5, "rmse": 7.5, "patch_srcc": 0.6875, "patch_plcc": 0.625, "spread": 2.5}
@@ -235,7 +235,8 @@ def test_a_term_of_the_loss_that_is_switched_off_is_no_line_in_the_picture(tmp_p
     plot = Axes.plot
     monkeypatch.setattr(Axes, "plot", lambda axes, *points, **how: (drawn.append(str(how.get("label"))), plot(axes, *points, **how))[1])
     path = run_folder(tmp_path) / "metrics.jsonl"
-    switched_off = training_loss(torch.rand(4, 2), torch.rand(4), Loss(rank_weight=1)).consistency
+    targets = Targets(torch.rand(4), torch.zeros(4), 1.0)
+    switched_off = training_loss(torch.rand(4, 2), targets, Loss(rank_weight=1)).consistency
     path.write_text(path.read_text().replace('"consistency": 0.5', f'"consistency": {float(switched_off)}'))
     draw_report(tmp_path)
     assert {"loss", "regression", "ranking"} <= set(drawn) and "consistency" not in drawn

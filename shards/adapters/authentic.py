@@ -10,7 +10,7 @@ from typing import Any
 from shards import flive_table
 from shards.adapters.adapter import Adapter, Found
 from shards.datasets import OtherTableError, each, faults_in, image_id, row_of
-from shards.folders import Pictures, Root
+from shards.folders import PictureFinder, Root
 from shards.manifest import Label, ShardError
 from shards.rows import Row
 from shards.tables import Record, number_in, read_csv, read_mat, read_mat_texts, read_places, read_sheet
@@ -19,7 +19,7 @@ from shards.tables import Record, number_in, read_csv, read_mat, read_mat_texts,
 def _koniq10k(root: Root, label: str) -> Found:
     """SD is of the ratings from 1 to 5, in both tables, so it belongs to the label MOS alone."""
     scores, sets = root.part("koniq10k_scores_and_distributions.csv"), root.part("koniq10k_distributions_sets.csv")
-    pictures = Pictures(root.part("1024x768", "512x384"))
+    pictures = PictureFinder(root.part("1024x768", "512x384"))
     sets_of: dict[str, Record] = {}
 
     def keep(record: Record) -> None:
@@ -44,7 +44,7 @@ def _koniq10k(root: Root, label: str) -> Found:
 def _livec(root: Root, _: str) -> Found:
     """Three vectors in one order; the seven pictures in trainingImages/ taught the raters, and every protocol drops them."""
     names_file, scores_file, stds_file = (root.part(f"Data/All{what}_release.mat") for what in ("Images", "MOS", "StdDev"))
-    pictures = Pictures(root.part("Images"))
+    pictures = PictureFinder(root.part("Images"))
     names, scores = read_mat_texts(names_file, "AllImages_release"), read_mat(scores_file, "AllMOS_release")
     stds = read_mat(stds_file, "AllStdDev_release")
     if not len(names) == len(scores) == len(stds):
@@ -64,16 +64,16 @@ def _livec(root: Root, _: str) -> Found:
 
 def _spaq(root: Root, _: str) -> Found:
     table = root.part("Annotations/MOS and Image attribute scores.xlsx", "Annotations/MOS and Image attribute scores.csv")
-    pictures = Pictures(root.part("TestImage"))
+    pictures = PictureFinder(root.part("TestImage"))
     return table, each(read_sheet(table, ("Image name", "MOS")), lambda record: row_of(record, "Image name", "MOS", pictures))
 
 
 def _bid(root: Root, _: str) -> Found:
     """Columns by place: the number of the image, then its grade."""
     table = root.part("DatabaseGrades.xlsx", "DatabaseGrades.csv", "DatabaseGrades.xls")
-    pictures = Pictures(root.part("ImageDatabase", "images", "DatabaseImage0001.JPG"))
+    pictures = PictureFinder(root.part("ImageDatabase", "images", "DatabaseImage0001.JPG"))
     if pictures.folder.is_file():  # the pictures lie beside the table
-        pictures = Pictures(pictures.folder.parent)
+        pictures = PictureFinder(pictures.folder.parent)
     number, grade = columns = "number of the image", "grade"
 
     def row(record: Record) -> Row:
@@ -106,7 +106,7 @@ def _flive_rows(root: Root, patches: bool) -> Found:
         for content, (_, record) in part_of.items()
         if content not in known and "name_image" in record
     )
-    places = [Pictures(root.path / folder) for folder in (".", "database", "patches", "database/patches")]
+    places = [PictureFinder(root.path / folder) for folder in (".", "database", "patches", "database/patches")]
 
     def row(record: Record) -> Row:
         name = _flive_name(record)
@@ -174,7 +174,7 @@ def _is_valid(record: Record) -> bool:
 
 def _uhd_iqa(root: Root, _: str) -> Found:
     table = root.part("uhd-iqa-metadata.csv")
-    folders = {part: Pictures(root.part(part)) for part in ("training", "validation", "test")}
+    folders = {part: PictureFinder(root.part(part)) for part in ("training", "validation", "test")}
 
     def row(record: Record) -> Row:
         pictures = folders.get(record["set"])

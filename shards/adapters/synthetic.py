@@ -7,7 +7,7 @@ from typing import Any
 
 from shards.adapters.adapter import Adapter, Found
 from shards.datasets import each, image_id, row_of
-from shards.folders import Pictures, Root
+from shards.folders import PictureFinder, Root
 from shards.manifest import Label, ShardError
 from shards.rows import Row
 from shards.tables import Record, number_in, read_csv, read_list, read_mat, read_mat_texts, read_sheet
@@ -19,7 +19,7 @@ _CSIQ_TYPES = {"noise": "AWGN", "jpeg": "JPEG", "jpeg 2000": "jpeg2000", "blur":
 def _live(root: Root, _: str) -> Found:
     """Vectors over img1.bmp, img2.bmp ... of five folders; where orgs is 1 the picture is a reference, which nobody rated as distorted."""
     table, references_file = root.part("dmos_realigned.mat"), root.part("refnames_all.mat")
-    pictures = Pictures(root.part("jp2k").parent)
+    pictures = PictureFinder(root.part("jp2k").parent)
     scores, originals = read_mat(table, "dmos_new"), read_mat(table, "orgs")
     references = read_mat_texts(references_file, "refnames_all")
     names = [f"{folder}/img{number}.bmp" for folder, count in _LIVE_FOLDERS.items() for number in range(1, count + 1)]
@@ -41,7 +41,7 @@ def _live(root: Root, _: str) -> Found:
 def _csiq(root: Root, _: str) -> Found:
     """The Excel sheet, or the text list "1600.AWGN.1.png 0.062"; a picture lies in the folder of its distortion, or all in one."""
     table = root.part("csiq.DMOS.xlsx", "csiq.DMOS.csv", "csiq_label.txt")
-    pictures = Pictures(root.part("dst_imgs", "dst_imgs_all"))
+    pictures = PictureFinder(root.part("dst_imgs", "dst_imgs_all"))
     listed = table.suffix == ".txt"
 
     def row(record: Record) -> Row:
@@ -70,7 +70,7 @@ def _tid2013(root: Root, _: str) -> Found:
     mos_std.txt is left alone: its 0.13 for a mean of 5.51 is no deviation of single ratings, which are whole numbers and so lie 0.49 apart
     from that mean at least, but the error of the mean.
     """
-    table, pictures = root.part("mos_with_names.txt"), Pictures(root.part("distorted_images"))
+    table, pictures = root.part("mos_with_names.txt"), PictureFinder(root.part("distorted_images"))
 
     def row(record: Record) -> Row:
         return row_of(record, "name", "mos", pictures, group=record["name"].split("_")[0].lower())
@@ -80,7 +80,7 @@ def _tid2013(root: Root, _: str) -> Found:
 
 def _kadid10k(root: Root, _: str) -> Found:
     """The column called dmos rises with quality, and the one called var is the standard deviation of the single ratings."""
-    table, pictures = root.part("dmos.csv"), Pictures(root.part("images"))
+    table, pictures = root.part("dmos.csv"), PictureFinder(root.part("images"))
 
     def row(record: Record) -> Row:
         # I01_01_01 has the mean 4.57 of 30 ratings from 1 to 5, so their sum is 137, and the var 0.496. Whole ratings whose squares add
@@ -94,7 +94,7 @@ def _kadid10k(root: Root, _: str) -> Found:
 def _pipal(root: Root, _: str) -> Found:
     """A list per reference; the pictures come in several archives, whose folders lie side by side or are merged into one."""
     table, first = root.part("Train_Label"), root.part("Train_Dist", "Distortion_1", "Dist_Imgs")
-    folders = [Pictures(path) for path in sorted(first.parent.iterdir()) if path.is_dir() and "dist" in path.name.lower()]
+    folders = [PictureFinder(path) for path in sorted(first.parent.iterdir()) if path.is_dir() and "dist" in path.name.lower()]
     lists = sorted(file for file in table.glob("*.txt") if not file.name.startswith("."))  # on a Mac each has a ._A0000.txt
     if not lists:
         raise ShardError(f"{table}: expected a list A0000.txt ... per reference in it, found none; unpack the labels again")
@@ -110,7 +110,7 @@ def _pipal(root: Root, _: str) -> Found:
 def _agiqa3k(root: Root, _: str) -> Found:
     """mos_align says how well a picture shows its prompt, not how good it is, and is left aside."""
     table = root.part("data.csv")
-    pictures = Pictures(
+    pictures = PictureFinder(
         next((path for path in sorted(table.parent.iterdir()) if path.is_dir() and "agiqa" in path.name.lower()), table.parent)
     )
 
