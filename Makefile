@@ -58,7 +58,7 @@ test-slurm: $(INSTALLED)
 	@echo "== jobs on a real Slurm, and hosts without one, started and ended on this machine: about 9 minutes on 2 cores"
 	@[ "$$(id -u)" = 0 ] || { echo "make test-slurm needs root, to make machines out of namespaces"; exit 1; }
 	@$(MAKE) --no-print-directory install-slurm
-	$(BIN)/python -m pytest tests/slurm --numprocesses 2 --dist loadfile --durations 15
+	$(BIN)/python -m pytest tests/slurm --numprocesses $(TESTS_AT_A_TIME) --dist loadfile --durations 15
 
 install-slurm:
 	@missing=; for tool in slurmctld munged ip; do command -v $$tool >/dev/null || missing=yes; done; [ -z "$$missing" ] || $(call apt_install,slurm-wlm munge iproute2)

@@ -90,11 +90,10 @@ def effective_contents(contents: np.ndarray) -> float:
 def what_was_drawn(images: int, contents: int, effective: float | None) -> str:
     """What is to be said of intervals over so many images that show so many contents; nothing where nothing is to be.
 
-    `effective` is their `effective_contents`, the least where there are several runs; None of figures of earlier versions, which drew
-    the images one by one.
+    `effective` is their `effective_contents`, the least where there are several runs; None where nothing was drawn, as while a run goes on.
     """
     if effective is None:
-        return "" if contents == images else "by resamples of single images, though several show one content: too narrow"
+        return ""
     if contents < FEWEST_CONTENTS:
         return f"of {contents:,} content{'s' * (contents != 1)} no resamples can be drawn"
     few = "so few that they are too narrow" if effective < FEW_CONTENTS else ""

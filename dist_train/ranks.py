@@ -41,10 +41,10 @@ TIMEOUT = timedelta(minutes=10)  # how long a rank may be waited for: longer tha
 _TICK = 0.5  # seconds between two looks at what has become of the others
 _BEAT_TICKS = 4  # looks between two heartbeats
 _MAY_HAVE_LOST_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
-_LOST_A_PROCESS = re.compile(
-    r"\bgloo\b|connection (closed|reset|refused)|broken pipe|ncclRemoteError|remote process"
-    r"|DataLoader worker .* is killed by signal: Killed",
-    re.IGNORECASE,
+_LOST_A_PROCESS = re.compile(  # what gloo says when it opens its device, as of an interface that is not there, is no loss
+    r"\bgloo/.*(closed|closure|reset|refused|time(d )?out)|connection (closed|reset|refused)|broken pipe|ncclRemoteError|remote process"
+    r"|DataLoader worker .* is killed by signal: Killed|\bEOFError\b",
+    re.IGNORECASE | re.DOTALL,
 )
 _GRACE = 3.0  # seconds in which a rank may end by itself, or the launcher may end it, once another has failed
 ALIKE = 10.0  # the same before the ranks are connected: they fail alike, but a busy machine does not start them alike
@@ -354,10 +354,13 @@ def claim_failure(error: BaseException) -> bool:
 def lost_a_process(error: BaseException) -> bool:
     """Whether all that this error says is that another process, a loader worker or a host is gone, or silent: the run can go on without.
 
-    Another one of ours says more, whatever it quotes. A worker that the kernel has killed for want of memory is one of many processes.
+    Another one of ours says more, whatever it quotes. A worker that the kernel has killed for want of memory is one of many processes;
+    to a rank that was waiting for it just then, torch tells only as the cause of its error what has ended it.
     """
     ours = isinstance(error, ConfigError | ShardError | TrainingError)
-    return isinstance(error, StalledError) or (not ours and bool(_LOST_A_PROCESS.search(f"{type(error).__name__}: {error}")))
+    while_waiting = error.__cause__ if "exited unexpectedly" in str(error) else None
+    said = [f"{type(each).__name__}: {each}" for each in (error, while_waiting) if each is not None]
+    return isinstance(error, StalledError) or (not ours and any(map(_LOST_A_PROCESS.search, said)))
 
 
 def _failure_key() -> str:

@@ -224,10 +224,15 @@ def image_id(name: str, where: str) -> str:
     if not stem:
         raise ShardError(f"{where}: there is no image name; write one, or take the row out")
     one_form = unicodedata.normalize("NFC", stem)  # macOS takes accents apart
-    key = _NOT_IN_A_KEY.sub(lambda run: "".join(each for each in run[0] if unicodedata.category(each) in _BUT_KEPT) or "_", one_form)
+    key = _NOT_IN_A_KEY.sub(_in_a_key, one_form)
     if not key.strip("_"):
         raise ShardError(f"{where}: '{name}' has no letter or digit to call the image by; rename the picture, or take the row out")
     return key.strip("_")
+
+
+def _in_a_key(run: re.Match[str]) -> str:
+    stretches = groupby(run[0], lambda sign: unicodedata.category(sign) in _BUT_KEPT)
+    return "".join("".join(stretch) if is_kept else "_" for is_kept, stretch in stretches)
 
 
 def _needed(path: Path, table: Table, names: Sequence[str]) -> str:

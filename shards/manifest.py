@@ -352,28 +352,30 @@ class Shards:
         if not is_plain_name(name):
             return None
         if self.remote:
-            return self.remote.read_if_there(f"splits/{name}.csv")
+            try:
+                return self.remote.read_if_there(f"splits/{name}.csv")
+            except ShardError as error:  # some servers refuse what is not there
+                built = ", ".join(self.split_names())
+                raise ShardError(f"{self.folder}: the build made no split '{name}' but {built}; and one that was added: {error}") from error
         path = self.path(f"splits/{name}.csv")
         return path.read_bytes() if os.path.isfile(path) else None  # of Path, a name that is too long for a disk is an error
 
     def _parts_of_a_table(self, table: bytes, path: str) -> np.ndarray:
         """The same for one split that somebody wrote: uint8 [images]. An image without a row, or a part, is in none."""
-        parts = np.full(len(self), part_number(None), np.uint8)
+        parts, told = np.full(len(self), part_number(None), np.uint8), np.zeros(len(self), bool)
         rows = _split_rows(table, path)
         while some := list(islice(rows, ROWS_AT_ONCE)):
             numbers = self.ids.numbers([row.get("id") or "" for _, row in some])
             for number, (line, row) in zip(numbers, some, strict=True):
                 image_id, part = row.get("id"), row.get("part")
-                if number is not None and part == "":
-                    continue
-                if number is None or part not in PARTS:
+                if number is None or part not in (*PARTS, ""):
                     raise ShardError(
                         f"{path}, line {line}: '{image_id},{part}' names no image of this folder, or no part of a split "
                         f"({', '.join(PARTS)}); the columns are id and part, and images.csv lists the ids"
                     )
-                if parts[number] != part_number(None):
+                if told[number]:
                     raise ShardError(f"{path}, line {line}: image '{image_id}' stands there a second time; take one of its rows out")
-                parts[number] = part_number(part)
+                parts[number], told[number] = part_number(part or None), True
         return parts
 
     def read_patches(self, image: int, patches: Sequence[int]) -> np.ndarray:

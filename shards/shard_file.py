@@ -113,17 +113,19 @@ def replaced_pictures(out: Path, task: ShardTask) -> list[Path]:
     """The pictures of a complete shard that are not those that it was written from; of other shards none.
 
     Read are those alone that the disk has touched since the record was written, or shortly before, because clocks of machines may
-    differ: the file, or a folder on the way to it, since one that is renamed brings files that nobody has touched.
+    differ: the file, a folder on the way to it from the root on, or a link or a folder before that which was renamed, since that
+    brings files that nobody has touched.
     """
     if not complete_record(out, task):
         return []
     since, replaced = record_path(out, task).stat().st_mtime - _CLOCKS, []
     folders: dict[Path, float] = {}  # when each was touched
     for picture, row in zip(task.pictures, record_rows(out, task), strict=True):
-        file = picture.row.file
-        around = file.parents[: len(Path(picture.path).parts)]  # as far as the root
-        folders |= {folder: _touched(folder) for folder in around if folder not in folders}
-        touched = max(_touched(file), *(folders[folder] for folder in around))
+        file, within = picture.row.file, len(Path(picture.path).parts)
+        for number, folder in enumerate(file.parents):
+            if folder not in folders:
+                folders[folder] = _touched(folder) if number < within else _renamed(folder)
+        touched = max(_touched(file), *(folders[folder] for folder in file.parents))
         if touched > since and hashlib.sha256(file.read_bytes()).hexdigest() != row["sha256"]:
             replaced.append(file)
     return replaced
@@ -132,6 +134,12 @@ def replaced_pictures(out: Path, task: ShardTask) -> list[Path]:
 def _touched(place: Path) -> float:
     """When the disk last touched a file or folder, or the link to it, in seconds since 1970."""
     return max(place.stat().st_ctime, place.lstat().st_ctime)
+
+
+def _renamed(folder: Path) -> float:
+    """When a folder, or the link to it, got its name, at the latest; 0 where its entries have changed since: much goes on before a root."""
+    found, link = folder.stat(), folder.lstat()
+    return max(found.st_ctime if found.st_ctime_ns > found.st_mtime_ns else 0, link.st_ctime if folder.is_symlink() else 0)
 
 
 def record_rows(out: Path, task: ShardTask) -> list[dict[str, Any]]:

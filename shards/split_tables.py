@@ -17,6 +17,7 @@ import os
 import re
 from bisect import bisect
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -262,11 +263,14 @@ def _refuse_other_names(record: Record, called: Mapping[str, str | None], image:
 
 
 def _image_called(name: str, where: str, ids: Set[str], id_of: Mapping[str, str | None]) -> str | None:
-    """The id of the image that `name` alone names, by the id, the path or the file name."""
+    """The id of the image that `name` alone names, by the id, the path or the file name; None too for a sign that can be no name."""
     if name in ids:
         return name
-    found = id_of.get(name.casefold()) or id_of.get(image_id(name, where).casefold())
-    return found or id_of.get(re.split(r"[/\\]", name)[-1].casefold())
+    as_id = ""
+    with suppress(ShardError):
+        as_id = image_id(name, where)
+    known = (id_of.get(each.casefold()) for each in (name, as_id, re.split(r"[/\\]", name)[-1]))
+    return next(filter(None, known), None)
 
 
 def _is_path_of(name: str, file: str) -> bool:

@@ -89,15 +89,14 @@ def _csv_lines(path: Path) -> Iterator[tuple[str, list[str]]]:
         if raw.read(4) in (_ZIP, _OLE):
             raise ShardError(f"{path}: is an Excel file whatever its name says; save it as csv in UTF-8, or name it .xlsx if it is one")
     with _explained(path, "a csv file in UTF-8"), path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a byte order mark
-        reader = csv.reader(file, skipinitialspace=True)
-        header = next(reader, [])
-        if len(header) == 1 and (separator := re.search("[;\t]", header[0])):
-            raise ShardError(
-                f"{path}: is separated by {'semicolons' if separator[0] == ';' else 'tabs'}, as {header[0].strip()!r} shows; "
-                f"save it with commas between the columns and points in the numbers"
-            )
-        first = 1
+        reader, first = csv.reader(file, skipinitialspace=True), 1
         try:
+            header = next(reader, [])
+            if len(header) == 1 and (separator := re.search("[;\t]", header[0])):
+                raise ShardError(
+                    f"{path}: is separated by {'semicolons' if separator[0] == ';' else 'tabs'}, as {header[0].strip()!r} shows; "
+                    f"save it with commas between the columns and points in the numbers"
+                )
             for fields in chain([header], reader):
                 last = reader.line_num
                 yield f"line {first}" if first == last else f"lines {first} to {last}", [field.strip() for field in fields]

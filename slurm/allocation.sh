@@ -11,9 +11,12 @@
 #   one_per_node  the options of srun for one launcher on each of the first N nodes, with all that the job has of it
 
 # shellcheck shell=bash disable=SC2034,SC2154 # what is set here is for those scripts, which have set container
+details=$(scontrol show job --details "$SLURM_JOB_ID")
+# A job without GPUs keeps the number of the job from which it was submitted.
+if [[ $details =~ GRES= ]] && ! [[ $details =~ GRES=[^[:space:]]*gpu ]]; then unset SLURM_GPUS_ON_NODE; fi
 processes=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 # Each node runs as many processes as the first, so each needs its GPUs; sbatch --gpus=8 may give one node 5 and another 3.
-if [[ $(scontrol show job "$SLURM_JOB_ID") =~ TresPerJob=[^\ ]*gpu[^\ ]*:([0-9]+) ]] &&
+if [[ $details =~ TresPerJob=[^\ ]*gpu[^\ ]*:([0-9]+) ]] &&
     [ "${BASH_REMATCH[1]}" -ne $((SLURM_JOB_NUM_NODES * ${SLURM_GPUS_ON_NODE:-0})) ]; then
     echo "error: the ${BASH_REMATCH[1]} GPUs of job $SLURM_JOB_ID are not spread evenly, ${SLURM_GPUS_ON_NODE:-0} are on the first of" \
         "$SLURM_JOB_NUM_NODES nodes; ask for them with sbatch --gpus-per-node" >&2

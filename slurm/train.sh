@@ -174,9 +174,9 @@ take_nodes "$nodes"
 echo "== job $SLURM_JOB_ID, restart $restarts: $world processes, $processes on each of $taken;" \
     "$OMP_NUM_THREADS thread(s) and $workers loader worker(s) each; run folder $folder"
 
-# One launcher per node; all meet on the first, at one address (bound_c10d is dist_train/rendezvous.py). When one fails the others end too (--kill-on-bad-exit), and when one has ended well they have
-# a minute. The turn is part of the meeting's name, so that nothing left over from the last one can come to it. Each node says that it is there: one
-# that hangs before its ranks can speak is known by its silence.
+# One launcher per node; all meet on the first, at one address (bound_c10d is dist_train/rendezvous.py). When one fails the others end
+# too (--kill-on-bad-exit), and when one has ended well they have a minute. The turn is part of the meeting's name, so that nothing left
+# over from the last one can come to it. Each node says that it is there: one that hangs before its ranks can speak is known by its silence.
 log=/proc/$$/fd/2
 log_before=$(stat --dereference --printf=%s "$log")
 # shellcheck disable=SC2016 # each node's own shell reads $SLURMD_NODENAME

@@ -34,7 +34,7 @@ VERSIONS = [
     "motion_blur-5",
 ]
 
-LONGEST = ("test_readme.py", "test_compare_history.py", "test_heartbeat.py")
+LONGEST = ("test_readme.py", "test_compare_history.py", "test_heartbeat.py", "test_elastic.py", "test_losses.py", "test_train.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -42,6 +42,8 @@ http {{
     location ~ ^/stuck/(.*[.]tar)$ {{ alias {root}/$1; limit_rate 1; }}
     location /no-ranges/ {{ alias {root}/; max_ranges 0; }}
     location /forbidden/ {{ deny all; }}
+    location /unlisted/  {{ alias {root}/; error_page 404 = @refused; }}
+    location @refused    {{ return 403; }}
     location /busy/      {{ return 503; }}
     location /secret/    {{ alias {root}/; auth_basic shards; auth_basic_user_file {work}/users; }}
     location /signed/    {{ alias {root}/; if ($arg_sig != "s3cr3t") {{ return 403; }} }}

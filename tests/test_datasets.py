@@ -100,6 +100,7 @@ def test_the_usual_words_for_the_parts_are_understood(tmp_path: Path, word: str,
         ("का.png", "का"),  # the vowel is no letter to Unicode, and tells it from कि
         ("ภาพที่1.png", "ภาพที่1"),
         ("😀.png", "😀"),
+        ("का/my 😀 1.png", "का_my_😀_1"),
     ],
 )
 def test_an_id_is_the_path_without_its_suffix_fit_for_a_webdataset_key(name: str, key: str) -> None:
@@ -305,11 +306,14 @@ def test_a_quote_that_is_not_closed_is_told_with_the_line_that_opens_it(tmp_path
         read_table(tmp_path / "scores.csv", tmp_path)
 
 
-def test_a_quote_that_is_not_closed_is_told_with_its_line_in_a_table_of_any_length(tmp_path: Path) -> None:
-    rows = [f"a{number}.png,{number}" for number in range(20_000)]
-    rows[10] = '"a10.png,0'
-    (tmp_path / "scores.csv").write_text("\n".join(["image,score", *rows]))
-    with pytest.raises(ShardError, match=r"scores.csv, line 12: is not read \(field larger .*\); see that its double quotes are in pairs"):
+@pytest.mark.parametrize("line", [1, 12])
+def test_a_quote_that_is_not_closed_is_told_with_its_line_in_a_table_of_any_length(tmp_path: Path, line: int) -> None:
+    rows = ["image,score", *(f"a{number}.png,{number}" for number in range(20_000))]
+    rows[line - 1] = f'"{rows[line - 1]}'
+    (tmp_path / "scores.csv").write_text("\n".join(rows))
+    with pytest.raises(
+        ShardError, match=rf"scores.csv, line {line}: is not read \(field larger .*\); see that its double quotes are in pairs"
+    ):
         read_table(tmp_path / "scores.csv", tmp_path)
 
 

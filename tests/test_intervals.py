@@ -145,7 +145,6 @@ def test_about_19_of_20_intervals_hold_the_truth_where_images_share_contents() -
         (2000, 40, 8.0, "by resamples of the 40 contents (those of a run count as 8.0 of one size), so few that they are too narrow"),
         (40, 2, 2.0, "of 2 contents no resamples can be drawn"),
         (40, 1, 1.0, "of 1 content no resamples can be drawn"),
-        (2000, 16, None, "by resamples of single images, though several show one content: too narrow"),
         (40, 40, None, ""),
     ],
 )

@@ -56,6 +56,7 @@ def test_a_split_of_ones_own_is_read_and_a_build_leaves_it_alone(own: Shards, fo
         ("id,part\ncup00,train\ncup99,test\n", r"mine.csv, line 3: 'cup99,test' names no image"),
         ("id,part\ncup00,training\n", r"mine.csv, line 2: 'cup00,training' .*\(train, val, test\)"),
         ("id,part\ncup00,train\ncup00,test\n", r"mine.csv, line 3: image 'cup00' stands there a second time"),
+        ("id,part\ncup00,\ncup00,test\n", r"mine.csv, line 3: image 'cup00' stands there a second time"),
         ("image,split\ncup00,train\n", r"mine.csv, line 2: .*the columns are id and part"),
     ],
 )

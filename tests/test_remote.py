@@ -151,6 +151,8 @@ def test_a_split_that_was_added_is_taken_from_afar_by_its_name(
     assert all(np.array_equal(far.split("mine-01")[1][part], here.split("mine-01")[1][part]) for part in ("train", "val", "test"))
     with pytest.raises(ShardError, match=r"there is no split 'yours'; there are: .*round-01"):
         far.split("yours")
+    with pytest.raises(ShardError, match=r"the build made no split 'yours' but .*round-01.*; and one that was added: .* refuses it \(403"):
+        Shards(cups.at("unlisted")).split("yours")
     with pytest.raises(ShardError, match=r"there is no split '../manifest'"):
         far.split("../manifest")
     assert main(["split", cups.url, "--export", str(tmp_path / "mine.csv"), "--name", "mine-01"]) == 0

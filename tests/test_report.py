@@ -95,12 +95,10 @@ def test_a_figure_that_does_not_exist_is_a_dash_in_the_table(nothing: float | No
     assert row[0] == "-" and row[1] == "0.7500"
 
 
-def test_of_too_few_contents_no_interval_is_told_and_of_an_earlier_version_that_it_drew_images() -> None:
+def test_of_too_few_contents_no_interval_is_told() -> None:
     nothing: dict[str, Any] = {"contents": 2, "effective_contents": 2.0, "srcc_interval": [None, None], "plcc_interval": [None, None]}
     table = final_table({**STATUS, "test": FINAL | nothing})
     assert "test: 40 images of 2 contents; 95 % intervals (of 2 contents no resamples can be drawn): none\n" in table
-    earlier = final_table({**STATUS, "test": FINAL | {"effective_contents": None}})
-    assert "95 % intervals (by resamples of single images, though several show one content: too narrow): SRCC 0.7500" in earlier
 
 
 def test_below_the_figures_stand_intervals_curves_and_what_people_themselves_differ_by() -> None:

@@ -175,6 +175,12 @@ def test_other_data_are_refused_with_both_fingerprints(shards: Path, folder: Pat
         enter_run_folder(plan)
 
 
+def caused(error: Exception, by: str) -> Exception:
+    """As torch tells a rank that waits for its loader worker."""
+    error.__cause__ = RuntimeError(f"DataLoader worker (pid 530) is {by}. ")
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "status", "reason"),
     [
@@ -190,6 +196,18 @@ def test_other_data_are_refused_with_both_fingerprints(shards: Path, folder: Pat
         ),
         (RuntimeError("DataLoader worker (pid 530) is killed by signal: Killed. "), "unfinished", "lost another process: "),
         (RuntimeError("DataLoader worker (pid 530) is killed by signal: Segmentation fault. "), "failed", "RuntimeError: DataLoader"),
+        (caused(RuntimeError("DataLoader worker (pid(s) 530) exited unexpectedly"), by="killed by signal: Killed"), "unfinished", "lost"),
+        (caused(RuntimeError("DataLoader worker (pid(s) 530) exited unexpectedly"), by="killed by signal: Aborted"), "failed", "Runtime"),
+        (
+            RuntimeError("[enforce fail at /pytorch/third_party/gloo/gloo/transport/tcp/device.cc:84] ifa != nullptr. Unable to find ib9"),
+            "failed",
+            "RuntimeError: [enforce fail",
+        ),
+        (
+            RuntimeError("[../third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 60000ms for recv"),
+            "unfinished",
+            "lost",
+        ),
         (StalledError("rank 1 is silent"), "unfinished", "StalledError: rank 1 is silent"),
         (RuntimeError("NCCL error: unhandled cuda error"), "failed", "RuntimeError: NCCL"),
         (RuntimeError("no such codec: igloo-jpeg-3"), "failed", "RuntimeError: no such codec"),

@@ -92,8 +92,9 @@ def test_a_picture_that_was_replaced_by_one_of_as_many_bytes_is_written_again(un
     assert (out / "shard-000001.tar").stat().st_mtime_ns == untouched
 
 
+@pytest.mark.parametrize("renamed", ["images", "."], ids=["the folder of the pictures", "that of the whole set"])
 def test_a_folder_that_was_replaced_by_renaming_another_is_written_again(
-    uncompressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uncompressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: str
 ) -> None:
     monkeypatch.setattr(shard_file, "_CLOCKS", 0)  # both folders are old: nobody touches a file in them after the build
     newer = Path(shutil.copytree(uncompressed, tmp_path / "newer"))
@@ -101,8 +102,8 @@ def test_a_folder_that_was_replaced_by_renaming_another_is_written_again(
     out = tmp_path / "out"
     shards_of(uncompressed, out, shard_bytes=30_000)
     (out / "manifest.json").unlink()
-    (uncompressed / "images").rename(tmp_path / "old")
-    (newer / "images").rename(uncompressed / "images")
+    (uncompressed / renamed).resolve().rename(tmp_path / "old")
+    (newer / renamed).resolve().rename((uncompressed / renamed).absolute())
     assert contents(shards_of(uncompressed, out, shard_bytes=30_000).folder) == contents(
         shards_of(uncompressed, tmp_path / "anew", shard_bytes=30_000).folder
     )

@@ -107,9 +107,11 @@ def test_gpus_that_are_spread_unevenly_are_told_with_how_to_ask_for_them(
 def test_a_job_that_was_submitted_from_within_another_is_itself(cluster: Cluster, venv: Path, shards: Path, tmp_path: Path) -> None:
     others = cluster.submit(tmp_path / "other", "--array=7", "--wrap=sleep 50")
     inherited = {"SLURM_ARRAY_JOB_ID": others.number, "SLURM_ARRAY_TASK_ID": "7", "SLURM_RESTART_COUNT": "5", "SLURM_MEM_PER_NODE": "100"}
+    inherited["SLURM_GPUS_ON_NODE"] = "5"
     not_met = 'echo "error: x (the processes have not met)"'
     job, _ = probed(cluster, venv, tmp_path, shards, "--nodes=1", "--mem-per-cpu=50", probe=not_met, MAX_LOSSES="2", **inherited)
     assert job.restarts() == 1 and "restart 0: run unfinished" in job.log() and "restart 1: run unfinished" in job.log()
+    assert "restart 0: 1 processes, 1 on each of n" in job.log()
     assert others.restarts() == 0 and others.fields("JobState") == ["RUNNING"]
     cluster("scancel", others.number)
 
