@@ -68,7 +68,7 @@ def test_a_rank_that_stands_still_for_good_is_named_in_bounded_time_and_costs_no
     if not launched:
         assert attempt.wait_until(lambda: attempt.ranks() == [rank], "the other rank to end", limit=15 + 60)
         rank.kill()
-    trial.assert_failed(attempt, f"rank {number} (process {rank.pid} on ", "is silent", within=15 + 60)
+    trial.assert_failed(attempt, f"rank {number} (process {rank.pid} on ", "is silent", within=15 + 60, status="unfinished")
     trial.finish()
     trial.assert_result_of(expected)
 

@@ -200,11 +200,11 @@ class Trial:
         assert attempt.wait(A_RUN * max(1, self.epochs / 4)) == 0, attempt.said()
         return attempt
 
-    def assert_failed(self, attempt: Attempt, *words: str, within: float = PROMPTLY) -> None:
+    def assert_failed(self, attempt: Attempt, *words: str, within: float = PROMPTLY, status: str = "failed") -> None:
         """That the attempt ends in time, that its last line holds these words, and that status.json says so too."""
         assert attempt.wait(within) != 0, attempt.said()
         told = runs.status(self.folder)
-        assert told["status"] == "failed", f"{told['status']}: {told['reason']}\n{attempt.said()}"
+        assert told["status"] == status, f"{told['status']}: {told['reason']}\n{attempt.said()}"
         for word in words:
             assert word in attempt.last_words(), attempt.said()
             assert word in told["reason"], told["reason"]
