@@ -24,7 +24,7 @@ help:
 	@echo "make demo     photographs -> shards -> a training on two processes -> one test; about 4 minutes on 2 cores"
 	@echo "make test     the tests, but for those of the two lines below; about 8 minutes on 2 cores"
 	@echo "make test-faults  runs that are killed, stopped and starved at random moments; about 17 minutes on 2 cores; FAULT_ROUNDS=100 for more"
-	@echo "make test-slurm  slurm/*.sh on a real Slurm of three nodes on this machine, and launch/elastic.sh; needs root and Debian; about 9 minutes on 2 cores"
+	@echo "make test-slurm  slurm/*.sh on a real Slurm of three nodes on this machine, and launch/elastic.sh; needs root and Debian; about 10 minutes on 2 cores"
 	@echo "make lint     ruff, mypy and shellcheck"
 	@echo "make install  the virtual environment alone ($(VENV)); one to three minutes and 6 GB, once"
 
@@ -55,7 +55,7 @@ test-faults: $(INSTALLED)
 	$(BIN)/python -m pytest tests/faults --numprocesses 2 --dist worksteal -rs
 
 test-slurm: $(INSTALLED)
-	@echo "== jobs on a real Slurm, and hosts without one, started and ended on this machine: about 9 minutes on 2 cores"
+	@echo "== jobs on a real Slurm, and hosts without one, started and ended on this machine: about 10 minutes on 2 cores"
 	@[ "$$(id -u)" = 0 ] || { echo "make test-slurm needs root, to make machines out of namespaces"; exit 1; }
 	@$(MAKE) --no-print-directory install-slurm
 	$(BIN)/python -m pytest tests/slurm --numprocesses $(TESTS_AT_A_TIME) --dist loadfile --durations 15
