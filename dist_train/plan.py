@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from shlex import quote
 
 import numpy as np
 import torch
@@ -163,10 +164,11 @@ def _refuse_small_parts(member: Member, config: Config) -> None:
         found, needed = len(member.parts[part]), 1 if part == "train" else FEWEST_IMAGES
         may_be_missing = part == "val" and config.stop.select_on == "test"
         if found < needed and not (found == 0 and may_be_missing):
+            others = ", ".join(name for name in shards.split_names() if name != member.split)
             raise ConfigError(
                 f"{shards.folder}: split '{member.split}' has {found or 'no'} images in '{part}', at least {needed} are needed; "
-                f"choose another with data.split ({', '.join(shards.split_names())}), or make one: "
-                f"python -m shards split {shards.folder} --rounds 10 --ratio 60/20/20 --name NAME"
+                + f"choose another with data.split ({others}), or " * bool(others)
+                + f"make one: python -m shards split {quote(str(shards.folder))} --rounds 10 --ratio 60/20/20 --name NAME"
             )
     for part, why in (("train", "there is nothing to learn"), (config.stop.select_on, "no epoch can be the best")):
         opinions = shards.opinions[member.parts[part]]

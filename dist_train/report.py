@@ -256,7 +256,7 @@ def _exists(ends: Sequence[float | None]) -> bool:
 
 
 def _span(ends: Sequence[float | None]) -> str:
-    return " to ".join(_figure(end) for end in ends)
+    return " to ".join(_figure(end) for end in ends) if _exists(ends) else "none"
 
 
 def _figure(value: float | None) -> str:

@@ -88,11 +88,19 @@ def read_table(
         raise ShardError(f"{images}: there is no such folder; name the one that the image column of {table} is relative to")
     group, part, std = _column(records, CALLED_GROUP), _column(records, CALLED_PART), _column(records, ("std",))
     pictures = PictureFinder(images)
+    other_names = [name for name in CALLED_IMAGE if name in records and name != image]
 
     def row(record: Record) -> Row:
         deviation = record.number(std) if std and record[std] else None
         content, stated = record[group] if group else None, record.part(part) if part else None
-        return row_of(record, image, score, pictures, std=deviation, group=content, part=stated)
+        found = row_of(record, image, score, pictures, std=deviation, group=content, part=stated)
+        for other in (name for name in other_names if name in record and record[name] != record[image]):
+            if os.path.isfile(file := pictures.find(record[other])) and file != found.file:
+                raise ShardError(
+                    f"{record.where}: column {image} names '{record[image]}', and column {other} names '{record[other]}'; "
+                    f"take the column out that does not name the images"
+                )
+        return found
 
     label = label or Label("MOS", None, None, True)
     return data_set_of(name or table.resolve().parent.name, label, resize, each(records, row), table, images, refuse)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-from PIL import Image, ImageFile, ImageOps, features
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from shards.manifest import ShardError
 
@@ -104,5 +104,6 @@ def opened(source: Path | io.BytesIO, name: str | Path) -> Iterator[ImageFile.Im
         raise
     except Exception as error:  # every decoder fails in its own way, from SyntaxError (PNG) to RuntimeError (AVIF)
         length = source.stat().st_size if isinstance(source, Path) else source.getbuffer().nbytes
-        why = error if length else "it is empty"
+        unknown = "it is no picture of a format that is read here" if isinstance(error, UnidentifiedImageError) else error
+        why = unknown if length else "it is empty"
         raise ShardError(f"{name}: cannot be decoded ({why}); replace the file, or leave it out (a table: take its row out)") from error

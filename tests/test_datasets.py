@@ -324,6 +324,18 @@ def test_two_opinions_in_an_entry_of_a_list_are_refused_by_its_number(tmp_path: 
         read_table(tmp_path / "list.json", tmp_path)
 
 
+def test_two_columns_that_name_different_pictures_are_refused_and_one_that_names_none_is_not(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).touch()
+    table = tmp_path / "scores.csv"
+    table.write_text("image,name,score\na.png,a cup,3\nb.png,B.PNG,4\n")
+    assert [row.id for row in read_table(table, tmp_path).rows] == ["a", "b"]
+    table.write_text("image,img_name,score\na.png,a.png,3\nb.png,a.png,4\n")
+    complaint = r"scores.csv, line 3: column image names 'b.png', and column img_name names 'a.png'; take the column out"
+    with pytest.raises(ShardError, match=complaint):
+        read_table(table, tmp_path)
+
+
 def test_a_name_of_signs_alone_is_refused_with_its_row(tmp_path: Path) -> None:
     (tmp_path / "scores.csv").write_text("image,score\n+.png,3\n")
     with pytest.raises(ShardError, match=r"scores.csv, line 2: '\+.png' has no letter or digit to call the image by; rename the picture"):
