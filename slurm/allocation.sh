@@ -11,7 +11,7 @@
 #   one_per_node  the options of srun for one launcher on each of the first N nodes, with all that the job has of it
 
 # shellcheck shell=bash disable=SC2034,SC2154 # what is set here is for those scripts, which have set container
-details=$(scontrol show job --details "$SLURM_JOB_ID")
+details=$(scontrol show job --details "$SLURM_JOB_ID") || true # a controller that is restarting ends no job
 # A job without GPUs keeps the number of the job from which it was submitted.
 if [[ $details =~ GRES= ]] && ! [[ $details =~ GRES=[^[:space:]]*gpu ]]; then unset SLURM_GPUS_ON_NODE; fi
 processes=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}

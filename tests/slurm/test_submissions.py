@@ -139,6 +139,12 @@ def test_a_controller_that_is_restarting_is_asked_again_to_put_the_job_back(
     assert job.restarts() == 1 and job.log().count("Unable to contact slurm controller") == 1, job.log()
 
 
+def test_a_controller_that_does_not_answer_at_the_start_ends_no_job(cluster: Cluster, venv: Path, shards: Path, tmp_path: Path) -> None:
+    site = """scontrol() { if [ "$1 $2" = "show job" ]; then return 1; fi; command scontrol "$@"; }"""
+    job, probes = probed(cluster, venv, tmp_path, shards, *ONE, site=site)
+    assert len(probes) == 1, job.log()
+
+
 def test_a_stop_file_that_a_killed_job_has_left_stops_no_other(cluster: Cluster, venv: Path, shards: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     stop = tmp_path / "run" / "stop"
