@@ -23,7 +23,7 @@ from torch.utils.data import get_worker_info
 
 from dist_train.collection import Collection
 from dist_train.heartbeat import doing
-from dist_train.living import LivingContext, refuse_long_temporary_folder
+from dist_train.living import LivingContext, refuse_long_temporary_folder, waiting_for_workers
 from dist_train.mixture import Mixture
 from dist_train.order import Batch, Order
 from shards.manifest import ShardError, Shards
@@ -132,7 +132,7 @@ def patch_batches(reader: PatchReader, batch_images: int, workers: int, pin_memo
     batches = iter(loader)
     try:
         while True:
-            with doing("waiting for a batch", partial(_where, reader.pictures, reading)):
+            with doing("waiting for a batch", partial(_where, reader.pictures, reading)), waiting_for_workers():
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -152,7 +152,6 @@ def _end_workers_at_exit() -> None:
     """Workers ignore SIGTERM, with which multiprocessing ends its children at exit before it waits for them, for ever."""
 
     def end_workers() -> None:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for worker in multiprocessing.active_children():
             worker.kill()
 

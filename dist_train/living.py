@@ -5,17 +5,23 @@ is at that moment, and one that another thread holds will never be opened there.
 is just entering the interpreter holds such a lock (cpython issue 112275): once in some thousand forks on a busy machine a worker
 is stillborn, its rank waits for its first batch, and all others for that rank. So a worker says that it lives before anybody
 counts on it, and one that says nothing is ended, and forked anew. Nor is there a worker that could read, and hand over nothing.
+And one that is killed is told of where it is waited for, and nowhere else.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
 from multiprocessing.process import BaseProcess
+from types import FrameType
 
 import torch
 
@@ -24,6 +30,7 @@ from dist_train.errors import ConfigError
 LONGEST_TEMPORARY_FOLDER = 107 - len("/pymp-12345678/listener-12345678")  # bytes; the kernel takes 107 for a socket's name
 PATIENCE = 10.0  # seconds; a living child needs milliseconds, on a machine that is far too busy a second
 TRIES = 5
+_SIGNAL_COMES = 1.0  # seconds; the sockets of a process close a moment before its parent is told of its end
 
 
 class LivingProcess(ForkProcess):
@@ -59,6 +66,42 @@ class LivingContext(ForkContext):
     """What a DataLoader takes as multiprocessing_context."""
 
     Process = LivingProcess
+
+
+class _PutOff:
+    """torch's handler of SIGCHLD, which raises for a killed worker, heard only while workers are waited for."""
+
+    def __init__(self, handler: Callable[[int, FrameType | None], object]) -> None:
+        self._handler = handler
+        self.waits = False
+
+    def __call__(self, number: int, frame: FrameType | None = None) -> None:
+        if self.waits:
+            self._handler(number, frame)
+
+
+@contextmanager
+def waiting_for_workers() -> Iterator[None]:
+    """Around what waits for loader workers, in the thread that started them: here torch's RuntimeError tells of one that was killed.
+
+    By itself torch raises it wherever this thread is just then: in the middle of a checkpoint, or of writing down why the run fails.
+    """
+    heard = signal.getsignal(signal.SIGCHLD)
+    if not callable(heard):  # there are no workers
+        yield
+        return
+    if not isinstance(heard, _PutOff):
+        heard = _PutOff(heard)
+        signal.signal(signal.SIGCHLD, heard)
+    heard.waits = True
+    try:
+        heard(signal.SIGCHLD)  # one may have been killed before
+        yield
+    except (ConnectionError, EOFError):  # it was handing over what it had read
+        time.sleep(_SIGNAL_COMES)
+        raise
+    finally:
+        heard.waits = False
 
 
 def refuse_long_temporary_folder() -> None:

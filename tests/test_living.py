@@ -1,9 +1,11 @@
-"""A worker that is forked with a lock that nobody opens is ended, and another takes its place."""
+"""A worker that is forked with a lock that nobody opens is ended, and another takes its place; one that is killed is told of in time."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -85,3 +87,36 @@ def test_a_temporary_folder_whose_sockets_would_have_too_long_a_name_is_refused_
             ):
                 next(iter(patch_batches(reader, 8, workers=1)))
         assert len(list(patch_batches(reader, 8, workers=0))) == 5
+
+
+KILLED = r"DataLoader worker .*(is killed by signal: Killed|exited unexpectedly)"
+
+
+def test_a_killed_worker_is_told_of_where_a_batch_is_waited_for_and_not_where_its_rank_is_at_something_else(reader: PatchReader) -> None:
+    batches = patch_batches(reader, 8, workers=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    time.sleep(0.5)  # torch by itself would raise here
+    with pytest.raises(RuntimeError, match=KILLED):
+        list(batches)
+
+
+@pytest.mark.parametrize("broken", [ConnectionResetError, EOFError])
+def test_a_worker_that_is_killed_while_it_hands_over_a_batch_is_told_of_by_its_end_and_not_by_a_broken_connection(
+    reader: PatchReader, broken: type[Exception]
+) -> None:
+    batches = patch_batches(reader, 8, workers=1)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    threading.Timer(0.3, worker.kill).start()  # the signal comes after the socket has closed
+    with pytest.raises(RuntimeError, match=KILLED), living.waiting_for_workers():
+        raise broken
+
+
+def test_a_broken_connection_of_living_workers_stays_what_it_is(reader: PatchReader) -> None:
+    batches = patch_batches(reader, 8, workers=1)
+    next(batches)
+    with pytest.raises(ConnectionResetError), living.waiting_for_workers():
+        raise ConnectionResetError
+    assert len(list(batches)) == 4
