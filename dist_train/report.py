@@ -131,7 +131,9 @@ def draw_report(folder: Path) -> Path:
     records = read_records(folder / "metrics.jsonl")
     steps, epochs = ([record for record in records if record["kind"] == kind] for kind in ("step", "epoch"))
     status = read_status(folder)
-    if not steps or status is None:
+    if status is None:
+        raise ConfigError(f"{folder}: holds no run (no status.json); give the run.folder of a training")
+    if not steps:
         raise ConfigError(f"{folder}: holds no step to draw yet (metrics.jsonl has none); wait for the first")
     figure, ((losses, order), (spread, scatter)) = plt.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
     about = f"{status['data_set']}, split {status['split']}, label {status['label']}"

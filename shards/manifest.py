@@ -507,8 +507,11 @@ def _remote_folder(folder: str) -> RemoteFolder | None:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     if not path.is_file():
-        begun = (folder / ".build").is_dir()
-        hint = f"an unfinished build lies there: {BUILD_AGAIN}" if begun else "build some with `python -m shards build`"
+        hint = "build some with `python -m shards build`"
+        if (folder / ".build").is_dir():
+            hint = f"an unfinished build lies there: {BUILD_AGAIN}"
+        elif below := sorted(folder.glob("*/manifest.json")):
+            hint = f"there are some one level below, in {', '.join(str(found.parent) for found in below[:3])}"
         raise ShardError(f"{folder}: {'holds no shards (no manifest.json)' if folder.is_dir() else 'there is no such folder'}; {hint}")
     try:
         content = path.read_bytes()

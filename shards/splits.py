@@ -153,8 +153,8 @@ def what_to_know(rows: Rows, splits: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def briefly(names: Sequence[str]) -> str:
-    """The names of splits; of many the first two, the last, and how many they are."""
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]} ... {names[-1]} ({len(names):,} splits)"
+    """The names of splits; of many how many they are, the first two, and the last."""
+    return ", ".join(names) if len(names) <= 3 else f"{len(names):,} splits ({names[0]}, {names[1]}, ..., {names[-1]})"
 
 
 def split_table(ids: Iterable[str], parts: np.ndarray) -> Iterator[bytes]:

@@ -20,7 +20,7 @@ from shards.findings import Finding, places
 from shards.manifest import PARTS, ShardError, part_number
 from shards.plan import Settings
 from shards.rows import Row, Rows
-from shards.splits import FEW_IMAGES, FEWEST_IMAGES, WITHOUT_VALIDATION, all_splits, part_counts
+from shards.splits import FEW_IMAGES, FEWEST_IMAGES, WITHOUT_VALIDATION, all_splits, briefly, part_counts
 
 _DISTORTED = re.compile(r"(?P<content>.+)(?P<mark>[._-])(?P<distortion>.+?)(?P=mark)0?(?P<level>[1-9]|10)")
 _PIECES = ("patch", "crop")  # numbered pieces of a picture are no distortions
@@ -223,20 +223,18 @@ def _parts(data_set: DataSet) -> Iterator[Finding]:
         found, _, to_do = str(error).partition("; ")
         yield Finding("error", found, "splits into train, val and test by content", to_do)
         return
-    smallest: dict[str, tuple[int, str]] = {}
-    for name, parts in splits.items():
-        numbers = part_counts(parts)
-        for part in PARTS[1:]:
-            if not (part == "val" and name.endswith(WITHOUT_VALIDATION)):
-                smallest[part] = min(smallest.get(part, (len(rows), "")), (numbers[part], name))
-    for part, (number, name) in smallest.items():
-        if number < FEW_IMAGES:
+    for part in PARTS[1:]:
+        sizes = {name: part_counts(parts)[part] for name, parts in splits.items() if part != "val" or not name.endswith(WITHOUT_VALIDATION)}
+        useless = {name: size for name, size in sizes.items() if size < FEWEST_IMAGES}
+        if small := useless or {name: size for name, size in sizes.items() if size < FEW_IMAGES}:
+            least, most = min(small.values()), max(small.values())
+            number, where = str(least) if least == most else f"{least} to {most}", "the split " * (len(small) == 1) + briefly(list(small))
             yield Finding(
-                "error" if number < FEWEST_IMAGES else "warning",
-                f"{part} has {number} image(s) in the split {name}",
+                "error" if useless else "warning",
+                f"{part} has {number} image(s) in {where}",
                 f"{FEW_IMAGES} or more: over fewer an SRCC is rough, and of fewer than {FEWEST_IMAGES} there is none",
                 "build with --ratio 60/20/20, which leaves more to val and test, or add images"
-                if number < FEWEST_IMAGES and not name.startswith("official")
+                if any(not name.startswith("official") for name in useless)
                 else "add images; state an interval with every figure",
             )
 

@@ -273,6 +273,14 @@ def test_a_folder_without_shards_is_answered_with_what_makes_some(tmp_path: Path
     assert capsys.readouterr().err == f"error: {tmp_path}: holds no shards (no manifest.json); build some with `python -m shards build`\n"
 
 
+def test_a_folder_one_level_above_shards_is_answered_with_where_they_lie(
+    unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "koniq10k").symlink_to(unbroken)
+    assert main(["show", str(tmp_path)]) == 1
+    assert f"holds no shards (no manifest.json); there are some one level below, in {tmp_path}/koniq10k\n" in capsys.readouterr().err
+
+
 def test_check_names_the_damaged_image_and_exits_1(unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = Path(shutil.copytree(unbroken, tmp_path / "out"))
     shard = out / "shard-000002.tar"

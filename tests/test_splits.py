@@ -249,7 +249,7 @@ def test_it_is_said_that_a_very_large_content_leaves_few_images_to_train() -> No
 def test_a_thousand_rounds_are_told_of_in_short() -> None:
     rows = rows_of([1] * 4)
     assert what_to_know(rows, all_splits(rows, 0, 1000))[1:] == [
-        "round-01, round-02 ... round-1000 (1,000 splits): under 3 images have no SRCC, and no run takes such a split (val 1, test 1); "
+        "1,000 splits (round-01, round-02, ..., round-1000): under 3 images have no SRCC, and no run takes such a split (val 1, test 1); "
         "choose another ratio, or add images"
     ]
 

@@ -135,6 +135,12 @@ def test_a_trap_in_the_table_is_found_and_nothing_else(trap: str) -> None:
     assert finding.expected and finding.to_do
 
 
+def test_all_rounds_whose_parts_are_too_small_are_named_in_one_line_a_part() -> None:
+    ten = authentic(lambda _, row: replace(row, part=None))
+    found = [finding.found for finding in table_findings(replace(ten, rows=ten.rows[:10])) if "image(s) in" in finding.found]
+    assert found == [f"{part} in 10 splits (round-01, round-02, ..., round-10)" for part in ("val has 1 image(s)", "test has 2 image(s)")]
+
+
 @pytest.mark.parametrize(
     ("name", "file"),
     [
