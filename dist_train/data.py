@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -19,11 +20,11 @@ import numpy as np
 import torch
 import webdataset as wds
 from torch import Tensor
-from torch.utils.data import get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 
 from dist_train.collection import Collection
 from dist_train.heartbeat import doing
-from dist_train.living import LivingContext, refuse_long_temporary_folder, waiting_for_workers
+from dist_train.living import LivingContext, refuse_long_temporary_folder
 from dist_train.mixture import Mixture
 from dist_train.order import Batch, Order
 from shards.manifest import ShardError, Shards
@@ -120,25 +121,38 @@ def patch_batches(reader: PatchReader, batch_images: int, workers: int, pin_memo
     reading = multiprocessing.get_context("fork").RawArray("q", [NOT_READING] * max(1, workers))  # in memory that workers share
     reader = replace(reader, bookmarks=reading)
     pipeline = wds.DataPipeline(reader, wds.map(_mirrored), wds.batched(batch_images, collation_fn=_collated, partial=True))
-    loader = wds.WebLoader(
+    context = LivingContext() if workers else None
+    loader = DataLoader(
         pipeline,
         batch_size=None,
         num_workers=workers,
         worker_init_fn=_leave_signals_to_the_rank,
         pin_memory=pin_memory,
-        multiprocessing_context=LivingContext() if workers else None,
+        multiprocessing_context=context,
     )
+    with doing("starting loader workers"):
+        batches = iter(loader)
+    _raise_at_no_signal()
     _end_workers_at_exit()
-    batches = iter(loader)
     try:
         while True:
-            with doing("waiting for a batch", partial(_where, reader.pictures, reading)), waiting_for_workers():
-                batch = next(batches, None)
+            with doing("waiting for a batch", partial(_where, reader.pictures, reading)):
+                batch = _next(batches, context)
             if batch is None:
                 return
             yield batch
     except ShardError as error:  # a worker's comes wrapped in its traceback
         raise ShardError(str(error).rpartition("ShardError: ")[2].strip()) from None
+
+
+def _next(batches: Iterator[PatchBatch], context: LivingContext | None) -> PatchBatch | None:
+    """The next batch, or None after the last; raises what tells of a worker that is gone in place of what torch says then."""
+    try:
+        return next(batches, None)
+    except (RuntimeError, OSError, EOFError):
+        if context is not None:
+            context.refuse_lost_workers()
+        raise
 
 
 def _where(pictures: Collection | Shards, bookmarks: Sequence[int]) -> str:
@@ -156,6 +170,15 @@ def _end_workers_at_exit() -> None:
             worker.kill()
 
     atexit.register(end_workers)
+
+
+def _raise_at_no_signal() -> None:
+    """torch hears of the end of a child by a signal, and raises for a worker that was killed wherever this process is just then.
+
+    It might be writing down why the run fails, for the same reason. A worker that is waited for is missed all the same.
+    """
+    if threading.current_thread() is threading.main_thread():  # in another one torch hears nothing anyhow
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _mirrored(sample: dict[str, Any]) -> dict[str, Any]:

@@ -9,5 +9,5 @@ class TrainingError(RuntimeError):
     """The training itself went wrong: what, at which step, with which images."""
 
 
-class StalledError(TrainingError):
-    """Nothing moves: a process is silent, or waits in vain for its disk or a worker. Nothing is wrong with the run, which can go on."""
+class LostProcessError(TrainingError):
+    """A process is gone or silent, or waits in vain for its disk. Nothing is wrong with the run, which can go on."""

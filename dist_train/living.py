@@ -5,7 +5,7 @@ is at that moment, and one that another thread holds will never be opened there.
 is just entering the interpreter holds such a lock (cpython issue 112275): once in some thousand forks on a busy machine a worker
 is stillborn, its rank waits for its first batch, and all others for that rank. So a worker says that it lives before anybody
 counts on it, and one that says nothing is ended, and forked anew. Nor is there a worker that could read, and hand over nothing.
-And one that is killed is told of where it is waited for, and nowhere else.
+And of one that was killed its rank hears where it waits for it, and nowhere else.
 """
 
 from __future__ import annotations
@@ -15,22 +15,20 @@ import select
 import signal
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.popen_fork import Popen
 from multiprocessing.process import BaseProcess
-from types import FrameType
+from typing import Any
 
 import torch
 
-from dist_train.errors import ConfigError
+from dist_train.errors import ConfigError, LostProcessError, TrainingError
 
 LONGEST_TEMPORARY_FOLDER = 107 - len("/pymp-12345678/listener-12345678")  # bytes; the kernel takes 107 for a socket's name
 PATIENCE = 10.0  # seconds; a living child needs milliseconds, on a machine that is far too busy a second
 TRIES = 5
-_SIGNAL_COMES = 1.0  # seconds; the sockets of a process close a moment before its parent is told of its end
+_A_MOMENT = 1.0  # seconds; what a process has open is closed a little before it has ended
 
 
 class LivingProcess(ForkProcess):
@@ -63,45 +61,33 @@ class LivingProcess(ForkProcess):
 
 
 class LivingContext(ForkContext):
-    """What a DataLoader takes as multiprocessing_context."""
+    """What a DataLoader takes as multiprocessing_context; it remembers its workers."""
 
-    Process = LivingProcess
+    def __init__(self) -> None:
+        super().__init__()
+        self._workers: list[LivingProcess] = []
 
+    def Process(self, *arguments: Any, **named: Any) -> LivingProcess:  # type: ignore[override]  # a DataLoader calls it
+        self._workers.append(LivingProcess(*arguments, **named))
+        return self._workers[-1]
 
-class _PutOff:
-    """torch's handler of SIGCHLD, which raises for a killed worker, heard only while workers are waited for."""
+    def refuse_lost_workers(self) -> None:
+        """Where a worker has not ended well, or is just ending, raises LostProcessError if it was killed, and else TrainingError.
 
-    def __init__(self, handler: Callable[[int, FrameType | None], object]) -> None:
-        self._handler = handler
-        self.waits = False
-
-    def __call__(self, number: int, frame: FrameType | None = None) -> None:
-        if self.waits:
-            self._handler(number, frame)
-
-
-@contextmanager
-def waiting_for_workers() -> Iterator[None]:
-    """Around what waits for loader workers, in the thread that started them: here torch's RuntimeError tells of one that was killed.
-
-    By itself torch raises it wherever this thread is just then: in the middle of a checkpoint, or of writing down why the run fails.
-    """
-    heard = signal.getsignal(signal.SIGCHLD)
-    if not callable(heard):  # there are no workers
-        yield
-        return
-    if not isinstance(heard, _PutOff):
-        heard = _PutOff(heard)
-        signal.signal(signal.SIGCHLD, heard)
-    heard.waits = True
-    try:
-        heard(signal.SIGCHLD)  # one may have been killed before
-        yield
-    except (ConnectionError, EOFError):  # it was handing over what it had read
-        time.sleep(_SIGNAL_COMES)
-        raise
-    finally:
-        heard.waits = False
+        For whoever has waited for them and met an error: torch's own, after five seconds, or that of a broken connection.
+        """
+        if not any(worker.exitcode for worker in self._workers):
+            ending = wait([worker.sentinel for worker in self._workers if worker.is_alive()], _A_MOMENT)
+            for worker in self._workers:
+                if worker.sentinel in ending:
+                    worker.join()
+        for worker in self._workers:
+            if worker.exitcode == -signal.SIGKILL:  # as the kernel does where memory is short
+                raise LostProcessError(f"lost another process: loader worker {worker.pid} was killed; the same command goes on")
+            if worker.exitcode:
+                by = signal.strsignal(-worker.exitcode) if worker.exitcode < 0 else f"exit status {worker.exitcode}"
+                hint = ": /dev/shm may be full" if worker.exitcode == -signal.SIGBUS else ""
+                raise TrainingError(f"loader worker {worker.pid} has ended ({by}{hint}); data.workers=0 does without them")
 
 
 def refuse_long_temporary_folder() -> None:

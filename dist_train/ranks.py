@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from dist_train.errors import ConfigError, StalledError, TrainingError
+from dist_train.errors import ConfigError, LostProcessError, TrainingError
 from dist_train.flight_recorder import leave_collectives
 from dist_train.heartbeat import PULSE, Beat, complain_once, meeting, why_nothing_moves
 from dist_train.last_words import say_last
@@ -42,8 +42,7 @@ _TICK = 0.5  # seconds between two looks at what has become of the others
 _BEAT_TICKS = 4  # looks between two heartbeats
 _MAY_HAVE_LOST_A_PEER = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 _LOST_A_PROCESS = re.compile(  # what gloo says when it opens its device, as of an interface that is not there, is no loss
-    r"\bgloo/.*(closed|closure|reset|refused|time(d )?out)|connection (closed|reset|refused)|broken pipe|ncclRemoteError|remote process"
-    r"|DataLoader worker .* is killed by signal: Killed|\bEOFError\b",
+    r"\bgloo/.*(closed|closure|reset|refused|time(d )?out)|connection (closed|reset|refused)|broken pipe|ncclRemoteError|remote process",
     re.IGNORECASE | re.DOTALL,
 )
 _GRACE = 3.0  # seconds in which a rank may end by itself, or the launcher may end it, once another has failed
@@ -352,15 +351,13 @@ def claim_failure(error: BaseException) -> bool:
 
 
 def lost_a_process(error: BaseException) -> bool:
-    """Whether all that this error says is that another process, a loader worker or a host is gone, or silent: the run can go on without.
+    """Whether all that this error says is that another process or a host is gone, or silent: the run can go on without.
 
-    Another one of ours says more, whatever it quotes. A worker that the kernel has killed for want of memory is one of many processes;
-    to a rank that was waiting for it just then, torch tells only as the cause of its error what has ended it.
+    Another one of ours says more, whatever it quotes.
     """
     ours = isinstance(error, ConfigError | ShardError | TrainingError)
-    while_waiting = error.__cause__ if "exited unexpectedly" in str(error) else None
-    said = [f"{type(each).__name__}: {each}" for each in (error, while_waiting) if each is not None]
-    return isinstance(error, StalledError) or (not ours and any(map(_LOST_A_PROCESS.search, said)))
+    said = f"{type(error).__name__}: {error}"
+    return isinstance(error, LostProcessError) or (not ours and _LOST_A_PROCESS.search(said) is not None)
 
 
 def _failure_key() -> str:
@@ -401,7 +398,7 @@ def _give_up(store: TCPStore) -> None:
             return
     own, now = PULSE.beat(rank()), _beats(store)
     if PULSE.changes == changes:
-        _end_all(StalledError(why_nothing_moves(own, waited, before, now)))
+        _end_all(LostProcessError(why_nothing_moves(own, waited, before, now)))
 
 
 def _end_all(error: TrainingError) -> None:
@@ -445,7 +442,7 @@ def _count_standing_still(patience: float, leaving: threading.Event) -> None:
         changes, _Link.stood_still = PULSE.changes, _Link.stood_still + _TICK if stands else 0.0
         if world() == 1 and _Link.stood_still > patience:
             own = PULSE.beat(rank())
-            _end_all(StalledError(why_nothing_moves(own, _Link.stood_still, [own], [own])))
+            _end_all(LostProcessError(why_nothing_moves(own, _Link.stood_still, [own], [own])))
         if _Link.stood_still > patience + _LAST_RESORT:
             own = PULSE.beat(rank())
             _end(

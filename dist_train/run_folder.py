@@ -9,7 +9,7 @@ from typing import Any
 
 from dist_train import ranks, run_lock
 from dist_train.config import Config, is_whole, load_config, save_config
-from dist_train.errors import ConfigError, StalledError
+from dist_train.errors import ConfigError, LostProcessError
 from dist_train.plan import Plan
 from dist_train.status import FINISHED, read_status, write_status
 from shards.remote import redacted
@@ -104,7 +104,8 @@ def refuse_other_data(plan: Plan, before: Mapping[str, Any]) -> None:
 def record_failure(folder: Path, error: BaseException) -> None:
     """Says in status.json why the run failed, keeping what was known before. One that lost a process is unfinished: it can go on."""
     is_lost = ranks.lost_a_process(error)
-    status, because = "unfinished" if is_lost else "failed", "lost another process: " * (is_lost and not isinstance(error, StalledError))
+    status = "unfinished" if is_lost else "failed"
+    because = "lost another process: " if is_lost and not isinstance(error, LostProcessError) else ""  # that one says so itself
     reason = redacted(f"{because}{type(error).__name__}: {error}")
     known: dict[str, Any] = {}
     with suppress(ConfigError):  # a damaged one must not hide the cause

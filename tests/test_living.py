@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
+import signal
 import tempfile
-import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dist_train import living
-from dist_train.data import PatchReader, TrainingVisits, patch_batches
-from dist_train.errors import ConfigError
+from dist_train.data import PatchBatch, PatchReader, TrainingVisits, _next, patch_batches
+from dist_train.errors import ConfigError, LostProcessError, TrainingError
 from dist_train.order import Order
 from shards.manifest import Shards
+
+LOST = r"lost another process: loader worker \d+ was killed; the same command goes on"
 
 
 class Stillbirths:
@@ -89,7 +94,18 @@ def test_a_temporary_folder_whose_sockets_would_have_too_long_a_name_is_refused_
         assert len(list(patch_batches(reader, 8, workers=0))) == 5
 
 
-KILLED = r"DataLoader worker .*(is killed by signal: Killed|exited unexpectedly)"
+class DoomedReader(PatchReader):
+    """Its worker is killed as soon as it reads."""
+
+    def __call__(self) -> Iterator[dict[str, Any]]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield {}
+
+
+def test_a_worker_that_is_killed_before_its_first_batch_is_a_lost_process(reader: PatchReader) -> None:
+    doomed = DoomedReader(reader.pictures, reader.visits, reader.first, reader.last)
+    with pytest.raises(LostProcessError, match=LOST):
+        next(patch_batches(doomed, 8, workers=1))
 
 
 def test_a_killed_worker_is_told_of_where_a_batch_is_waited_for_and_not_where_its_rank_is_at_something_else(reader: PatchReader) -> None:
@@ -98,25 +114,49 @@ def test_a_killed_worker_is_told_of_where_a_batch_is_waited_for_and_not_where_it
     (worker,) = multiprocessing.active_children()
     worker.kill()
     time.sleep(0.5)  # torch by itself would raise here
-    with pytest.raises(RuntimeError, match=KILLED):
+    with pytest.raises(LostProcessError, match=LOST):
         list(batches)
 
 
-@pytest.mark.parametrize("broken", [ConnectionResetError, EOFError])
-def test_a_worker_that_is_killed_while_it_hands_over_a_batch_is_told_of_by_its_end_and_not_by_a_broken_connection(
-    reader: PatchReader, broken: type[Exception]
+def end_by(code: int) -> None:
+    """Ends this process by the signal -`code`, or with this exit status."""
+    faulthandler.disable()  # pytest's would fill the screen
+    time.sleep(0.3)
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def broken(by: Exception) -> Iterator[PatchBatch]:
+    raise by
+    yield
+
+
+@pytest.mark.parametrize("first_seen", [ConnectionResetError(), EOFError(), RuntimeError("received 0 items of ancdata")])
+@pytest.mark.parametrize(
+    ("code", "kind", "told"),
+    [
+        (-signal.SIGKILL, LostProcessError, LOST),
+        (-signal.SIGBUS, TrainingError, r"loader worker \d+ has ended \(Bus error: /dev/shm may be full\)"),
+        (-signal.SIGSEGV, TrainingError, r"loader worker \d+ has ended \(Segmentation fault\)"),
+        (3, TrainingError, r"loader worker \d+ has ended \(exit status 3\)"),
+    ],
+)
+def test_how_a_worker_has_ended_is_told_and_not_what_broke_then(
+    first_seen: Exception, code: int, kind: type[TrainingError], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches = patch_batches(reader, 8, workers=1)
-    next(batches)
-    (worker,) = multiprocessing.active_children()
-    threading.Timer(0.3, worker.kill).start()  # the signal comes after the socket has closed
-    with pytest.raises(RuntimeError, match=KILLED), living.waiting_for_workers():
-        raise broken
+    monkeypatch.setattr(living, "_A_MOMENT", 30.0)  # what it has open is closed before it has ended
+    context = living.LivingContext()
+    context.Process(target=end_by, args=(code,)).start()
+    with pytest.raises(TrainingError, match=told) as raised:
+        _next(broken(first_seen), context)
+    assert raised.type is kind
 
 
-def test_a_broken_connection_of_living_workers_stays_what_it_is(reader: PatchReader) -> None:
-    batches = patch_batches(reader, 8, workers=1)
-    next(batches)
-    with pytest.raises(ConnectionResetError), living.waiting_for_workers():
-        raise ConnectionResetError
-    assert len(list(batches)) == 4
+def test_what_goes_wrong_while_all_workers_live_stays_what_it_is() -> None:
+    context = living.LivingContext()
+    worker = context.Process(target=time.sleep, args=(60,))
+    worker.start()
+    with pytest.raises(ConnectionResetError):
+        _next(broken(ConnectionResetError()), context)
+    worker.kill()

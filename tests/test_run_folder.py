@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dist_train.config import Config, load_config
-from dist_train.errors import ConfigError, StalledError
+from dist_train.errors import ConfigError, LostProcessError, TrainingError
 from dist_train.plan import Plan, make_plan
 from dist_train.run_folder import enter_run_folder, record_failure
 from dist_train.status import read_status, write_status
@@ -175,12 +175,6 @@ def test_other_data_are_refused_with_both_fingerprints(shards: Path, folder: Pat
         enter_run_folder(plan)
 
 
-def caused(error: Exception, by: str) -> Exception:
-    """As torch tells a rank that waits for its loader worker."""
-    error.__cause__ = RuntimeError(f"DataLoader worker (pid 530) is {by}. ")
-    return error
-
-
 @pytest.mark.parametrize(
     ("error", "status", "reason"),
     [
@@ -194,10 +188,6 @@ def caused(error: Exception, by: str) -> Exception:
             "unfinished",
             "lost",
         ),
-        (RuntimeError("DataLoader worker (pid 530) is killed by signal: Killed. "), "unfinished", "lost another process: "),
-        (RuntimeError("DataLoader worker (pid 530) is killed by signal: Segmentation fault. "), "failed", "RuntimeError: DataLoader"),
-        (caused(RuntimeError("DataLoader worker (pid(s) 530) exited unexpectedly"), by="killed by signal: Killed"), "unfinished", "lost"),
-        (caused(RuntimeError("DataLoader worker (pid(s) 530) exited unexpectedly"), by="killed by signal: Aborted"), "failed", "Runtime"),
         (
             RuntimeError("[enforce fail at /pytorch/third_party/gloo/gloo/transport/tcp/device.cc:84] ifa != nullptr. Unable to find ib9"),
             "failed",
@@ -208,7 +198,8 @@ def caused(error: Exception, by: str) -> Exception:
             "unfinished",
             "lost",
         ),
-        (StalledError("rank 1 is silent"), "unfinished", "StalledError: rank 1 is silent"),
+        (LostProcessError("rank 1 is silent"), "unfinished", "LostProcessError: rank 1 is silent"),
+        (TrainingError("loader worker 530 has ended (Segmentation fault)"), "failed", "TrainingError: loader worker"),
         (RuntimeError("NCCL error: unhandled cuda error"), "failed", "RuntimeError: NCCL"),
         (RuntimeError("no such codec: igloo-jpeg-3"), "failed", "RuntimeError: no such codec"),
         (ShardError("https://data/shard-000001.tar: Connection reset by peer"), "failed", "ShardError: https"),
