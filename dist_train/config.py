@@ -144,6 +144,9 @@ class Model(_Section):
 
 
 class Loss(_Section):
+    """Taken in points, of which the target network has 0 to 100 for the scale of the opinions: so the unit of a label changes neither the
+    balance of the terms nor that with weight decay. With model.output=raw a point is the label's unit, as in the paper."""
+
     regression: Literal["l1", "smooth_l1", "mse", "plcc", "norm_in_norm"] = "l1"
     """The first term of the loss. plcc and norm_in_norm compare orders along a line and leave the scale of the scores open."""
     regression_level: Literal["patch", "image"] = "patch"
@@ -166,7 +169,7 @@ class Loss(_Section):
     rank_margin_unit: Literal["label", "std"] = "label"
     """label: the margin is in units of the label. std: in standard deviations of the training opinions, as always for several sets."""
     consistency_weight: float = Field(0.0, ge=0)
-    """Weight of the variance of an image's patch scores, in units of the label: variance / standard deviation of the opinions."""
+    """Weight of the variance of an image's patch scores, over the standard deviation of the training opinions."""
     scope: Literal["global", "rank"] = "global"
     """global: over the global batch, the same on any number of ranks. rank: each rank's own share, to measure what that costs."""
 

@@ -26,17 +26,23 @@ _TINY = 1e-8  # keeps a square root's slope, and a division by a constant batch'
 class Targets:
     """What the scores of some images should be: opinions [images] and the number of each one's data set [images].
 
-    Where the loss asks for them, also the standard deviation of each image's ratings [images], in units of the opinions.
+    Where the loss asks for them, also the standard deviation of each image's ratings [images], in units of the opinions. `point` is
+    what one of the target network's points, 0 to 100, is worth in that unit.
     """
 
     opinions: Tensor
     sets: Tensor
     label_std: float  # of the training opinions
     deviations: Tensor | None = None
+    point: float = 1.0
 
     def of(self, images: slice) -> Targets:
         deviations = None if self.deviations is None else self.deviations[images]
         return replace(self, opinions=self.opinions[images], sets=self.sets[images], deviations=deviations)
+
+    def in_points(self) -> Targets:
+        deviations = None if self.deviations is None else self.deviations / self.point
+        return replace(self, opinions=self.opinions / self.point, label_std=self.label_std / self.point, deviations=deviations)
 
     def split(self, size: int) -> list[Targets]:
         return [self.of(slice(first, first + size)) for first in range(0, len(self.opinions), size)]
@@ -52,15 +58,19 @@ class LossParts(NamedTuple):
 
 
 def training_loss(scores: Tensor, targets: Targets, config: Loss, world: int = 1) -> LossParts:
-    """The loss of scores [images, patches] against targets [images], both in units of the label.
+    """The loss of scores [images, patches] against targets [images], both in units of the label; itself it is in points.
 
+    So a label of 0 to 1 and one of 0 to 100 weigh the same against weight decay, and terms with a unit against those without.
     With config.scope 'rank', visits [r::world] are a rank's own batch, and the loss is the mean of the ranks' losses, as code
     without communication has it.
     """
     if config.scope == "rank" and world > 1:
         of_ranks = [training_loss(scores[own], targets.of(own), config) for own in _shares(world)]
         return LossParts(*(torch.stack(values).mean() for values in zip(*of_ranks, strict=True)))
-    regression = regression_loss(*_at(config.regression_level, scores, targets.opinions, targets.sets), config)
+    scores, targets = scores / targets.point, targets.in_points()
+    regression = regression_loss(*_at(config.regression_level, scores, targets.opinions, targets.sets), config, targets.point)
+    if leaves_scale_open(config):
+        scores = _spread_as(scores, targets.label_std)
     ranking = consistency = scores.new_zeros(())
     if config.rank_weight:
         ranking = _ranking(scores, targets, config)
@@ -74,12 +84,19 @@ def _ranking(scores: Tensor, targets: Targets, config: Loss) -> Tensor:
     """The ranking term that the config names, before its weight."""
     values = _at(config.rank_level, scores, targets.opinions, targets.sets)
     if config.rank_kind == "hinge":
-        return ranking_loss(*values, config.rank_margin * (targets.label_std if config.rank_margin_unit == "std" else 1.0))
+        return ranking_loss(*values, config.rank_margin * (targets.label_std if config.rank_margin_unit == "std" else 1 / targets.point))
     if config.fidelity_truth == "binary":
         return fidelity_loss(*values, targets.label_std)
     assert targets.deviations is not None, "a soft truth is made of deviations"
     _, apart, _ = _at(config.rank_level, scores, targets.deviations, targets.sets)
     return soft_fidelity_loss(*values, apart)
+
+
+def _spread_as(scores: Tensor, label_std: float) -> Tensor:
+    """The scores of a batch, spread as the training opinions are: where no term fixes their scale, none may gain by shrinking it."""
+    if len(scores) == 1:
+        return scores
+    return scores * (label_std / (scores.mean(dim=1).var(correction=0) + _TINY).sqrt())
 
 
 def compares_images(config: Loss) -> bool:
@@ -103,9 +120,10 @@ def any_slope(targets: Targets, config: Loss, world: int) -> bool:
     return config.regression not in CORRELATIONS or any(bool(_order(batch.opinions, batch.sets).any()) for batch in batches)
 
 
-def regression_loss(scores: Tensor, opinions: Tensor, sets: Tensor, config: Loss) -> Tensor:
+def regression_loss(scores: Tensor, opinions: Tensor, sets: Tensor, config: Loss, point: float = 1.0) -> Tensor:
     """The distance between scores [n] and opinions [n]; plcc and norm_in_norm are means over the sets, by their images.
 
+    Both are in points, of which one is `point` of the label's unit.
     A set whose opinions are all equal in the batch has no correlation: it counts 1/2, whatever its scores, and has no gradient.
     smooth_l1: Girshick, "Fast R-CNN", ICCV 2015, eq. 3, turning from square to line at config.smooth_l1_beta.
     """
@@ -113,7 +131,7 @@ def regression_loss(scores: Tensor, opinions: Tensor, sets: Tensor, config: Loss
         case "l1":
             return functional.l1_loss(scores, opinions)
         case "smooth_l1":
-            return functional.smooth_l1_loss(scores, opinions, beta=config.smooth_l1_beta)
+            return functional.smooth_l1_loss(scores, opinions, beta=config.smooth_l1_beta / point)
         case "mse":
             return functional.mse_loss(scores, opinions)
     correlation = plcc_loss if config.regression == "plcc" else norm_in_norm_loss

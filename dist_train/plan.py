@@ -69,6 +69,12 @@ class Plan:
         seen = only.shards.opinions[only.parts["train"]]
         return float(seen.min()), float(seen.max())
 
+    @property
+    def point(self) -> float:
+        """What one of the target network's points, 0 to 100, is worth in targets."""
+        low, high = self.output_scale
+        return (high - low) / 100
+
     @cached_property
     def label_std(self) -> float:
         """The standard deviation of the training targets: of the opinions, or 1 where they were standardised."""

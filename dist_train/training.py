@@ -168,7 +168,8 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
     images = plan.collection.training_images[plan.order.batch(step).images]
     assert np.array_equal(batch.images, images[own]), "pixels and opinions are of different images"
     wanted = torch.from_numpy(plan.collection.targets(images)).float().to(accelerator.device)
-    targets = Targets(wanted, torch.from_numpy(plan.collection.sets_of(images)).to(accelerator.device), plan.label_std)
+    sets = torch.from_numpy(plan.collection.sets_of(images)).to(accelerator.device)
+    targets = Targets(wanted, sets, plan.label_std, point=plan.point)
     if needs_deviations(config.loss):
         targets = replace(targets, deviations=torch.from_numpy(plan.collection.deviations(images)).float().to(accelerator.device))
     pixels = batch.pixels.to(accelerator.device, non_blocking=True)

@@ -45,7 +45,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def targets(opinions: torch.Tensor) -> Targets:
-    return Targets(opinions, torch.arange(IMAGES) % 3 // 2, 0.4, 0.1 + torch.arange(IMAGES) % 5 / 10)  # of two sets
+    return Targets(opinions, torch.arange(IMAGES) % 3 // 2, 0.4, 0.1 + torch.arange(IMAGES) % 5 / 10, 0.05)  # of two sets
 
 
 def cases(world: int) -> list[tuple[Loss, int]]:

@@ -18,6 +18,7 @@ from dist_train.loss import (
     Targets,
     compares_images,
     fidelity_loss,
+    leaves_scale_open,
     norm_in_norm_loss,
     plcc_loss,
     ranking_loss,
@@ -257,6 +258,51 @@ def test_a_margin_in_standard_deviations_follows_the_label() -> None:
     scores, opinions = torch.tensor([[5.0], [5.0]]), torch.tensor([1.0, 2.0])
     config = Loss(rank_weight=1, rank_margin=0.5, rank_margin_unit="std")
     assert training_loss(scores, targets(opinions, 12.0), config).ranking.item() == pytest.approx(6.0)
+
+
+# -- the unit of the label --
+
+EVERY_TERM = [
+    Loss(rank_weight=0.5, rank_margin=3.0, consistency_weight=0.2),
+    Loss(rank_weight=0.5, rank_margin=0.3, rank_margin_unit="std", scope="rank"),
+    Loss(regression="smooth_l1", smooth_l1_beta=2.0, regression_level="image", rank_weight=0.5, rank_kind="fidelity"),
+    Loss(regression="mse", rank_weight=0.5, rank_kind="fidelity", fidelity_truth="soft", consistency_weight=0.2),
+    Loss(regression="plcc", rank_weight=0.5, rank_margin=3.0, consistency_weight=0.2),
+    Loss(regression="norm_in_norm", rank_weight=0.5, rank_kind="fidelity", rank_level="patch"),
+]
+
+
+@pytest.mark.parametrize("config", EVERY_TERM)
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (1.0, 5.0), (-2.5, 2.5)])
+def test_the_loss_and_its_gradient_at_the_target_network_are_the_same_whatever_the_unit_of_the_label(
+    config: Loss, low: float, high: float
+) -> None:
+    torch.manual_seed(3)
+    points, opinions, deviations = 100 * torch.rand(8, 3, dtype=torch.float64), 100 * torch.rand(8).double(), 5 + torch.rand(8).double()
+    found = []
+    for start, point in ((0.0, 1.0), (low, (high - low) / 100)):
+        leaf = points.clone().requires_grad_()
+        margin = config.rank_margin * (point if config.rank_margin_unit == "label" else 1)
+        in_unit = config.model_copy(update={"smooth_l1_beta": config.smooth_l1_beta * point, "rank_margin": margin})
+        said = Targets(start + point * opinions, one_set(opinions), 20 * point, deviations * point, point)
+        parts = training_loss(start + point * leaf, said, in_unit, world=2)
+        parts.total.backward()
+        found.append([*(part.detach() for part in parts), leaf.grad])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("config", [config for config in EVERY_TERM if leaves_scale_open(config)])
+def test_where_the_scale_of_the_scores_is_open_no_term_is_cheaper_for_less_spread(config: Loss) -> None:
+    torch.manual_seed(4)
+    scores, opinions = 100 * torch.rand(8, 3).double(), 100 * torch.rand(8).double()
+    all_of_it, a_hundredth = (training_loss(part * scores, targets(opinions, 20.0), config) for part in (1.0, 0.01))
+    torch.testing.assert_close([*a_hundredth], [*all_of_it], rtol=1e-4, atol=1e-6)
+
+
+def test_one_image_alone_has_a_finite_loss_where_the_scale_is_open() -> None:
+    scores = torch.tensor([[4.0, 6.0]], requires_grad=True)
+    training_loss(scores, targets(torch.tensor([5.0])), Loss(regression="plcc", consistency_weight=0.2)).total.backward()
+    assert scores.grad is not None and scores.grad.isfinite().all()
 
 
 # -- consistency and scope --

@@ -31,7 +31,10 @@ from dist_train.data import PatchReader, TrainingVisits, patch_batches
 from dist_train.errors import ConfigError
 from dist_train.order import Order
 from dist_train.plan import make_plan
-from shards.manifest import Shards
+from shards.datasets import read_table
+from shards.manifest import Label, Shards
+from shards.plan import Settings, plan_build
+from shards.writer import build
 
 pytestmark = pytest.mark.timeout(900)  # some start several runs; each run has its own limit
 
@@ -87,6 +90,25 @@ def test_micro_batches_take_the_same_step_as_one_batch(shards: Path, tmp_path: P
     runs.train(1, tmp_path / "whole", shards, *settings)
     runs.train(2, tmp_path / "parts", shards, *settings, "train.micro_batch=2")
     runs.assert_equal_up_to_rounding(runs.weights(tmp_path / "whole", 5), runs.weights(tmp_path / "parts", 5))
+
+
+def test_labels_in_another_unit_train_the_same_weights(photographs: Path, shards: Path, tmp_path: Path) -> None:
+    with (photographs / "scores.csv").open(newline="") as file:
+        rows = [{**row, "score": float(row["score"]) / 100} for row in csv.DictReader(file)]
+    with (tmp_path / "scores.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    data_set = read_table(tmp_path / "scores.csv", photographs / "images", "tiny", Label("pseudo-opinion", 0.0, 1.0, True))
+    build(plan_build(data_set, Settings(patch_size=64, patches=4, shard_bytes=2 << 20)), tmp_path / "to-1")
+    found = []
+    for place in (shards, tmp_path / "to-1"):
+        folder = tmp_path / f"run-on-{place.name}"
+        runs.train(1, folder, place, "train.epochs=1", "loss.rank_margin_unit=std", "loss.consistency_weight=0.1")
+        found.append(runs.weights(folder, 5))
+    points = [weights.pop("output_scale") for weights in found]
+    assert points[0].tolist() == [0, 1] and points[1].tolist() == pytest.approx([0, 0.01])
+    runs.assert_equal_up_to_rounding(*found)
 
 
 def test_every_image_is_scored_exactly_once_and_alike_on_uneven_ranks(shards: Path, tmp_path: Path) -> None:
