@@ -116,6 +116,11 @@ class Training:
     def config(self) -> Config:
         return self.plan.config
 
+    @property
+    def epoch_is_over(self) -> bool:
+        """Whether the epoch has taken its last step, and is to be judged."""
+        return self.progress.step == (self.progress.epochs_judged + 1) * self.plan.steps_per_epoch
+
 
 def open_training(plan: Plan, accelerator: Accelerator, lock: RunLock) -> Training:
     """Model, Adam, journal and progress: from the newest complete checkpoint where there is one, else from the start."""

@@ -134,7 +134,7 @@ def _train_until_done(training: Training, request: StopRequest) -> str | None:
     saved = time.monotonic()
     while not progress.stopped:
         training.lock.refuse_if_known_lost()
-        judged = progress.step == (progress.epochs_judged + 1) * plan.steps_per_epoch
+        judged = training.epoch_is_over
         if judged:
             with doing(f"judging epoch {progress.epochs_judged}"):
                 _judge_epoch(training)
@@ -143,7 +143,8 @@ def _train_until_done(training: Training, request: StopRequest) -> str | None:
                 _train_step(training, batches)
         old = ranks.is_first() and save.every_minutes is not None and time.monotonic() - saved >= 60 * save.every_minutes
         stop, old = ranks.agree_each([request.heard(), old])
-        if judged or stop or old or (save.every_steps and progress.step % save.every_steps == 0):
+        unjudged = training.epoch_is_over  # judging may take longer than a job that is asked to stop has left
+        if judged or unjudged or stop or old or (save.every_steps and progress.step % save.every_steps == 0):
             with doing(f"saving step {progress.step}"):
                 save_training(training, saved)
             saved = time.monotonic()

@@ -373,7 +373,7 @@ def test_copies_that_a_numbered_round_would_part_are_an_error_that_names_the_rou
     parts = {name: dict(zip(ids, each.tolist(), strict=True)) for name, each in all_splits(read(folder).rows, 0).items()}
     parted = [name for name, part in parts.items() if part["coffee0"] != part["china7"]]
     assert main(arguments(folder, "--json")) == 1
-    same, near = [each for each in json.loads(capsys.readouterr().out)["findings"] if " in the split " not in each["found"]]
+    same, near = [each for each in json.loads(capsys.readouterr().out)["findings"] if " image(s) in " not in each["found"]]
     assert (same["severity"], near["severity"]) == ("error", "warning")
     assert same["found"] == "2 files that are 1 picture(s), the same to the byte, are on two sides of a split"
     assert same["where"][0].startswith("images/china7.png (") and same["where"][0].endswith(f" in {briefly(parted)}")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,6 +26,8 @@ import warm
 import webdataset as wds
 from scripts import answers
 
+from dist_train import training
+from dist_train.__main__ import main
 from dist_train.checkpoint import load_checkpoint
 from dist_train.config import load_config
 from dist_train.data import PatchReader, TrainingVisits, patch_batches
@@ -141,6 +144,22 @@ def test_a_killed_and_resumed_run_ends_with_the_same_weights_as_an_unbroken_one(
     epochs = [runs.records(tmp_path / name, "epoch") for name in ("unbroken", "broken")]
     assert epochs[0] == epochs[1]
     assert (tmp_path / "broken" / "scores-test.csv").read_bytes() == (tmp_path / "unbroken" / "scores-test.csv").read_bytes()
+
+
+def killed_while_it_judges(words: Sequence[str]) -> int:
+    """dist_train whose rank is killed when its first epoch has taken its last step."""
+    training._judge_epoch = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+    return main(words)
+
+
+def test_a_run_that_is_killed_while_an_epoch_is_judged_has_lost_no_step(shards: Path, tmp_path: Path) -> None:
+    words = ("train", runs.TINY, f"run.folder={tmp_path / 'run'}", f"data.shards={shards}", "train.epochs=1", "data.workers=0")
+    assert warm.run(*words, work=killed_while_it_judges).returncode == signal.SIGKILL
+    assert f"going on from {tmp_path / 'run'}/checkpoints/step-00000005" in warm.run(*words).stdout
+    whole = tmp_path / "whole"
+    runs.train(1, whole, shards, "train.epochs=1", "data.workers=0")
+    assert runs.records(tmp_path / "run", "epoch") == runs.records(whole, "epoch")
+    assert (tmp_path / "run/scores-test.csv").read_bytes() == (whole / "scores-test.csv").read_bytes()
 
 
 def test_a_run_goes_on_in_mid_epoch_on_another_number_of_ranks(shards: Path, tmp_path: Path) -> None:

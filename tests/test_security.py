@@ -211,9 +211,11 @@ paths_of |= {"os.rename": 2, "os.link": 2, "os.symlink": 2, "sqlite3.connect": 1
 def note(event, arguments):
     if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
         return
+    below = arguments[1] if event in ("os.remove", "os.rmdir") else -1  # as shutil.rmtree names files: by an open folder
+    folder = os.readlink(f"/proc/self/fd/{below}") if below >= 0 else os.getcwd()
     for path in arguments[: paths_of.get(event, 0)]:
         if not isinstance(path, int):
-            os.write(notes, os.fsencode(os.path.abspath(os.fsdecode(path))) + b"\\n")
+            os.write(notes, os.fsencode(os.path.abspath(os.path.join(folder, os.fsdecode(path)))) + b"\\n")
 
 
 sys.addaudithook(note)
