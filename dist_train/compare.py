@@ -268,9 +268,9 @@ def _what_was_drawn(sides: Sequence[Side], name: str) -> str:
 
 def _table(sides: Sequence[Side], estimates: Estimates) -> list[str]:
     width = max(len("side"), *(len(side.name) for side in sides))
-    lines = [f"{'side':<{width}}{'runs':>6}{'SRCC':>10}{'95 %':>18}{'PLCC':>10}{'95 %':>18}"]
+    lines = [f"{'side':<{width}}{'runs':>6}{'SRCC':>10}{'95 %':>20}{'PLCC':>10}{'95 %':>20}"]
     for side, found in zip(sides, estimates, strict=True):
-        cells = "".join(f"{_figure(found[name].value):>10}{_span(found[name]):>18}" for name in ("srcc", "plcc"))
+        cells = "".join(f"{_figure(found[name].value):>10}{_span(found[name]):>20}" for name in ("srcc", "plcc"))
         lines.append(f"{side.name:<{width}}{len(side.runs):>6}{cells}")
     lines += ["a side of several runs: the median over them"] * any(len(side.runs) > 1 for side in sides)
     return lines

@@ -148,7 +148,8 @@ class Loss(_Section):
     balance of the terms nor that with weight decay. With model.output=raw a point is the label's unit, as in the paper."""
 
     regression: Literal["l1", "smooth_l1", "mse", "plcc", "norm_in_norm"] = "l1"
-    """The first term of the loss. plcc and norm_in_norm compare orders along a line and leave the scale of the scores open."""
+    """The first term of the loss. plcc and norm_in_norm compare values up to scale and shift, and so leave the scale of the
+    scores open."""
     regression_level: Literal["patch", "image"] = "patch"
     """patch: every patch's score against the opinion, as the paper. image: the mean score of an image's patches."""
     smooth_l1_beta: float = Field(1.0, gt=0)

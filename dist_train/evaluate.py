@@ -30,7 +30,7 @@ from dist_train.evaluation import score_images
 from dist_train.intervals import what_was_drawn
 from dist_train.launch import refuse_another_world
 from dist_train.loss import leaves_scale_open
-from dist_train.model_folder import SETTINGS, TrainedModel, find_weights, open_model
+from dist_train.model_folder import SETTINGS, Cutting, TrainedModel, find_weights, open_model
 from dist_train.report import cross_table
 from dist_train.seen import file_numbers
 from dist_train.status import how_far_the_run_is
@@ -62,6 +62,12 @@ class RatedSet:
     images: np.ndarray
     scale: Scale  # on which the model's scores are told
     seen: Seen
+    other_resize: tuple[str, ...]  # the rules by which the training resized this set, where its own is none of them; else empty
+
+    @property
+    def resize(self) -> str:
+        """The rule by which its pictures were resized."""
+        return Cutting.of(self.shards).resize
 
     @property
     def is_turned(self) -> bool:
@@ -160,7 +166,8 @@ def _choose(trained: TrainedModel, shards: Shards, split: str | None, part: str 
     if not len(images):
         raise ConfigError(f"{shards.folder}: split '{found}' has no images in '{part}'; choose another with --split or --part")
     scale = trained.scales.get(name) or next(iter(trained.scales.values()))
-    return RatedSet(name, shards, part, found, images, scale, _what_was_seen(trained, own, shards, images))
+    seen = _what_was_seen(trained, own, shards, images)
+    return RatedSet(name, shards, part, found, images, scale, seen, _other_resize(trained, shards, seen))
 
 
 def _what_was_seen(trained: TrainedModel, own: str | None, shards: Shards, images: np.ndarray) -> Seen:
@@ -188,6 +195,18 @@ def _what_was_seen(trained: TrainedModel, own: str | None, shards: Shards, image
     return Seen(of_this_set, trained_on, chosen_on, trained_too, told)
 
 
+def _other_resize(trained: TrainedModel, shards: Shards, seen: Seen) -> tuple[str, ...]:
+    """The rules by which the training resized the set that these shards are of; none where theirs is among them, or it is a new set."""
+    trained_on: Mapping[str, Mapping[str, str]] = trained.about.get("trained_on", {})
+    alike = [name for name, said in trained_on.items() if said["data_set"] == shards.manifest["data_set"]]
+    if not trained_on:  # an imported model names no data set, but its label does: MOS_zscore is KonIQ-10k's
+        alike = [name for name, scale in trained.scales.items() if scale.label == shards.label]
+    if not alike and seen.trained_on_set:  # its pictures are known, but not of which of the sets they are
+        alike = list(trained.cuttings)
+    rules = sorted({trained.cuttings[name].resize for name in alike})
+    return () if Cutting.of(shards).resize in rules else tuple(rules)
+
+
 def _trained_too(trained: TrainedModel, own: str, shards: Shards, images: np.ndarray) -> int | None:
     """How many of `images` are in train, or show a content that is, in the split of the run; None where that split is no more."""
     try:
@@ -207,12 +226,19 @@ def describe(weights: Path, sets: Sequence[RatedSet], panels: Mapping[str, Mappi
     """The cross-data-set table, and below it what each of its rows is about."""
     lines = [f"model: {weights}", "", cross_table(panels), ""]
     for one in sets:
+        indent, panel = " " * len(one.name), panels[one.name]
         which = "all images" if one.split is None else f"{one.part} of split '{one.split}'"
-        lines.append(f"{one.name}: {which}; {one.shards.label}" + "; the model's scores are turned" * one.is_turned)
-        lines.append(f"{'':<{len(one.name)}}  {one.seen.told}")
-        panel = panels[one.name]
+        turned = "; the model's scores are turned" * one.is_turned
+        lines.append(f"{one.name}: {which}; {one.shards.label}{turned}; resize {one.resize}")
+        lines.append(f"{indent}  {one.seen.told}")
+        if one.other_resize:
+            rules = " or ".join(one.other_resize)
+            lines.append(
+                f"{indent}  WARNING: its pictures were resized by {one.resize}, but in training by {rules}: its figures may be too low; "
+                f"build the set once more, with --resize {rules}, in another folder"
+            )
         if how := what_was_drawn(panel["images"], panel["contents"], panel["effective_contents"]):
-            lines.append(f"{'':<{len(one.name)}}  intervals: {how}")
+            lines.append(f"{indent}  intervals: {how}")
     return "\n".join(lines)
 
 
@@ -226,6 +252,8 @@ def _about(one: RatedSet) -> dict[str, Any]:
         "label": str(one.shards.label),
         "scores_on": str(one.scale.label),
         "turned": one.is_turned,
+        "resize": one.resize,
+        "other_resize_in_training": list(one.other_resize),
         "trained_on_set": one.seen.trained_on_set,
         "trained_on_images": one.seen.trained_on_images,
         "chosen_on_images": one.seen.chosen_on_images,

@@ -311,8 +311,8 @@ def worth_knowing(plan: Plan) -> list[str]:
         per_epoch = -(-FEW_STEPS // plan.config.train.epochs)
         passes = -(-per_epoch * plan.order.global_batch // plan.order.num_images)
         notes.append(
-            f"{_counted(plan.total_steps, 'step')} in all are hardly a training: fewer than {FEW_STEPS} leave a pretrained model about as "
-            f"it was; data.passes={passes} would take {FEW_STEPS} or more"
+            f"the whole run takes only {_counted(plan.total_steps, 'step')}: fewer than {FEW_STEPS} leave a pretrained model about as it "
+            f"was; data.passes={passes} would take {FEW_STEPS} or more"
         )
     chooser = plan.config.stop.select_on
     for member in plan.collection.members:
@@ -344,7 +344,10 @@ def worth_knowing(plan: Plan) -> list[str]:
     if plan.config.stop.select_on == "test":
         notes.append("stop.select_on=test chooses the epoch on the test part: the test figures are then too good, and every report says so")
     if plan.config.loss.regression in CORRELATIONS:
-        notes.append(f"loss.regression={plan.config.loss.regression} leaves the scale of the scores open: RMSE, raw, says nothing")
+        notes.append(
+            f"loss.regression={plan.config.loss.regression} leaves the scale of the scores open: their RMSE means nothing before a "
+            f"logistic has mapped them to the opinions"
+        )
     notes += idle_settings(plan.config)
     if old := [name for name, on in plan.config.history if on]:
         notes.append(f"old bugs are switched back on: {', '.join(old)}")

@@ -70,13 +70,13 @@ def cross_table(panels: Mapping[str, Mapping[str, Any]]) -> str:
     """A row per data set that one model was tested on, from the final panel of each: the table of generalisation.
 
     Errors in units of the label are left out, because the sets have scales of their own; what the sets share are correlations,
-    with their intervals, raw and after the logistic of 5 parameters: of 4, or raw, where that was not fitted
-    or falls somewhere, and then it says so.
+    with their intervals, raw and after the logistic of 5 parameters. Where that could not be fitted, or falls somewhere, the
+    logistic of 4 takes its place, and where that could not either, the raw PLCC: the cell says which.
     """
     width = max(len(name) for name in ("data set", *panels))
-    lines = [f"{'data set':<{width}}{'images':>10}{'SRCC':>10}{'95 %':>18}{'PLCC':>10}{'95 %':>18}{'KRCC':>10}{'PLCC mapped':>14}"]
+    lines = [f"{'data set':<{width}}{'images':>10}{'SRCC':>10}{'95 %':>20}{'PLCC':>10}{'95 %':>20}{'KRCC':>10}{'PLCC mapped':>14}"]
     for name, panel in panels.items():
-        correlations = "".join(f"{_figure(panel[of]):>10}{_span(panel[of + '_interval']):>18}" for of in ("srcc", "plcc"))
+        correlations = "".join(f"{_figure(panel[of]):>10}{_span(panel[of + '_interval']):>20}" for of in ("srcc", "plcc"))
         lines.append(f"{name:<{width}}{panel['images']:>10,}{correlations}{_figure(panel['krcc']):>10}{_mapped(panel):>14}")
     return "\n".join(lines)
 

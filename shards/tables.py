@@ -184,16 +184,24 @@ def read_list(path: Path, columns: Sequence[str]) -> Table:
     return _table(path, [("", list(columns)), *lines])
 
 
-def read_mat(path: Path, variable: str) -> list[Any]:
-    """The numbers, or whatever else they are, of a vector or cell array in a MATLAB file, in MATLAB's order."""
-    import numpy as np
-    from scipy.io import loadmat, whosmat
+def mat_variables(path: Path) -> list[str]:
+    """The names of all that a MATLAB file holds."""
+    from scipy.io import whosmat
 
     with _explained(path, "a MATLAB file"):
         with path.open("rb") as raw:
             if raw.read(len(_MATLAB_HDF)) == _MATLAB_HDF:
                 raise ShardError(f"{path}: is a MATLAB file of version 7.3, which is not read; save it in MATLAB with the option '-v7'")
-        held = [name for name, *_ in whosmat(path)]
+        return [name for name, *_ in whosmat(path)]
+
+
+def read_mat(path: Path, variable: str) -> list[Any]:
+    """The numbers, or whatever else they are, of a vector or cell array in a MATLAB file, in MATLAB's order."""
+    import numpy as np
+    from scipy.io import loadmat
+
+    held = mat_variables(path)
+    with _explained(path, "a MATLAB file"):
         values = loadmat(path, squeeze_me=True, variable_names=[variable])
     if variable not in values:
         raise ShardError(f"{path}: has no variable '{variable}'; it has: {', '.join(held)}; take the file as it is distributed")

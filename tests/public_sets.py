@@ -11,7 +11,7 @@ import numpy as np
 from openpyxl import Workbook
 from photographs import crop
 from PIL import Image
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from shards import demo as demo_photographs
 
@@ -146,9 +146,16 @@ def live(root: Path) -> None:
             pixels[number % 29].save(root / folder / f"img{number + 1}.bmp")
     references_of = [f"reference{number % 29:02d}.bmp" for count, _ in counts.values() for number in range(count)]
     scores = np.where(np.array(originals) == 1, 0, np.linspace(-2.6, 111.7, 982))[None]
-    savemat(root / "dmos_realigned.mat", {"dmos_new": scores, "orgs": np.array([originals], np.uint8)})
+    deviations = np.where(np.array(originals) == 1, 0, np.linspace(2.5, 12.3, 982))[None]
+    savemat(root / "dmos_realigned.mat", {"dmos_new": scores, "dmos_std": deviations, "orgs": np.array([originals], np.uint8)})
     savemat(root / "dmos.mat", {"dmos": scores, "orgs": np.array([originals], np.uint8)})
     savemat(root / "refnames_all.mat", {"refnames_all": cells(references_of, (1, 982))})
+
+
+def live_with_other_deviations(root: Path, **deviations: Sequence[float]) -> None:
+    """The vectors of `live`, but for dmos_std, which is as given, or not there."""
+    held = loadmat(root / "dmos_realigned.mat")
+    savemat(root / "dmos_realigned.mat", {name: held[name] for name in ("dmos_new", "orgs")} | deviations)
 
 
 def csiq(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import struct
@@ -20,7 +21,7 @@ import pytest
 from openpyxl import load_workbook
 from photographs import crop
 from PIL import Image
-from public_sets import MAKERS, cells, flive_of_pyiqa, flive_validation, make, write_csv
+from public_sets import MAKERS, cells, flive_of_pyiqa, flive_validation, live_with_other_deviations, make, write_csv
 from scipy.io import savemat
 
 from shards import flive_table
@@ -70,7 +71,7 @@ FIRST_AND_COUNTS = {  # name: (one row, its file below the root; images, content
         (30, 10, {"train": 24, "test": 6}),
     ),
     "uhd_iqa": (Row("4", Path("validation/4.jpg"), 0.45, None, "4.jpg", "val"), (10, 10, {"train": 6, "val": 2, "test": 2})),
-    "live": (Row("jp2k_img1", Path("jp2k/img1.bmp"), -2.6, None, "reference00.bmp", None), (779, 29, {None: 779})),
+    "live": (Row("jp2k_img1", Path("jp2k/img1.bmp"), -2.6, 2.5, "reference00.bmp", None), (779, 29, {None: 779})),
     "csiq": (
         Row("1600_jpeg2000_3", Path("dst_imgs/jpeg2000/1600.jpeg2000.3.png"), 0.125, 0.05, "1600", None),
         (16, 4, {None: 16}),
@@ -166,6 +167,12 @@ def test_csiq_is_the_same_from_its_sheet_and_from_its_text_list(tmp_path: Path) 
     (tmp_path / "csiq.DMOS.xlsx").unlink()
     text = read("csiq", tmp_path).rows
     assert [(row.id, row.file, row.opinion, row.group) for row in sheet] == [(row.id, row.file, row.opinion, row.group) for row in text]
+
+
+def test_live_is_also_read_without_its_deviations(tmp_path: Path) -> None:
+    with_deviations = read("live", make("live", tmp_path)).rows
+    live_with_other_deviations(tmp_path)
+    assert list(read("live", tmp_path).rows) == [replace(row, std=None) for row in with_deviations]
 
 
 @pytest.mark.parametrize(
@@ -473,6 +480,16 @@ MISTAKES: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "live",
         lambda root: savemat(root / "refnames_all.mat", {"refnames_all": cells(["a.bmp", "b.bmp"], (1, 2))}),
         r"dmos_realigned.mat: expected 982 entries .*; found 982, 982 and 2; take the files of release 2",
+    ),
+    "deviations of LIVE of another length": (
+        "live",
+        lambda root: live_with_other_deviations(root, dmos_std=[1.0, 2.0]),
+        r"dmos_realigned.mat: expected 982 entries in dmos_std, found 2; take the file of release 2",
+    ),
+    "no number among the deviations of LIVE": (
+        "live",
+        lambda root: live_with_other_deviations(root, dmos_std=[5.0] * 2 + [math.nan] * 980),
+        r"dmos_realigned.mat, entry 3 of dmos_std: 'nan' is not finite",
     ),
     "another variable": (
         "livec",

@@ -91,6 +91,12 @@ def test_a_better_run_is_seen_to_be_better(tmp_path: Path) -> None:
     assert "WARNING" not in told
 
 
+def test_an_interval_with_two_negative_ends_stands_apart_from_the_figure_before_it(tmp_path: Path) -> None:
+    one, other = (evaluation(tmp_path / str(seed), 15.0, seed, turned=True) for seed in (1, 2))
+    span = r"-0\.\d{4} +-0\.\d{4} to -0\.\d{4}"
+    assert re.search(rf"^{one} +1 +{span} +{span}$", compare([str(one), str(other)]), re.MULTILINE)
+
+
 def test_the_difference_of_two_like_runs_has_zero_in_its_interval(tmp_path: Path) -> None:
     one, other = (read_side(str(run(tmp_path / str(seed), 15.0, seed))) for seed in (1, 2))
     first, second = estimate([one, other])["tiny"]

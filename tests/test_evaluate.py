@@ -27,7 +27,7 @@ from dist_train.config import Data
 from dist_train.errors import ConfigError
 from dist_train.evaluate import choose_sets, evaluate
 from dist_train.model_folder import Cutting, TrainedModel, open_model
-from dist_train.published import import_hyperiqa
+from dist_train.published import KONIQ_CUTTING, KONIQ_LABEL, import_hyperiqa
 from dist_train.tested import SEEN_IN_TRAINING
 from shards.datasets import read_table
 from shards.manifest import Label, ShardError, Shards
@@ -46,18 +46,18 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def build_worse(photographs: Path, out: Path, patch_size: int = 64, name: str = "worse") -> Path:
+def build_worse(photographs: Path, out: Path, patch_size: int = 64, name: str = "worse", resize: str = "none") -> Path:
     """Half of the photographs, without parts, and with an opinion from 0 to 10 of which less is better."""
     table = out.with_suffix(".csv")
     with (photographs / "scores.csv").open() as file, table.open("w", newline="") as turned:
         writer = csv.writer(turned)
         writer.writerow(["image", "score", "group"])
         writer.writerows([row["image"], 10 - float(row["score"]) / 10, row["group"]] for row in list(csv.DictReader(file))[::2])
-    build(plan_build(read_table(table, photographs / "images", name, DMOS), Settings(patch_size=patch_size, patches=2)), out)
+    build(plan_build(read_table(table, photographs / "images", name, DMOS), Settings(patch_size=patch_size, patches=2, resize=resize)), out)
     return out
 
 
-def build_new(folder: Path, name: str) -> Path:
+def build_new(folder: Path, name: str, resize: str = "none", label: Label | None = None) -> Path:
     """Six pictures of noise."""
     (folder / "images").mkdir()
     rows = ["image,score"]
@@ -66,7 +66,8 @@ def build_new(folder: Path, name: str) -> Path:
         Image.fromarray(noise).save(folder / "images" / f"{number}.png")
         rows.append(f"{number}.png,{number}")
     (folder / "scores.csv").write_text("\n".join(rows))
-    build(plan_build(read_table(folder / "scores.csv", folder / "images", name), Settings(patch_size=64, patches=2)), folder / "shards")
+    table = read_table(folder / "scores.csv", folder / "images", name, label)
+    build(plan_build(table, Settings(patch_size=64, patches=2, resize=resize)), folder / "shards")
     return folder / "shards"
 
 
@@ -245,6 +246,48 @@ def test_data_of_which_nothing_certain_is_known_are_not_called_new(trained: Trai
     assert one.seen.trained_on_set is None and "not known" in one.seen.told
     (one,) = choose_sets(trained, [str(build_new(tmp_path, "tiny"))], None, None)  # as one set that is distributed at two sizes
     assert one.seen.trained_on_set is None and "other files called tiny" in one.seen.told
+
+
+def test_a_set_of_the_training_that_was_resized_by_another_rule_is_warned_of_with_both_rules(run: Path, tmp_path: Path) -> None:
+    resized = build_new(tmp_path, "tiny", "exact:96x64")
+    done = evaluated(1, "--checkpoint", run, "--shards", resized, "--out", tmp_path / "out")
+    assert (
+        "WARNING: its pictures were resized by exact:96x64, but in training by none: its figures may be too low; "
+        "build the set once more, with --resize none, in another folder\n"
+    ) in done.stdout, done.stderr
+    said = told(tmp_path / "out")["tiny"]
+    assert said["resize"] == "exact:96x64" and said["other_resize_in_training"] == ["none"]
+
+
+def test_the_rule_by_which_each_set_was_resized_is_told(on_two_sets: dict[int, tuple[Path, str]]) -> None:
+    results, printed = on_two_sets[1]
+    assert "higher is better); resize none\n" in printed and "the model's scores are turned; resize none\n" in printed
+    assert "were resized by" not in printed  # though `worse` has another number of patches
+    assert {said["resize"] for said in told(results).values()} == {"none"}
+
+
+def test_pictures_of_the_training_are_known_by_their_files_to_have_been_resized_by_another_rule(
+    trained: TrainedModel, photographs: Path, tmp_path: Path
+) -> None:
+    (one,) = choose_sets(trained, [str(build_worse(photographs, tmp_path / "shards", resize="short:96"))], None, None)
+    assert one.other_resize == ("none",)
+    several = replace(trained, cuttings=trained.cuttings | {"other": replace(trained.cuttings["tiny"], resize="short:96")})
+    (one,) = choose_sets(several, [str(tmp_path / "shards")], None, None)
+    assert one.other_resize == ()
+
+
+def test_a_set_that_the_model_was_not_trained_on_may_have_any_resize_rule(trained: TrainedModel, tmp_path: Path) -> None:
+    (one,) = choose_sets(trained, [str(build_new(tmp_path, "new", "exact:96x64"))], None, None)
+    assert one.other_resize == ()
+
+
+def test_of_an_imported_model_the_set_of_its_label_is_known_to_be_resized_by_another_rule(trained: TrainedModel, tmp_path: Path) -> None:
+    known = {"scales": {"published": Scale(KONIQ_LABEL)}, "cuttings": {"published": replace(KONIQ_CUTTING, patch_size=64)}}
+    imported = replace(trained, about={}, seen=None, **known)
+    for label, expected in ((KONIQ_LABEL, ("exact:384x512",)), (DMOS, ())):
+        (tmp_path / label.name).mkdir()
+        (one,) = choose_sets(imported, [str(build_new(tmp_path / label.name, "koniq10k", "exact:96x64", label))], None, None)
+        assert one.other_resize == expected
 
 
 def test_a_model_folder_without_the_list_of_its_files_still_works(run: Path, shards: Path, tmp_path: Path) -> None:

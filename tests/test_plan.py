@@ -204,7 +204,7 @@ def test_a_run_of_few_steps_is_told_how_many_passes_would_be_a_training(noise: P
     plan = make_plan(config_of(noise, data={"passes": 3}, train={"epochs": 2}), 1)  # 21 images, 8 a batch
     assert plan.total_steps == 14
     told = describe_plan(plan)
-    assert "14 steps in all are hardly a training" in told
+    assert "the whole run takes only 14 steps: fewer than 100 leave a pretrained model about as it was" in told
 
 
 @pytest.mark.parametrize(("epochs", "batch", "sets"), [(2, 8, 1), (16, 96, 1), (2, 96, 1), (1, 2, 1), (3, 50, 2)])
@@ -218,7 +218,7 @@ def test_the_advised_passes_are_the_fewest_that_make_a_training(noise: Path, epo
     assert advised
     passes = int(advised[1])
     assert planned(passes).total_steps >= 100 > planned(passes - 1).total_steps
-    assert "hardly a training" not in describe_plan(planned(passes))
+    assert "the whole run takes only" not in describe_plan(planned(passes))
 
 
 @pytest.mark.parametrize(
@@ -240,6 +240,12 @@ def test_the_advised_passes_are_the_fewest_that_make_a_training(noise: Path, epo
 )
 def test_a_setting_that_does_nothing_beside_the_others_is_told(noise: Path, settings: dict[str, Any], said: str) -> None:
     assert said in describe_plan(make_plan(config_of(noise, **settings), 1))
+
+
+def test_a_loss_that_leaves_the_scale_of_the_scores_open_is_told_as_that(shards: Path) -> None:
+    told = "loss.regression=plcc leaves the scale of the scores open: their RMSE means nothing before a logistic has mapped them"
+    assert told in describe_plan(make_plan(config_of(shards, loss={"regression": "plcc"}), 1))
+    assert "leaves the scale" not in describe_plan(make_plan(config_of(shards), 1))
 
 
 def test_of_settings_that_do_something_nothing_of_the_kind_is_told(shards: Path) -> None:

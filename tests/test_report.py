@@ -147,6 +147,13 @@ def test_the_table_across_data_sets_has_a_row_per_set_and_no_errors_in_units() -
     assert "RMSE" not in title and first.split()[-2:] == ["0.7600", "(4)"]  # no curve of five could be fitted
 
 
+def test_an_interval_with_two_negative_ends_stands_apart_from_the_figure_before_it() -> None:
+    negative = {"srcc": -0.0806, "srcc_interval": [-0.1906, -0.0426], "plcc": -0.0807, "plcc_interval": [-0.1907, -0.0427], "krcc": -0.5}
+    title, row = cross_table({"csiq": FINAL | negative}).splitlines()
+    assert row.split()[2:-2] == ["-0.0806", "-0.1906", "to", "-0.0426", "-0.0807", "-0.1907", "to", "-0.0427", "-0.5000"]
+    assert len(title) == len(row)
+
+
 def test_every_line_of_a_run_of_one_step_is_seen_in_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: dict[str, tuple[list[float], str]] = {}
     plot = Axes.plot

@@ -10,14 +10,17 @@ from shards.datasets import each, image_id, row_of
 from shards.folders import PictureFinder, Root
 from shards.manifest import Label, ShardError
 from shards.rows import Row
-from shards.tables import Record, number_in, read_csv, read_list, read_mat, read_mat_texts, read_sheet
+from shards.tables import Record, mat_variables, number_in, read_csv, read_list, read_mat, read_mat_texts, read_sheet
 
 _LIVE_FOLDERS = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}  # in the order of the vectors
 _CSIQ_TYPES = {"noise": "AWGN", "jpeg": "JPEG", "jpeg 2000": "jpeg2000", "blur": "BLUR", "fnoise": "fnoise", "contrast": "contrast"}
 
 
 def _live(root: Root, _: str) -> Found:
-    """Vectors over img1.bmp, img2.bmp ... of five folders; where orgs is 1 the picture is a reference, which nobody rated as distorted."""
+    """Vectors over img1.bmp, img2.bmp ... of five folders; where orgs is 1 the picture is a reference, which nobody rated as distorted.
+
+    Beside dmos_new, the public file holds the deviations in dmos_std; copies without them are read, too.
+    """
     table, references_file = root.part("dmos_realigned.mat"), root.part("refnames_all.mat")
     pictures = PictureFinder(root.part("jp2k").parent)
     scores, originals = read_mat(table, "dmos_new"), read_mat(table, "orgs")
@@ -28,13 +31,18 @@ def _live(root: Root, _: str) -> Found:
             f"{table}: expected {len(names)} entries in dmos_new and orgs, and in refnames_all of {references_file.name}; "
             f"found {len(scores)}, {len(originals)} and {len(references)}; take the files of release 2"
         )
+    has_stds = "dmos_std" in mat_variables(table)
+    stds = read_mat(table, "dmos_std") if has_stds else [None] * len(names)
+    if len(stds) != len(names):
+        raise ShardError(f"{table}: expected {len(names)} entries in dmos_std, found {len(stds)}; take the file of release 2")
 
-    def row(entry: tuple[int, str, Any, str, Any]) -> Row:
-        number, name, score, reference, _ = entry
+    def row(entry: tuple[int, str, Any, Any, str, Any]) -> Row:
+        number, name, score, std, reference, _ = entry
         where = f"{table}, entry {number}"
-        return Row(image_id(name, where), pictures.find(name), number_in(score, where), None, reference, None, where)
+        deviation = number_in(std, f"{where} of dmos_std") if has_stds else None
+        return Row(image_id(name, where), pictures.find(name), number_in(score, where), deviation, reference, None, where)
 
-    entries = zip(range(1, len(names) + 1), names, scores, references, originals, strict=True)
+    entries = zip(range(1, len(names) + 1), names, scores, stds, references, originals, strict=True)
     return table, each((entry for entry in entries if entry[-1] != 1), row)
 
 
