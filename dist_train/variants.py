@@ -1,4 +1,4 @@
-"""How large each variant of the model is: a table of parameters and multiply-adds, counted, for the README."""
+"""How large each variant of the model is: a table of parameters and multiply-adds, counted, for docs/recipes.md."""
 
 from __future__ import annotations
 

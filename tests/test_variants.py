@@ -1,4 +1,4 @@
-"""The table of the README is what the command counts, and what it counts is right."""
+"""The table in docs/recipes.md is what the command counts, and what it counts is right."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from dist_train.config import Model
 from dist_train.variants import count_cost, variants_table
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+RECIPES = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_has_a_row_for_every_variant_as_it_is_counted() -> None:
-    assert variants_table() in README
+def test_the_documentation_has_a_row_for_every_variant_as_it_is_counted() -> None:
+    assert variants_table() in RECIPES
 
 
 def test_multiply_adds_are_those_one_counts_by_hand() -> None:
