@@ -207,7 +207,9 @@ class History(_Section):
     constant_backbone_rate: bool = False
     """The second: the backbone's rate stays at its start."""
     rebuilt_adam: bool = False
-    """The third: after every epoch Adam forgets its moments, and the rates follow the schedule an epoch late."""
+    """The third: after every epoch Adam is built anew and loses its moments. This also delays the rates of both groups by an epoch, because
+    the authors' loop gave the new Adam the rates of the epoch that had just ended: what it costs is the loss of the moments and the late
+    schedule together (with optim.schedule=constant, the loss of the moments alone)."""
 
 
 class Ema(_Section):
@@ -242,7 +244,7 @@ class Save(_Section):
 
 class Log(_Section):
     every_steps: int = Field(10, ge=1)
-    """Steps between two lines of the journal."""
+    """Steps between two printed lines; metrics.jsonl has a line for every step."""
     tensorboard: bool = False
     """Also write TensorBoard files (needs the extra named tensorboard)."""
 

@@ -1,8 +1,9 @@
 """The three bugs that HyperIQA's training code has had for years, each by name, to measure what its fix is worth.
 
-The authors' loop rebuilt Adam after every epoch, with the rates for the next one (so the schedule came an epoch late), handed
-it the hyper network as an iterator that was empty from the second use on, and the backbone's rate without the schedule. It had no
-warm-up: where the config has one, it is the same with and without each bug, so that what is measured is the bug.
+The authors' loop rebuilt Adam after every epoch, with the rates that the schedule has for the epoch that had just ended, handed
+it the hyper network as an iterator that was empty from the second use on, and the backbone's rate without the schedule. So
+rebuilt_adam is two things: the moments are lost, and the rates of both groups come an epoch late. The loop had no warm-up: where
+the config has one, it is the same with and without each bug, so that what is measured is the bug.
 """
 
 from __future__ import annotations

@@ -61,11 +61,18 @@ class _Pictures(Dataset[tuple[int, torch.Tensor | str]]):
 
 
 def predict(
-    trained: TrainedModel, data_set: str, pictures: Sequence[Path], device: torch.device, batch_images: int, workers: int
+    trained: TrainedModel,
+    data_set: str,
+    pictures: Sequence[Path],
+    device: torch.device | str = "cpu",
+    batch_images: int = 4,
+    workers: int = 0,
 ) -> Iterator[Prediction | str]:
     """A prediction per picture, in order; for a picture that cannot be scored, the sentence that says why. In float32.
 
-    Pictures are cut as those of `data_set`, one of the sets that the model was trained on, and scores are told on its scale.
+    `pictures` are files, or folders with all pictures below them. They are cut as those of `data_set`, one of the sets that the model
+    was trained on, and scores are told on its scale. `workers` are loader processes; 0 decodes in this one.
+    Raises ConfigError, at the first prediction, where there is no such picture or folder.
     """
     if workers:
         refuse_long_temporary_folder()

@@ -276,7 +276,8 @@ def test_a_reader_that_has_gone_gets_no_complaint(
 
 def test_every_setting_that_a_text_of_ours_shows_exists() -> None:
     shown = re.compile(rf"(?<![\w.])((?:{'|'.join(Config.model_fields)})\.\w+)=(?!=)")
-    texts = [ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("dist_train/*.py"), *ROOT.glob("slurm/*.sh"), *ROOT.glob("launch/*.yaml")]
+    patterns = ("*.md", "docs/*.md", "Makefile", "dist_train/*.py", "slurm/*.sh", "launch/*.yaml")
+    texts = [path for pattern in patterns for path in ROOT.glob(pattern)]
     for path in texts:
         unknown = set(shown.findall(path.read_text())) - {*known_keys()}
         assert not unknown, (path, unknown)

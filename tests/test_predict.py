@@ -49,6 +49,22 @@ def test_a_picture_gets_the_score_that_evaluation_gave_it(run: Path, photographs
             assert spread == pytest.approx(float(row["spread"]), rel=1e-2, abs=1e-4)
 
 
+@pytest.mark.parametrize("text", ["README.md", "docs/evaluation.md"])
+def test_the_lines_of_python_in_the_documentation_give_the_score_that_the_command_gives(
+    text: str, run: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = (Path(__file__).parent.parent / text).read_text(encoding="utf-8").split("\n## From Python\n", 1)[1]
+    snippet = printed.split("```python\n", 1)[1].split("```", 1)[0]
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "run").symlink_to(run)
+    (tmp_path / "demo" / "images").symlink_to(photographs / "images")
+    monkeypatch.chdir(tmp_path)
+    exec(snippet, {})
+    score, spread = map(float, capsys.readouterr().out.split())
+    done = predict("--checkpoint", run, photographs / "images" / "monarch-pristine.png", "--workers", 0, "--device", "cpu")
+    assert [(score, spread)] == [pytest.approx(said, rel=1e-3) for said in scores(done.stdout).values()]
+
+
 def test_a_picture_too_long_to_be_cut_is_named_and_the_others_are_scored(run: Path, photographs: Path, tmp_path: Path) -> None:
     for name in ("a.png", "z.png"):
         shutil.copy(photographs / "images" / "coffee-pristine.png", tmp_path / name)

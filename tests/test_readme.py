@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import csv
 import json
 import os
@@ -104,6 +105,34 @@ def test_koniq_configs_plan_as_printed(elsewhere: Path, koniq: Path) -> None:
     assert "label MOS_zscore (0 to 100, higher is better)" in told
     told = run(plan.replace("koniq10k_resnet50", "koniq10k_swin_base"), elsewhere)
     assert "32 images x 5 patches = 160 patches per step" in told
+
+
+def test_the_quick_start_is_what_make_demo_runs_and_then_evaluates_and_predicts(own_photographs: Path) -> None:
+    made = run("make --no-print-directory --dry-run demo VENV=.venv/nowhere PYTHON=python3 DEMO=demo", ROOT).replace("\\\n", " ")
+    lines = [" ".join(line.split()).replace(".venv/nowhere", ".venv") for line in made.splitlines()]
+    installed, quick = commands("Install"), commands("Quick start")
+    assert [line for line in lines if line in installed] == installed
+    assert [line for line in lines if line in quick] == quick[:3]
+    evaluate, predict = (line.replace("demo/", "photos/") for line in quick[3:])
+    assert evaluate in commands("Your own photographs")
+    rows = list(csv.DictReader(run(predict, own_photographs.parent).splitlines()))
+    assert [row["image"] for row in rows] == [f"photos/images/monarch-{version}.png" for version in ("pristine", "jpeg-5")]
+
+
+def test_every_extra_is_explained() -> None:
+    section = README.split("\n## Install\n", 1)[1].split("\n## ", 1)[0]
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(settings["options.extras_require"])
+
+
+@pytest.mark.parametrize("text", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")], ids=lambda path: path.name)
+def test_every_link_within_the_documentation_leads_somewhere(text: Path) -> None:
+    for place, heading in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text.read_text(encoding="utf-8")):
+        there = text.parent / place if place else text
+        assert there.is_file(), place
+        headings = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+        assert not heading or heading in {re.sub(r"[^\w -]", "", words).lower().replace(" ", "-") for words in headings}, heading
 
 
 def test_make_without_a_target_says_what_there_is() -> None:

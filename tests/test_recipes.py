@@ -19,7 +19,7 @@ from shards.plan import Settings, plan_build
 from shards.writer import build
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+LISTED = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"), key=lambda path: path.stem)
 
 
@@ -80,6 +80,6 @@ def test_a_recipe_plans_on_its_data_set(recipe: Path, made: Callable[[str, int, 
     assert plan.total_steps >= config.train.epochs
 
 
-def test_the_readme_lists_every_recipe_with_the_set_it_is_for() -> None:
-    listed = re.findall(r"^\| \[(\w+)\.yaml\]\(configs/(\w+)\.yaml\) \| `(\w+)`", README, re.MULTILINE)
+def test_the_documentation_lists_every_recipe_with_the_set_it_is_for() -> None:
+    listed = re.findall(r"^\| \[(\w+)\.yaml\]\(\.\./configs/(\w+)\.yaml\) \| `(\w+)`", LISTED, re.MULTILINE)
     assert {(file, place, name) for file, place, name in listed} == {(path.stem, path.stem, data_set_of(path)) for path in RECIPES}
