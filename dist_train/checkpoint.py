@@ -5,7 +5,6 @@
         model.safetensors      weights and buffers
         optimizer.safetensors  Adam's moments, each under the name of its weight (moments.py)
         average.safetensors    the averaged weights, where the config wants them
-        scores.safetensors     the training scores of the epoch so far, for its metrics
         progress.json          step, early stops, rates, fp16's scale, what data it belongs to, what decides how numbers round,
                                and the SHA-256 of the files above and of itself
 
@@ -36,7 +35,7 @@ from dist_train.whole_files import as_json, write_json
 from shards.manifest import file_sha256
 from shards.whole_files import sync
 
-NEEDED = ("model.safetensors", "optimizer.safetensors", "scores.safetensors")
+NEEDED = ("model.safetensors", "optimizer.safetensors")
 AVERAGE = "average.safetensors"
 PROGRESS = "progress.json"
 
@@ -48,7 +47,6 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     average: dict[str, Tensor]
-    scores: dict[str, Tensor]
     progress: dict[str, Any]
 
     @property
@@ -71,7 +69,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, retention: Retention, 
         part = part.with_suffix(".again.part")
     part.mkdir(parents=True)
     try:
-        tensors = dict(zip(NEEDED, (checkpoint.model, checkpoint.optimizer, checkpoint.scores), strict=True))
+        tensors = dict(zip(NEEDED, (checkpoint.model, checkpoint.optimizer), strict=True))
         if checkpoint.average:
             tensors[AVERAGE] = checkpoint.average
         for name, content in tensors.items():
@@ -144,9 +142,9 @@ def _unreadable(path: Path, error: OSError, instead: str = "") -> ConfigError:
 def load_checkpoint(path: Path) -> Checkpoint:
     """What was saved at `path`, on the CPU."""
     progress = _read_progress(path)
-    model, optimizer, scores = (load_file(path / name) for name in NEEDED)
+    model, optimizer = (load_file(path / name) for name in NEEDED)
     average = load_file(path / AVERAGE) if AVERAGE in progress["files"] else {}
-    return Checkpoint(model, optimizer, average, scores, progress)
+    return Checkpoint(model, optimizer, average, progress)
 
 
 def _damage(path: Path) -> list[str]:

@@ -218,6 +218,9 @@ class Ema(_Section):
 
 
 class Evaluate(_Section):
+    train_images: int | None = Field(None, ge=0)
+    """Training images of each set, always the same, that are scored after every epoch as val is, so that the two can be compared. null: as
+    many as val has, which takes as long. 0: none."""
     batch_images: int = Field(4, ge=1)
     """Images scored together, all their patches at once. Fixed by the config, so scores do not depend on the number of ranks."""
 

@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from dist_train import ranks
-from dist_train.collection import Collection
+from dist_train.collection import Collection, Member
 from dist_train.config import Config
 from dist_train.data import EvaluationVisits, PatchReader, patch_batches
 from dist_train.intervals import effective_contents
 from dist_train.metrics import image_figures, per_image, two_level_panel
+from dist_train.order import SAMPLE, bits
 from dist_train.whole_files import write_text
 from shards.manifest import Label, ShardError, Shards
 from shards.tables import csv_text
@@ -71,14 +72,24 @@ class Scores:
 
 
 def score_part(model: nn.Module, collection: Collection, part: str, config: Config, device: torch.device) -> dict[str, Scores] | None:
-    """The scores of a part of every data set, by its name and on its own scale; on rank 0, None elsewhere. A collective."""
+    """The scores of a part of every data set, by its name and on its own scale; on rank 0, None elsewhere. A collective.
+
+    Of train, those of a sample.
+    """
     found = {}
     for member in collection.members:
-        images = member.parts[part]
+        images = training_sample(member, config) if part == "train" else member.parts[part]
         scores = score_images(model, member.shards, images, config, device) if len(images) else None
         if scores is not None:
             found[member.name] = replace(scores, patches=member.scale.to_opinions(scores.patches))
     return found or None
+
+
+def training_sample(member: Member, config: Config) -> np.ndarray:
+    """The training images that are scored after every epoch, drawn by the seed of the run: int64, ascending."""
+    train, wanted = member.parts["train"], config.evaluate.train_images
+    number = (len(member.parts["val"]) or len(member.parts["test"])) if wanted is None else wanted
+    return np.sort(train[np.argsort(bits(config.run.seed, SAMPLE, np.arange(len(train))), kind="stable")[:number]])
 
 
 def panel_of(scores: dict[str, Scores], collection: Collection) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 
 TURNS = 12  # of the two digits of a place; with 8, pairs of visits in sets of a few images were still seen to be unequally frequent
-SHUFFLE, FLIP, DROPOUT, MIXTURE = 1, 2, 3, 4  # what bits are used for: each use draws from a stream of its own
+SHUFFLE, FLIP, DROPOUT, MIXTURE, SAMPLE = 1, 2, 3, 4, 5  # what bits are used for: each use draws from a stream of its own
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

@@ -28,6 +28,8 @@ def train_and_val(records: Sequence[Mapping[str, Any]]) -> str:
         for record in judged
         if all((record.get(side) or {}).get("srcc") is not None for side in ("train", part))
     ]
+    if judged and not any(record.get("train") for record in judged):
+        return "train was not scored (evaluate.train_images=0), so nothing is known of overfitting"
     if len(epochs) < 2:
         return f"too few epochs to say whether train and {part} SRCC part ways"
     moved, verdict = _moved_apart(epochs, part)

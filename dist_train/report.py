@@ -156,7 +156,7 @@ def draw_report(folder: Path) -> Path:
             axes.axvline(best, color="grey", linewidth=0.8)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    order.set(title="SRCC (train: as said while the weights moved)")
+    order.set(title="SRCC after each epoch")
     order.set_xlabel("\n".join(["epoch", *textwrap.wrap(train_and_val(epochs), _WIDTH_OF_A_PLOT)]), fontsize=8)
     spread.set(title="spread of the patch scores within images", xlabel="epoch", ylabel="label units")
     for axes in (losses, order, spread):

@@ -7,23 +7,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-import numpy as np
 import timm
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from dist_train import ranks
 from dist_train.averaging import average_of
 from dist_train.backbone import synchronise_batch_norm
 from dist_train.checkpoint import Checkpoint, load_checkpoint, newest_complete_checkpoint, save_checkpoint
-from dist_train.collection import Collection
 from dist_train.config import Config
 from dist_train.errors import ConfigError
-from dist_train.evaluation import mean_panel
 from dist_train.journal import Journal
-from dist_train.metrics import two_level_panel
 from dist_train.model import HyperIQA
 from dist_train.model_folder import build_model
 from dist_train.moments import group_settings, load_moments, named_moments
@@ -67,32 +63,6 @@ class Progress:
 
 
 @dataclass
-class EpochScores:
-    """Rank 0's record of what the model said of the training patches of this epoch, as it said it."""
-
-    images: list[np.ndarray] = field(default_factory=list)
-    scores: list[np.ndarray] = field(default_factory=list)
-
-    def add(self, images: np.ndarray, scores: Tensor) -> None:
-        if ranks.is_first():
-            self.images.append(images)
-            self.scores.append(scores.double().cpu().numpy())
-
-    def panel(self, collection: Collection) -> dict[str, Any]:
-        images, scores = np.concatenate(self.images), np.concatenate(self.scores)
-        sets, panels = collection.sets_of(images), {}
-        for number, member in enumerate(collection.members):
-            here = images[sets == number] - collection.offsets[number]
-            panels[member.name] = two_level_panel(here, member.scale.to_opinions(scores[sets == number]), member.shards.opinions[here])
-        return mean_panel(panels, collection)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """As they are saved: int64 [visits] and float64 [visits, patches]."""
-        images, scores = [np.empty(0, np.int64), *self.images], self.scores or [np.empty((0, 0))]
-        return {"images": torch.from_numpy(np.concatenate(images)), "scores": torch.from_numpy(np.concatenate(scores))}
-
-
-@dataclass
 class Training:
     """What the steps of `training` share."""
 
@@ -105,7 +75,6 @@ class Training:
     progress: Progress
     lock: RunLock
     average: AveragedModel | None = None  # where the config wants one
-    epoch_scores: EpochScores = field(default_factory=EpochScores)
 
     @property
     def averaged_model(self) -> HyperIQA | None:
@@ -169,10 +138,7 @@ def open_training(plan: Plan, accelerator: Accelerator, lock: RunLock) -> Traini
             journal.say(f"note: {difference}")
         if average is None and checkpoint.average:
             journal.say("note: ema.decay is null now, so the average of the weights ends here; what best-ema/ holds stays as it is")
-    training = Training(plan, accelerator, model, wrapped, optimizer, journal, progress, lock, average)
-    if checkpoint is not None and len(checkpoint.scores["images"]) and ranks.is_first():
-        training.epoch_scores = EpochScores([checkpoint.scores["images"].numpy()], [checkpoint.scores["scores"].numpy()])
-    return training
+    return Training(plan, accelerator, model, wrapped, optimizer, journal, progress, lock, average)
 
 
 def made_with(device: torch.device) -> dict[str, Any]:
@@ -202,7 +168,7 @@ def save_training(training: Training, since: float) -> None:
         }
         average = training.average.state_dict() if training.average is not None else {}
         moments = named_moments(optimizer, training.model)
-        checkpoint = Checkpoint(training.model.state_dict(), moments, average, training.epoch_scores.tensors(), progress)
+        checkpoint = Checkpoint(training.model.state_dict(), moments, average, progress)
         retention = Retention.of(config.save, training.plan.steps_per_epoch, training.progress.best.early_stop.best_epoch)
         training.journal.sync()
         path = save_checkpoint(config.run.folder / "checkpoints", checkpoint, retention, training.lock.refuse_if_lost)

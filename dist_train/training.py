@@ -53,7 +53,7 @@ from dist_train.report import draw_report, final_table
 from dist_train.run_folder import about_data, enter_run_folder, record_failure
 from dist_train.run_lock import RunLock
 from dist_train.seen import SEEN, SeenFiles
-from dist_train.state import Best, EpochScores, Training, open_training, save_training, status_of
+from dist_train.state import Best, Training, open_training, save_training, status_of
 from dist_train.status import read_status, write_status
 from dist_train.stopping import StopRequest, Verdict
 from dist_train.whole_files import finite_or_none
@@ -189,7 +189,6 @@ def _train_step(training: Training, batches: Iterator[PatchBatch]) -> None:
         _audit(training, norms, rates)
 
     progress.step += 1
-    training.epoch_scores.add(images, scores)
     training.journal.step(
         {
             "step": progress.step,
@@ -267,14 +266,14 @@ def _judge_epoch(training: Training) -> None:
     if training.averaged_model is not None:
         of_average = _judge(training, training.averaged_model, progress.best_average, AVERAGE)[1]
         panels |= {part + AVERAGE: panel for part, panel in of_average.items()}
+    if (of_train := _score(training, training.model, "train")) is not None:
+        panels = {"train": panel_of(of_train, plan.collection), **panels}
     forget_moments(config.history, training.optimizer)
     refuse_bad_groups(training.model, training.optimizer)
     progress.epochs_judged += 1
     progress.stopped = verdict is Verdict.STOP or progress.epochs_judged == config.train.epochs
     if ranks.is_first():
-        panels = {"train": training.epoch_scores.panel(plan.collection), **panels}
         training.journal.epoch(epoch, progress.step, panels, chooser, verdict.value)
-    training.epoch_scores = EpochScores()
 
 
 def _judge(training: Training, model: HyperIQA, best: Best, suffix: str) -> tuple[Verdict, dict[str, dict[str, Any]]]:

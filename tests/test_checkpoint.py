@@ -29,7 +29,7 @@ from dist_train.retention import Retention
 from dist_train.tensor_files import read_about, save_tensors
 from dist_train.whole_files import as_json, write_json
 
-FILES = ("model.safetensors", "optimizer.safetensors", "average.safetensors", "scores.safetensors", "progress.json")
+FILES = ("model.safetensors", "optimizer.safetensors", "average.safetensors", "progress.json")
 
 
 def state(step: int) -> Checkpoint:
@@ -37,10 +37,9 @@ def state(step: int) -> Checkpoint:
     weight = torch.full((3, 2), float(step))
     moments = {"weight.step": torch.tensor(float(step)), "weight.exp_avg": weight / 10, "weight.exp_avg_sq": weight / 100}
     model = {"weight": weight, "steps": torch.tensor(step), "turned": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)}
-    scores = {"images": torch.arange(step), "scores": torch.rand(step, 2, dtype=torch.float64)}
     average = {"weight": torch.full((3, 2), step / 2)}
     progress = {"step": step, "progress": {"step": step, "best": {"val": {"srcc": 0.5}}, "stopped": False}, "label": "quality é"}
-    return Checkpoint(model, moments, average, scores, progress)
+    return Checkpoint(model, moments, average, progress)
 
 
 def save(folder: Path, *steps: int, keep: int = 10) -> list[Path]:
@@ -64,7 +63,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     found = load_checkpoint(path)
     assert path.name == "step-00000007" and names(path) == sorted(FILES)
     assert found.step == 7
-    for name in ("model", "optimizer", "average", "scores"):
+    for name in ("model", "optimizer", "average"):
         torch.testing.assert_close(getattr(found, name), getattr(saved, name), rtol=0, atol=0)
     assert {key: found.progress[key] for key in saved.progress} == saved.progress
 
@@ -73,12 +72,6 @@ def test_without_averaged_weights_there_is_no_file_of_them(tmp_path: Path) -> No
     path = save_checkpoint(tmp_path, replace(state(7), average={}), Retention(2))
     assert names(path) == sorted({*FILES} - {"average.safetensors"})
     assert newest(tmp_path) == (path.name, []) and load_checkpoint(path).average == {}
-
-
-def test_an_epoch_without_scores_yet_comes_back_empty(tmp_path: Path) -> None:
-    saved = state(0)
-    found = load_checkpoint(save_checkpoint(tmp_path, saved, Retention(2)))
-    assert found.scores["images"].shape == (0,) and found.scores["images"].dtype == torch.int64
 
 
 def test_the_newest_wins(tmp_path: Path) -> None:
@@ -233,7 +226,7 @@ def test_the_best_and_every_so_many_are_kept_besides(tmp_path: Path) -> None:
 
 def test_a_save_of_the_same_step_that_is_cut_off_at_any_moment_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 3)
-    for moment in range(9):  # a rename a file, two of the folders, and one too many
+    for moment in range(len(FILES) + 4):  # a rename a file, two of the folders, and one too many
         left = iter(range(moment))
 
         def cut_off(path: Path, target: Path, left: Iterator[int] = left, rename: Any = os.replace) -> None:
@@ -248,7 +241,7 @@ def test_a_save_of_the_same_step_that_is_cut_off_at_any_moment_loses_nothing(tmp
                 save(tmp_path, 3, keep=1)
         found = newest_complete_checkpoint(tmp_path, pytest.fail)
         assert found is not None and load_checkpoint(found).step == 3
-        assert found.name == ("step-00000003" if moment != 6 else ".step-00000003.replaced")
+        assert found.name == ("step-00000003" if moment != len(FILES) + 1 else ".step-00000003.replaced")
     assert names(tmp_path) == ["step-00000003"]
 
 

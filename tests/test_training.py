@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 import runs
 import torch
+import warm
 from in_process import train_here
 
 from dist_train import training
+from dist_train.collection import open_collection
+from dist_train.config import Config
 from dist_train.errors import ConfigError, TrainingError
+from dist_train.evaluation import training_sample
 from dist_train.model_folder import open_model
 from shards.manifest import Shards
 
@@ -31,6 +35,36 @@ def test_a_rate_that_is_a_trifle_of_its_first_may_move_nothing(shards: Path, tmp
 def test_a_first_rate_that_moves_nothing_ends_the_run(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"step 1: no weight of the group '\w+' changed, though its rate is 1e-\d+"):
         train_here(tmp_path, shards, "optim.lr=1e-40", "optim.lr_ratio=1")
+
+
+def test_train_is_scored_after_an_epoch_as_an_evaluation_scores_it(shards: Path, tmp_path: Path) -> None:
+    words = ("model.dropout=0.5", "run.seed=3")
+    train_here(tmp_path / "all", shards, *words, "evaluate.train_images=40")
+    warm.run("evaluate", "--checkpoint", tmp_path / "all", "--part", "train", "--out", tmp_path / "out")
+    (said,) = runs.records(tmp_path / "all", "epoch")
+    told = json.loads((tmp_path / "out" / "evaluation.json").read_text())["sets"]["tiny"]
+    assert said["train"]["images"] == 40
+    for figure in ("srcc", "plcc", "patch_srcc", "spread"):
+        assert told[figure] == pytest.approx(said["train"][figure], rel=1e-12)
+    train_here(tmp_path / "as val", shards, *words)
+    assert [runs.records(tmp_path / "as val", "epoch")[0][part]["images"] for part in ("train", "val")] == [10, 10]
+    train_here(tmp_path / "none", shards, *words, "evaluate.train_images=0", "train.epochs=2")
+    assert "train" not in runs.records(tmp_path / "none", "epoch")[0]
+    assert runs.status(tmp_path / "none")["train_and_val"].startswith("train was not scored (evaluate.train_images=0)")
+    losses = [[step["loss"] for step in runs.records(tmp_path / name, "step")] for name in ("all", "as val", "none")]
+    assert losses[0] == losses[1] == losses[2][:5]  # looking changes nothing
+
+
+def test_the_training_images_that_are_scored_are_drawn_by_the_seed_of_the_run_alone(shards: Path) -> None:
+    def sample(seed: int, images: int | None = None) -> list[int]:
+        config = Config.model_validate({"data": {"shards": shards}, "run": {"seed": seed}, "evaluate": {"train_images": images}})
+        (member,) = open_collection(config.data).members
+        drawn = training_sample(member, config)
+        assert set(drawn) <= set(member.parts["train"]) and list(drawn) == sorted({*drawn})
+        return [int(image) for image in drawn]
+
+    assert sample(0) == sample(0) != sample(1) and len(sample(0)) == 10
+    assert {*sample(0)} < {*sample(0, 20)} and len(sample(0, 1000)) == 40
 
 
 def test_a_soft_truth_is_trained_on(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from broken import die_at_file
 from trial import EPOCH, Trial, flip_a_bit, times, turns
 
 pytestmark = pytest.mark.timeout(900)
-FILES = ("model.safetensors", "optimizer.safetensors", "scores.safetensors", "progress.json")
+FILES = ("model.safetensors", "optimizer.safetensors", "progress.json")
 DAMAGES = ("a flipped bit", "a truncated file", "a missing file")
 A_CHECKPOINT, A_BEST = "checkpoints/.step-*.part/*", "best/.*"  # the files of each before it has its name
 LOOK = 2e-4  # seconds between two looks at a file that grows; it does for some ten milliseconds
