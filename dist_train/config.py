@@ -103,8 +103,9 @@ class Data(_Section):
     """Visits of each training image per epoch. null: as many as fit into the stored patches."""
     mirror: bool = True
     """Mirror half of the training patches left to right."""
-    workers: int = Field(2, ge=0)
-    """Loader processes per rank; 0 reads in the training process. The batches are the same for any number."""
+    workers: int | None = Field(None, ge=0)
+    """Loader processes per rank; 0 reads in the training process. null: half of the rank's cores, one to four. The batches
+    are the same for any number."""
 
 
 class Model(_Section):

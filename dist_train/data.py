@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator, MutableSequence, Sequence
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from dist_train.collection import Collection
+from dist_train.config import Data
 from dist_train.heartbeat import doing
 from dist_train.living import LivingContext, refuse_long_temporary_folder
 from dist_train.mixture import Mixture
@@ -112,6 +114,15 @@ class PatchReader:
     def _leave_bookmark(self, worker: int, image: int) -> None:
         if self.bookmarks is not None:
             self.bookmarks[worker] = image
+
+
+def loader_workers(data: Data) -> int:
+    """How many loader processes a rank has: as many as the config says, or by the cores that are its own."""
+    if data.workers is not None:
+        return data.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # said by every launcher of several
+    return max(1, min(4, share // 2))
 
 
 def patch_batches(reader: PatchReader, batch_images: int, workers: int, pin_memory: bool = False) -> Iterator[PatchBatch]:

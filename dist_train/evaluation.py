@@ -18,7 +18,7 @@ from torch import nn
 from dist_train import ranks
 from dist_train.collection import Collection, Member
 from dist_train.config import Config
-from dist_train.data import EvaluationVisits, PatchReader, patch_batches
+from dist_train.data import EvaluationVisits, PatchReader, loader_workers, patch_batches
 from dist_train.intervals import effective_contents
 from dist_train.metrics import image_figures, per_image, two_level_panel
 from dist_train.order import SAMPLE, bits
@@ -145,7 +145,7 @@ def score_images(model: nn.Module, shards: Shards, numbers: np.ndarray, config: 
     model.eval()
     found: list[tuple[np.ndarray, np.ndarray]] = []
     with torch.inference_mode():
-        for batch in patch_batches(reader, config.evaluate.batch_images, config.data.workers):
+        for batch in patch_batches(reader, config.evaluate.batch_images, loader_workers(config.data)):
             scores = model(batch.pixels.to(device).flatten(0, 1)).view(len(batch.images), -1)
             found.append((batch.images.numpy(), scores.double().cpu().numpy()))
     model.train(mode)

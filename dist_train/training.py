@@ -33,7 +33,7 @@ from dist_train import ranks
 from dist_train.audit import GroupNorms, copy_weights, measure_groups, refuse_bad_groups, refuse_still_groups
 from dist_train.chances import draw_chances
 from dist_train.config import Config
-from dist_train.data import PatchBatch, PatchReader, TrainingVisits, patch_batches
+from dist_train.data import PatchBatch, PatchReader, TrainingVisits, loader_workers, patch_batches
 from dist_train.device import open_accelerator
 from dist_train.errors import TrainingError
 from dist_train.evaluation import Scores, final_panel_of, panel_of, score_part, write_scores
@@ -358,7 +358,7 @@ def _training_batches(training: Training) -> Iterator[PatchBatch]:
     plan = training.plan
     visits = TrainingVisits(plan.order, plan.collection.training_images, training.config.data.mirror, ranks.rank(), ranks.world())
     reader = PatchReader(plan.collection, visits, training.progress.step, plan.total_steps)
-    return patch_batches(reader, plan.share, training.config.data.workers, pin_memory=training.accelerator.device.type == "cuda")
+    return patch_batches(reader, plan.share, loader_workers(training.config.data), pin_memory=training.accelerator.device.type == "cuda")
 
 
 def _score(training: Training, model: HyperIQA, part: str) -> dict[str, Scores] | None:

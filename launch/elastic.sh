@@ -39,7 +39,7 @@ hosts=${HOSTS:-1:4}
 python=("${container[@]}" "${VENV:-.venv}/bin/python")
 say() { echo "== $HOSTNAME, $(date +%T): $*"; }
 
-# Half of a process's cores read patches ahead, four at most; the others compute. A setting of the user comes later and wins.
+# Where data.workers is not set, half of a process's cores read patches ahead, four at most; the others compute.
 processes=${PROCESSES:-$("${python[@]}" -c 'import torch; print(torch.cuda.device_count() or 1)')}
 cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # which otherwise obeys them
 share=$((cores > processes ? cores / processes : 1))
@@ -117,7 +117,7 @@ id=$(cksum <<<"$folder $FIRST_HOST:$port" | cut -d ' ' -f 1)
 errors=$(mktemp -d)
 trap 'rm -rf "$errors"' EXIT
 saved=$(checkpoints) restarts=0
-say "$processes process(es), $OMP_NUM_THREADS thread(s) and $workers loader worker(s) each; $hosts hosts meet at $FIRST_HOST; run folder $folder"
+say "$processes process(es), $share core(s) and $OMP_NUM_THREADS thread(s) each; $hosts hosts meet at $FIRST_HOST; run folder $folder"
 while [ "$asked" = no ]; do
     before=$(stamp)
     leave_a_run_that_has_ended
@@ -127,7 +127,7 @@ while [ "$asked" = no ]; do
     # (--max-restarts=0): what follows from one is decided below, alike whether a process, a host or FIRST_HOST was lost.
     setsid "${container[@]}" "${VENV:-.venv}/bin/torchrun" --nnodes="$hosts" --nproc-per-node="$processes" --max-restarts=0 \
         --rdzv-backend=bound_c10d --rdzv-endpoint="$FIRST_HOST:$port" --rdzv-id="$id" --rdzv-conf=last_call_timeout=5 --log-dir="$errors" \
-        --module dist_train train --fail-if-unfinished "$config" "data.workers=$workers" "$@" run.processes=null &
+        --module dist_train train --fail-if-unfinished "$config" "$@" run.processes=null &
     agent=$!
     if [ "$asked" = yes ]; then leave; fi # it came before torchrun had a number
 

@@ -148,7 +148,7 @@ silent_nodes() {
 # shellcheck source=slurm/allocation.sh
 source slurm/allocation.sh
 
-# Half of a process's cores read patches ahead, four at most; the others compute. A setting of the user comes later and wins.
+# Where data.workers is not set, half of a process's cores read patches ahead, four at most; the others compute.
 share=$((cores > processes ? cores / processes : 1))
 workers=$((share < 4 ? 1 : share < 8 ? share / 2 : 4))
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((share > workers ? share - workers : 1))}
@@ -172,7 +172,7 @@ if [ "$nodes" -gt 1 ]; then
 fi
 take_nodes "$nodes"
 echo "== job $SLURM_JOB_ID, restart $restarts: $world processes, $processes on each of $taken;" \
-    "$OMP_NUM_THREADS thread(s) and $workers loader worker(s) each; run folder $folder"
+    "$share core(s) and $OMP_NUM_THREADS thread(s) each; run folder $folder"
 
 # One launcher per node; all meet on the first, at one address (bound_c10d is dist_train/rendezvous.py). When one fails the others end
 # too (--kill-on-bad-exit), and when one has ended well they have a minute. The turn is part of the meeting's name, so that nothing left
@@ -183,7 +183,7 @@ log_before=$(stat --dereference --printf=%s "$log")
 srun "${one_per_node[@]}" --kill-on-bad-exit=1 --wait=60 "${srun_options[@]}" "${container[@]}" \
     bash -c 'echo "== $SLURMD_NODENAME is here" >&2 && exec "$@"' here "$bin/torchrun" --nnodes="$nodes" --nproc-per-node="$processes" \
     --rdzv-backend=bound_c10d --rdzv-endpoint="$meeting" --rdzv-id="$SLURM_JOB_ID.$restarts" --rdzv-conf="join_timeout=600,read_timeout=600" \
-    --module dist_train train "$config" "data.workers=$workers" "$@" &
+    --module dist_train train "$config" "$@" &
 step=$!
 
 # A trapped signal ends `wait` early, so wait again until the step has really ended.

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from dist_train import living
-from dist_train.data import PatchBatch, PatchReader, TrainingVisits, _next, patch_batches
+from dist_train.config import Data
+from dist_train.data import PatchBatch, PatchReader, TrainingVisits, _next, loader_workers, patch_batches
 from dist_train.errors import ConfigError, LostProcessError, TrainingError
 from dist_train.order import Order
 from shards.manifest import Shards
@@ -160,3 +161,15 @@ def test_what_goes_wrong_while_all_workers_live_stays_what_it_is() -> None:
     with pytest.raises(ConnectionResetError):
         _next(broken(ConnectionResetError()), context)
     worker.kill()
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "stated", "expected"),
+    [(2, 1, None, 1), (2, 4, None, 1), (8, 2, None, 2), (16, 1, None, 4), (64, 8, None, 4), (2, 1, 12, 12), (64, 1, 0, 0)],
+)
+def test_a_rank_has_as_many_loader_workers_as_the_config_says_or_else_by_its_share_of_the_cores(
+    cores: int, processes: int, stated: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert loader_workers(Data(workers=stated)) == expected

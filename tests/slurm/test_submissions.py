@@ -82,9 +82,9 @@ def test_however_it_is_asked_for_there_is_one_launcher_per_node_with_all_its_gpu
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--ntasks-per-node=2", "--cpus-per-task=4"), "2 thread(s) and 2 loader worker(s) each"),  # 8 cores for 2 processes
-        (("--ntasks-per-node=1", "--cpus-per-task=8"), "2 thread(s) and 2 loader worker(s) each"),
-        (("--exclusive", "--cpus-per-task=4"), "4 thread(s) and 4 loader worker(s) each"),  # all 16
+        (("--ntasks-per-node=2", "--cpus-per-task=4"), "4 core(s) and 2 thread(s) each"),  # 8 cores for 2 processes
+        (("--ntasks-per-node=1", "--cpus-per-task=8"), "4 core(s) and 2 thread(s) each"),
+        (("--exclusive", "--cpus-per-task=4"), "8 core(s) and 4 thread(s) each"),  # all 16
     ],
 )
 def test_however_cores_are_asked_for_all_of_a_node_are_used(

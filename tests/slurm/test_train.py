@@ -168,7 +168,7 @@ def test_no_step_is_lost_or_taken_twice_and_the_result_is_that_of_one_process(
 
 def test_the_log_names_nodes_processes_and_the_end(finished: tuple[Job, Path]) -> None:
     log = finished[0].log()
-    assert f"restart 0: 4 processes, 2 on each of n[1-2]; 1 thread(s) and 1 loader worker(s) each; run folder {finished[1]}\n" in log
+    assert f"restart 0: 4 processes, 2 on each of n[1-2]; 1 core(s) and 1 thread(s) each; run folder {finished[1]}\n" in log
     assert "1 core(s) of a node are little for 2 process(es) and their loader workers; sbatch --cpus-per-task asks for more" in log
     assert {"== n1 is here", "== n2 is here"} <= {*log.splitlines()}
     assert "restart 0: run finished (all 2 epochs are done)\n" in log
@@ -199,6 +199,6 @@ def test_other_settings_than_an_unfinished_run_has_end_the_job_without_a_requeue
     assert job.wait_until_ended(limit=LIMIT) == ["FAILED"]
     assert job.restarts() == 0
     assert re.search(r"^0: .*optim\.lr was 0\.0001, is 1\.0", job.log(), re.MULTILINE), job.log()
-    assert "restart 0: 1 processes, 1 on each of n1; 12 thread(s) and 4 loader worker(s) each" in job.log() and "little" not in job.log()
+    assert "restart 0: 1 processes, 1 on each of n1; 16 core(s) and 12 thread(s) each" in job.log() and "little" not in job.log()
     assert "run failed (the training did not begin" in job.log()
     assert status(folder) == status(cancelled[1])
