@@ -41,6 +41,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from dist_train.config import Config, load_config
+from dist_train.data import loader_workers
 from dist_train.device import HALF, fix_arithmetic
 from dist_train.journal import Journal, read_records
 from dist_train.model_folder import build_model
@@ -144,7 +145,8 @@ def describe(config: Config, seconds: float) -> None:
         end="",
     )
     print(
-        f"{config.train.micro_batch or batch} images at a time, {config.data.workers} workers; shards made in {seconds:.0f} s", flush=True
+        f"{config.train.micro_batch or batch} images at a time, {loader_workers(config.data)} workers; shards made in {seconds:.0f} s",
+        flush=True,
     )
 
 

@@ -36,6 +36,7 @@ from shards.manifest import file_sha256
 from shards.whole_files import sync
 
 NEEDED = ("model.safetensors", "optimizer.safetensors")
+FORMAT = 2  # of what a checkpoint holds and means; 1 took the loss in units of the label
 AVERAGE = "average.safetensors"
 PROGRESS = "progress.json"
 
@@ -74,7 +75,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, retention: Retention, 
             tensors[AVERAGE] = checkpoint.average
         for name, content in tensors.items():
             save_tensors(part / name, content)
-        told = checkpoint.progress | {"files": {name: file_sha256(part / name) for name in tensors} | {PROGRESS: ""}}
+        told = checkpoint.progress | {"format": FORMAT, "files": {name: file_sha256(part / name) for name in tensors} | {PROGRESS: ""}}
         told["files"][PROGRESS] = _sha256(as_json(told))
         write_json(part / PROGRESS, told)
         sync(part)
@@ -140,8 +141,13 @@ def _unreadable(path: Path, error: OSError, instead: str = "") -> ConfigError:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """What was saved at `path`, on the CPU."""
+    """What was saved at `path`, on the CPU. Raises ConfigError for what another version of dist_train has saved."""
     progress = _read_progress(path)
+    if (found := progress.get("format", 1)) != FORMAT:
+        raise ConfigError(
+            f"{path}: was saved by another version of dist_train (format {found}, here {FORMAT}), whose steps are others: go on with that "
+            f"version, or train in another run.folder"
+        )
     model, optimizer = (load_file(path / name) for name in NEEDED)
     average = load_file(path / AVERAGE) if AVERAGE in progress["files"] else {}
     return Checkpoint(model, optimizer, average, progress)

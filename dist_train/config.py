@@ -145,8 +145,8 @@ class Model(_Section):
 
 
 class Loss(_Section):
-    """Taken in points, of which the target network has 0 to 100 for the scale of the opinions: so the unit of a label changes neither the
-    balance of the terms nor that with weight decay. With model.output=raw a point is the label's unit, as in the paper."""
+    """Computed in points, hundredths of the label's range (of several sets: of five standard deviations), so that labels of 0 to 1 and of 0
+    to 100 train alike. With model.output=raw a point is the label's unit, as in the paper."""
 
     regression: Literal["l1", "smooth_l1", "mse", "plcc", "norm_in_norm"] = "l1"
     """The first term of the loss. plcc and norm_in_norm compare values up to scale and shift, and so leave the scale of the
@@ -221,7 +221,7 @@ class Ema(_Section):
 class Evaluate(_Section):
     train_images: int | None = Field(None, ge=0)
     """Training images of each set, always the same, that are scored after every epoch as val is, so that the two can be compared. null: as
-    many as val has, which takes as long. 0: none."""
+    many as val has (or test, where there is no val), which takes as long. 0: none."""
     batch_images: int = Field(4, ge=1)
     """Images scored together, all their patches at once. Fixed by the config, so scores do not depend on the number of ranks."""
 

@@ -141,9 +141,13 @@ def patch_batches(reader: PatchReader, batch_images: int, workers: int, pin_memo
         pin_memory=pin_memory,
         multiprocessing_context=context,
     )
+    heard = signal.getsignal(signal.SIGCHLD)
     with doing("starting loader workers"):
         batches = iter(loader)
-    _raise_at_no_signal()
+    if threading.current_thread() is threading.main_thread():
+        # torch would hear of the end of a worker by this signal, and raise wherever this process is just then: perhaps in writing down why
+        # the run fails, for that very reason. A worker that is waited for is missed all the same.
+        signal.signal(signal.SIGCHLD, heard or signal.SIG_DFL)
     _end_workers_at_exit()
     try:
         while True:
@@ -181,15 +185,6 @@ def _end_workers_at_exit() -> None:
             worker.kill()
 
     atexit.register(end_workers)
-
-
-def _raise_at_no_signal() -> None:
-    """torch hears of the end of a child by a signal, and raises for a worker that was killed wherever this process is just then.
-
-    It might be writing down why the run fails, for the same reason. A worker that is waited for is missed all the same.
-    """
-    if threading.current_thread() is threading.main_thread():  # in another one torch hears nothing anyhow
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _mirrored(sample: dict[str, Any]) -> dict[str, Any]:

@@ -235,7 +235,7 @@ def describe(weights: Path, sets: Sequence[RatedSet], panels: Mapping[str, Mappi
             rules = " or ".join(one.other_resize)
             lines.append(
                 f"{indent}  WARNING: its pictures were resized by {one.resize}, but in training by {rules}: its figures may be too low; "
-                f"build the set once more, with --resize {rules}, in another folder"
+                f"build the set once more, with --resize {one.other_resize[0]}, in another folder"
             )
         if how := what_was_drawn(panel["images"], panel["contents"], panel["effective_contents"]):
             lines.append(f"{indent}  intervals: {how}")

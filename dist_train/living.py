@@ -82,8 +82,11 @@ class LivingContext(ForkContext):
                 if worker.sentinel in ending:
                     worker.join()
         for worker in self._workers:
-            if worker.exitcode == -signal.SIGKILL:  # as the kernel does where memory is short
-                raise LostProcessError(f"lost another process: loader worker {worker.pid} was killed; the same command goes on")
+            if worker.exitcode == -signal.SIGKILL:
+                raise LostProcessError(
+                    f"lost another process: loader worker {worker.pid} was killed (SIGKILL, as where memory is short: fewer data.workers "
+                    f"need less); the same command goes on"
+                )
             if worker.exitcode:
                 by = signal.strsignal(-worker.exitcode) if worker.exitcode < 0 else f"exit status {worker.exitcode}"
                 hint = ": /dev/shm may be full" if worker.exitcode == -signal.SIGBUS else ""

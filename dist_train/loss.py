@@ -60,7 +60,8 @@ class LossParts(NamedTuple):
 def training_loss(scores: Tensor, targets: Targets, config: Loss, world: int = 1) -> LossParts:
     """The loss of scores [images, patches] against targets [images], both in units of the label; itself it is in points.
 
-    So a label of 0 to 1 and one of 0 to 100 weigh the same against weight decay, and terms with a unit against those without.
+    A point is a hundredth of the label's range. So a label of 0 to 1 and one of 0 to 100 weigh the same against weight decay, and terms
+    with a unit against those without.
     With config.scope 'rank', visits [r::world] are a rank's own batch, and the loss is the mean of the ranks' losses, as code
     without communication has it.
     """
@@ -70,7 +71,7 @@ def training_loss(scores: Tensor, targets: Targets, config: Loss, world: int = 1
     scores, targets = scores / targets.point, targets.in_points()
     regression = regression_loss(*_at(config.regression_level, scores, targets.opinions, targets.sets), config, targets.point)
     if leaves_scale_open(config):
-        scores = _spread_as(scores, targets.label_std)
+        scores = _spread_as(scores, targets.sets, targets.label_std)
     ranking = consistency = scores.new_zeros(())
     if config.rank_weight:
         ranking = _ranking(scores, targets, config)
@@ -92,11 +93,13 @@ def _ranking(scores: Tensor, targets: Targets, config: Loss) -> Tensor:
     return soft_fidelity_loss(*values, apart)
 
 
-def _spread_as(scores: Tensor, label_std: float) -> Tensor:
-    """The scores of a batch, spread as the training opinions are: where no term fixes their scale, none may gain by shrinking it."""
-    if len(scores) == 1:
-        return scores
-    return scores * (label_std / (scores.mean(dim=1).var(correction=0) + _TINY).sqrt())
+def _spread_as(scores: Tensor, sets: Tensor, label_std: float) -> Tensor:
+    """The patch scores of each set, spread as the training opinions are: where no term fixes their scale, none may gain by shrinking it."""
+    for number in set(sets.tolist()):
+        here = sets == number
+        scale = label_std / (scores[here].var(correction=0) + _TINY).sqrt()
+        scores = torch.where(here[:, None], scale * scores, scores)
+    return scores
 
 
 def compares_images(config: Loss) -> bool:

@@ -20,9 +20,11 @@ def train_and_val(records: Sequence[Mapping[str, Any]]) -> str:
     """
     judged = [record for record in records if record["kind"] == "epoch"]
     part = "val" if any(record.get("val") for record in judged) else "test"
-    panels = [record[part] for record in judged if record.get(part)]
-    images = min((panel["images"] for panel in panels if "images" in panel), default=FEW_IMAGES)
-    contents = min((panel["effective_contents"] for panel in panels if panel.get("effective_contents")), default=FEW_CONTENTS)
+    panels = [(side, record[side]) for record in judged for side in (part, "train") if record.get(side)]
+    images, of_images = min(((panel["images"], side) for side, panel in panels if "images" in panel), default=(FEW_IMAGES, part))
+    contents, of_contents = min(
+        ((panel["effective_contents"], side) for side, panel in panels if panel.get("effective_contents")), default=(FEW_CONTENTS, part)
+    )
     epochs = [
         (record["epoch"], record["train"]["srcc"], record[part]["srcc"])
         for record in judged
@@ -34,9 +36,9 @@ def train_and_val(records: Sequence[Mapping[str, Any]]) -> str:
         return f"too few epochs to say whether train and {part} SRCC part ways"
     moved, verdict = _moved_apart(epochs, part)
     if images < FEW_IMAGES:
-        verdict = f"{images} images in {part} are too few to tell overfitting from chance"
+        verdict = f"{images} images in {of_images} are too few to tell overfitting from chance"
     elif contents < FEW_CONTENTS:
-        verdict = f"the images in {part} count as {contents:.1f} contents, too few to tell overfitting from chance"
+        verdict = f"the images in {of_contents} count as {contents:.1f} contents, too few to tell overfitting from chance"
     return f"{moved}: {verdict}"
 
 

@@ -6,6 +6,7 @@ model is built.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from shlex import quote
@@ -15,6 +16,7 @@ import torch
 
 from dist_train.collection import Collection, Member, open_collection
 from dist_train.config import Config
+from dist_train.data import loader_workers
 from dist_train.device import NEED_A_GPU, refuse_without_gpu
 from dist_train.errors import ConfigError
 from dist_train.history import historical_rates
@@ -153,7 +155,13 @@ def make_plan(config: Config, world: int, device: str | None = None) -> Plan:
                 f"train.global_batch or data.patches_per_image, or set model.batch_norm=frozen"
             )
     num_parameters = sum(tensor.numel() for tensor in model.parameters())
-    return Plan(config, collection, order, world, share, micro_batch, num_parameters)
+    plan = Plan(config, collection, order, world, share, micro_batch, num_parameters)
+    if not plan.point:
+        raise ConfigError(
+            f"{collection.members[0].shards.folder}: all training opinions are equal, and the ends of their scale are not stated; "
+            f"build with --range LOW HIGH"
+        )
+    return plan
 
 
 def _refuse_sync_without_gpus(device: str | None, world: int) -> None:
@@ -236,6 +244,7 @@ def describe_plan(plan: Plan) -> str:
     config, order, members = plan.config, plan.order, plan.collection.members
     visits, batch, show = order.passes * order.num_images, order.global_batch, order.patches_per_image
     low, high = plan.output_scale
+    known = config.data.workers is not None or plan.world == 1 or "LOCAL_WORLD_SIZE" in os.environ  # else, how many share a machine
     lines = []
     for member, line in zip(members, order.orders if isinstance(order, Mixture) else (order,), strict=True):
         shards, layout = member.shards, member.shards.layout
@@ -253,6 +262,7 @@ def describe_plan(plan: Plan) -> str:
         ("best epoch", _choice(config, len(members))),
         ("global batch", f"{batch} images x {_counted(show, 'patch', 'patches')} = {_counted(batch * show, 'patch', 'patches')} per step"),
         ("processes", f"{plan.world}, each takes {plan.share} of these images, {plan.micro_batch} at a time through the model"),
+        ("workers", f"{loader_workers(config.data)} for each process" if known else "half of the cores of each process, one to four"),
         ("model", f"HyperIQA on {config.model.backbone}, {plan.num_parameters:,} parameters"),
         (
             "steps",

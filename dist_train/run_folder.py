@@ -23,6 +23,7 @@ FREE = (
     "run.processes",
     "run.timeout_minutes",
     "data.workers",
+    "evaluate.train_images",
     "train.micro_batch",
     "model.gradient_checkpointing",
     "save.",

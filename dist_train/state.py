@@ -172,11 +172,16 @@ def save_training(training: Training, since: float) -> None:
         retention = Retention.of(config.save, training.plan.steps_per_epoch, training.progress.best.early_stop.best_epoch)
         training.journal.sync()
         path = save_checkpoint(config.run.folder / "checkpoints", checkpoint, retention, training.lock.refuse_if_lost)
-        write_status(config.run.folder, status_of(training) | {"status": "unfinished", "reason": "training"})
+        tell_how_far(training)
         size, ended = sum(file.stat().st_size for file in path.iterdir()), time.monotonic()
         training.journal.save(checkpoint.step, ended - begun, size, ended - since)
 
     ranks.first_does(save)
+
+
+def tell_how_far(training: Training) -> None:
+    """Writes status.json while the training goes on. By rank 0."""
+    write_status(training.config.run.folder, status_of(training) | {"status": "unfinished", "reason": "training"})
 
 
 def status_of(training: Training) -> dict[str, Any]:

@@ -53,7 +53,7 @@ from dist_train.report import draw_report, final_table
 from dist_train.run_folder import about_data, enter_run_folder, record_failure
 from dist_train.run_lock import RunLock
 from dist_train.seen import SEEN, SeenFiles
-from dist_train.state import Best, Training, open_training, save_training, status_of
+from dist_train.state import Best, Training, open_training, save_training, status_of, tell_how_far
 from dist_train.status import read_status, write_status
 from dist_train.stopping import StopRequest, Verdict
 from dist_train.whole_files import finite_or_none
@@ -107,7 +107,7 @@ def _run(plan: Plan, accelerator: Accelerator, lock: RunLock, request: StopReque
         print(describe_plan(plan), flush=True)
     with doing("opening the run"):
         training = open_training(plan, accelerator, lock)
-    ranks.first_does(lambda: write_status(plan.config.run.folder, status_of(training) | {"status": "unfinished", "reason": "training"}))
+    ranks.first_does(lambda: tell_how_far(training))
     try:
         stopped_by = _train_until_done(training, request)
         if stopped_by is None:
@@ -143,8 +143,8 @@ def _train_until_done(training: Training, request: StopRequest) -> str | None:
                 _train_step(training, batches)
         old = ranks.is_first() and save.every_minutes is not None and time.monotonic() - saved >= 60 * save.every_minutes
         stop, old = ranks.agree_each([request.heard(), old])
-        unjudged = training.epoch_is_over  # judging may take longer than a job that is asked to stop has left
-        if judged or unjudged or stop or old or (save.every_steps and progress.step % save.every_steps == 0):
+        unjudged = training.epoch_is_over  # saved now, for judging may take longer than a job that is asked to stop has left
+        if unjudged or stop or old or (save.every_steps and progress.step % save.every_steps == 0):
             with doing(f"saving step {progress.step}"):
                 save_training(training, saved)
             saved = time.monotonic()
@@ -274,6 +274,7 @@ def _judge_epoch(training: Training) -> None:
     progress.stopped = verdict is Verdict.STOP or progress.epochs_judged == config.train.epochs
     if ranks.is_first():
         training.journal.epoch(epoch, progress.step, panels, chooser, verdict.value)
+        tell_how_far(training)
 
 
 def _judge(training: Training, model: HyperIQA, best: Best, suffix: str) -> tuple[Verdict, dict[str, dict[str, Any]]]:

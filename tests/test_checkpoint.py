@@ -74,6 +74,15 @@ def test_without_averaged_weights_there_is_no_file_of_them(tmp_path: Path) -> No
     assert newest(tmp_path) == (path.name, []) and load_checkpoint(path).average == {}
 
 
+def test_what_another_version_has_saved_is_refused_and_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(checkpoint_module, "FORMAT", 1)
+        (path,) = save(tmp_path, 7)
+    with pytest.raises(ConfigError, match=rf"{path.name}: was saved by another version of dist_train \(format 1, here 2\)"):
+        load_checkpoint(path)
+    assert newest(tmp_path) == (path.name, [])
+
+
 def test_the_newest_wins(tmp_path: Path) -> None:
     save(tmp_path, 9, 10, 2)
     assert newest(tmp_path) == ("step-00000010", [])

@@ -416,7 +416,9 @@ def test_a_run_of_one_process_that_waits_in_vain_says_for_what_and_ends_in_the_t
     assert told["status"] == "unfinished"
     if "killed" in what:  # as the kernel does where memory is short
         last_line = ended.stderr.splitlines()[-1]
-        assert re.fullmatch(r"error: lost another process: loader worker \d+ was killed; the same command goes on", last_line)
+        assert re.fullmatch(
+            r"error: lost another process: loader worker \d+ was killed \(SIGKILL, .*\); the same command goes on", last_line
+        )
         assert told["reason"] == last_line.replace("error", "LostProcessError", 1)
         return
     at = f"judging epoch 0: waiting for a batch (worker 0 reads '{opened.ids[image]}' in {shard})"

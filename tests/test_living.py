@@ -22,7 +22,7 @@ from dist_train.errors import ConfigError, LostProcessError, TrainingError
 from dist_train.order import Order
 from shards.manifest import Shards
 
-LOST = r"lost another process: loader worker \d+ was killed; the same command goes on"
+LOST = r"lost another process: loader worker \d+ was killed \(SIGKILL, .*\); the same command goes on"
 
 
 class Stillbirths:

@@ -299,6 +299,21 @@ def test_where_the_scale_of_the_scores_is_open_no_term_is_cheaper_for_less_sprea
     torch.testing.assert_close([*a_hundredth], [*all_of_it], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("config", [config for config in EVERY_TERM if leaves_scale_open(config)])
+def test_where_the_scale_of_the_scores_is_open_each_set_has_its_own(config: Loss) -> None:
+    torch.manual_seed(5)
+    scores, opinions, sets = 100 * torch.rand(12, 3).double(), 100 * torch.rand(12).double(), torch.arange(12) % 2
+    moved = torch.where(sets[:, None] == 0, scores, 3 * scores + 500)
+    found = [[*training_loss(said, Targets(opinions, sets, 20.0), config)] for said in (scores, moved)]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-6)
+
+
+def test_where_the_scale_is_open_no_batch_has_a_consistency_without_bounds() -> None:
+    scores = torch.tensor([[0.0, 100.0], [0.0, 100.0], [100.0, 0.1]])  # the means are all but equal
+    loss = training_loss(scores, targets(torch.tensor([1.0, 2.0, 3.0]), 20.0), Loss(regression="plcc", consistency_weight=1.0))
+    assert 0 < loss.consistency.item() <= 20.0
+
+
 def test_one_image_alone_has_a_finite_loss_where_the_scale_is_open() -> None:
     scores = torch.tensor([[4.0, 6.0]], requires_grad=True)
     training_loss(scores, targets(torch.tensor([5.0])), Loss(regression="plcc", consistency_weight=0.2)).total.backward()

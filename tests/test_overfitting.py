@@ -21,6 +21,13 @@ def test_where_train_rises_and_val_falls_the_run_overfits_from_the_best_epoch_on
     assert train_and_val(records) == "from epoch 2 on, train SRCC rose by 0.021 while val SRCC fell by 0.012: overfitting"
 
 
+def test_a_verdict_needs_enough_images_on_both_sides() -> None:
+    records = epochs((0.70, 0.86), (0.90, 0.85))
+    for record in records[1:]:
+        record["train"]["images"], record["val"]["images"] = 4, 1000
+    assert train_and_val(records).endswith(": 4 images in train are too few to tell overfitting from chance")
+
+
 def test_where_both_rise_they_rose_together() -> None:
     assert train_and_val(epochs((0.5, 0.6), (0.6, 0.65), (0.7, 0.64), (0.8, 0.66))) == (
         "from epoch 0 to 3, train and val SRCC rose together, by 0.300 and 0.060: no sign of overfitting"

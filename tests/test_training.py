@@ -94,17 +94,19 @@ def test_an_average_that_never_had_an_srcc_leaves_the_run_its_own_test(
 
 
 def test_a_best_epoch_whose_weights_have_rotted_is_neither_tested_nor_used(shards: Path, tmp_path: Path) -> None:
-    train_here(tmp_path, shards, "train.epochs=1")
+    words = ("train.epochs=2", "optim.lr=1e-7")  # the second epoch is no better, and the first is not judged again
+    train_here(tmp_path, shards, *words)
+    assert runs.status(tmp_path)["best_epoch"] == 0
     status, best = runs.status(tmp_path), tmp_path / "best" / "model.safetensors"
     (tmp_path / "status.json").write_text(json.dumps(status | {"status": "unfinished", "reason": "killed before the test"}))
     content = bytearray(best.read_bytes())
     content[-1000] ^= 0x40
     best.write_bytes(content)
     with pytest.raises(TrainingError, match=r"best/model\.safetensors: holds the best epoch no more .*SHA-256 is another"):
-        train_here(tmp_path, shards, "train.epochs=1")
+        train_here(tmp_path, shards, *words)
     with pytest.raises(ConfigError, match="SHA-256 is another"):
         open_model(tmp_path)
     content[-1000] ^= 0x40
     best.write_bytes(content)
-    train_here(tmp_path, shards, "train.epochs=1")
+    train_here(tmp_path, shards, *words)
     assert runs.status(tmp_path)["test"] == status["test"]
