@@ -28,6 +28,7 @@ from dist_train.model import HyperIQA
 from dist_train.model_folder import build_model
 from dist_train.moments import group_settings, load_moments, named_moments
 from dist_train.optim import build_adam
+from dist_train.origin import KEPT
 from dist_train.plan import Plan
 from dist_train.pretrained import load_pretrained
 from dist_train.retention import Retention
@@ -130,8 +131,7 @@ def open_training(plan: Plan, accelerator: Accelerator, lock: RunLock) -> Traini
     torch.manual_seed(config.run.seed)
     model = build_model(config, plan.collection.patch_size, plan.output_scale)
     if checkpoint is None:
-        size = plan.collection.patch_size
-        ranks.first_does(lambda: load_pretrained(model.backbone, config.model.backbone, config.model.pretrained, size))  # DDP hands them on
+        ranks.first_does(lambda: _fill(model, plan))  # DDP hands them on
     else:
         model.load_state_dict(checkpoint.model)
     if config.model.batch_norm == "sync":
@@ -168,6 +168,16 @@ def open_training(plan: Plan, accelerator: Accelerator, lock: RunLock) -> Traini
     if checkpoint is not None and len(checkpoint.scores["images"]) and ranks.is_first():
         training.epoch_scores = EpochScores([checkpoint.scores["images"].numpy()], [checkpoint.scores["scores"].numpy()])
     return training
+
+
+def _fill(model: HyperIQA, plan: Plan) -> None:
+    """Gives a model the weights that its run begins with: of the whole of another model, or pretrained ones of the backbone."""
+    config, origin = plan.config, plan.origin
+    if origin is None:
+        load_pretrained(model.backbone, config.model.backbone, config.model.pretrained, plan.collection.patch_size)
+    else:
+        origin.fill(model)
+        origin.save(config.run.folder / KEPT)
 
 
 def made_with(device: torch.device) -> dict[str, Any]:
