@@ -277,7 +277,8 @@ def describe_plan(plan: Plan) -> str:
             "scores",
             f"from {low:g} to {high:g}"
             + " standard deviations of each set" * (len(members) > 1)
-            + f" (model.output={config.model.output})",
+            + f" (model.output={config.model.output})"
+            + _beginning(plan),
         ),
     ]
     width = max(len(title) for title, _ in lines)
@@ -301,6 +302,13 @@ def _choice(config: Config, sets: int) -> str:
     by, patience = "the mean SRCC of the sets" if sets > 1 else "its SRCC", config.stop.patience
     end = "all epochs are trained" if patience is None else f"training ends after {_counted(patience, 'epoch')} without a better one"
     return f"chosen on {config.stop.select_on}, by {by}; {end}"
+
+
+def _beginning(plan: Plan) -> str:
+    if plan.origin is None or plan.config.model.output == "raw":
+        return ""
+    worst, best = plan.worst_and_best
+    return f"; what the model that it starts from calls worst and best begins as {worst:g} and {best:g}"
 
 
 def _course(config: Config) -> str:

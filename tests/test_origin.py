@@ -148,9 +148,7 @@ def test_a_raw_run_keeps_the_units_of_the_model_and_says_so_where_they_are_other
         plan = plan_of(tmp_path / label.name, cups_by_label[str(label)], model, "model.output=raw")
         torch.testing.assert_close(says(begun(plan)), says(open_model(model).model))
         told[label.name] = describe_plan(plan)
-    assert (
-        "maps nothing: the model that this run starts from says 0 of the worst picture and 100 of the best, where 9 and 1" in told["DMOS"]
-    )
+    assert "says 0 of the worst picture and 100 of the best, where 9 and 1 are right here" in told["DMOS"]
     assert "maps nothing" not in told["MOS"]
 
 
@@ -191,6 +189,7 @@ def test_a_model_that_could_not_be_opened_is_refused_when_the_run_is_planned(
     start = f"model.start_from={model}"
     code, told = planned(capsys, shards, f"run.folder={tmp_path / 'run'}", start)
     assert code == 0 and f" {model}, trained on nobody knows what; with a new Adam and schedule" in told
+    assert "what the model that it starts from calls worst and best begins as 0 and 100" in told
     content = bytearray((model / "model.safetensors").read_bytes())
     content[-1000] ^= 0x40
     (model / "model.safetensors").write_bytes(content)
