@@ -99,7 +99,7 @@ def _plan(options: argparse.Namespace) -> None:
     if world < 1:
         raise ConfigError(f"--processes {world}: a run has at least one process")
     plan = make_plan(config, world)
-    if isinstance(source := config.model.pretrained, str):
+    if isinstance(source := config.model.pretrained, str) and config.model.start_from is None:
         weights_file(config.model.backbone, source)  # a run would find out when it begins
     print(as_yaml(config))
     print(describe_plan(plan))
@@ -129,8 +129,13 @@ def _nodes(options: argparse.Namespace) -> None:
 def _fetch(options: argparse.Namespace) -> None:
     model = load_config(options.config, options.settings).model
     from dist_train.backbone import features_only
+    from dist_train.model_folder import find_weights
     from dist_train.pretrained import load_pretrained
 
+    if model.start_from is not None:
+        find_weights(model.start_from)
+        print(f"the weights are those of model.start_from={model.start_from}: there is nothing to fetch")
+        return
     if model.pretrained is True:
         print(f"asking for the weights of {model.backbone}; without a connection this takes a minute to give up", file=sys.stderr)
     load_pretrained(features_only(model.backbone), model.backbone, model.pretrained)

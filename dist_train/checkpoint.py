@@ -122,8 +122,10 @@ def newest_complete_checkpoint(folder: Path, say: Callable[[str], None]) -> Path
         path = found.pop()
         try:
             damage = _damage(path)
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, LookupError, TypeError) as error:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             damage = [f"{type(error).__name__}: {error}"]
+        except (ValueError, LookupError, TypeError) as error:
+            damage = [f"{PROGRESS}: {type(error).__name__}: {error}"]
         except OSError as error:
             raise _unreadable(path, error, ", and the run goes on from the checkpoint before it") from error
         if not damage:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import permutations
 
@@ -18,6 +18,9 @@ import numpy as np
 from dist_train.config import Data
 from dist_train.errors import ConfigError
 from shards.manifest import BUILD_AGAIN, PARTS, Label, ShardError, Shards
+
+SPAN = 2.5  # standard deviations on either side of the mean that the scores of several sets span
+NO_FILES = np.empty(0, np.uint64)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Member:
     parts: dict[str, np.ndarray]  # image numbers, in its own shard folder, of train, val and test
     scale: Scale
     weight: float  # of its images in a batch, relative to the others'
+    trained_before: np.ndarray = field(default_factory=lambda: NO_FILES)  # the files that the model was trained on before the run
 
     @property
     def deviations(self) -> np.ndarray:
@@ -70,9 +74,18 @@ class Member:
         return np.fromiter(told, kinds, len(self.shards))
 
     def trained_too(self, images: np.ndarray) -> np.ndarray:
-        """Those of some images, by their numbers, whose content or very file is in train as well: int64."""
+        """Those of some images, by their numbers, that are `in_train_too` or were `in_train_before`: int64."""
+        return np.union1d(self.in_train_too(images), self.in_train_before(images))
+
+    def in_train_too(self, images: np.ndarray) -> np.ndarray:
+        """Those of some images whose content or very file is in train as well: int64."""
         train = self.parts["train"]
         known: np.ndarray = images[np.isin(self.contents[images], self.contents[train]) | np.isin(self.files[images], self.files[train])]
+        return known
+
+    def in_train_before(self, images: np.ndarray) -> np.ndarray:
+        """Those of some images whose files the model that the run starts from was trained on: int64."""
+        known: np.ndarray = images[np.isin(self.files[images], self.trained_before)]
         return known
 
     def split_fingerprint(self) -> str:
@@ -158,14 +171,17 @@ def _content_number(group: str) -> int:
     return int.from_bytes(hashlib.blake2b(group.encode(), digest_size=8).digest(), "big")
 
 
-def open_collection(data: Data, chooser: str = "val") -> Collection:
-    """Opens every shard folder that the config names; `chooser` is the part that chooses the epoch. Raises ConfigError or ShardError."""
+def open_collection(data: Data, chooser: str = "val", trained_before: np.ndarray = NO_FILES) -> Collection:
+    """Opens every shard folder that the config names. Raises ConfigError or ShardError.
+
+    `chooser` is the part that chooses the epoch, `trained_before` uint64 [files] what the model was trained on before the run.
+    """
     if not data.sets:
         if data.shards is None:
             raise ConfigError("data.shards is not set: name a shard folder, such as data.shards=demo/shards")
         shards = Shards(data.shards)
         split, parts = shards.split(data.split)
-        return Collection((Member(shards.manifest["data_set"], shards, split, parts, Scale(shards.label), 1.0),))
+        return Collection((Member(shards.manifest["data_set"], shards, split, parts, Scale(shards.label), 1.0, trained_before),))
     if data.shards is not None or data.split is not None:
         raise ConfigError("data.sets names the shard folders, each with its own split: leave out data.shards and data.split")
     members = []
@@ -174,7 +190,7 @@ def open_collection(data: Data, chooser: str = "val") -> Collection:
         split, parts = shards.split(chosen.split)
         weight = float(len(parts["train"])) if chosen.weight is None else chosen.weight
         scale = _standard_scale(shards, parts["train"]) if len(data.sets) > 1 else Scale(shards.label)
-        members.append(Member(name, shards, split, parts, scale, weight))
+        members.append(Member(name, shards, split, parts, scale, weight, trained_before))
     sizes = {member.name: member.shards.layout.patch_size for member in members}
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{name} {size}" for name, size in sizes.items())

@@ -112,7 +112,12 @@ class Model(_Section):
     backbone: str = "resnet50.tv_in1k"
     """Any timm model that offers features_only with at least four maps."""
     pretrained: bool | str = True
-    """true: timm's own download. false: random. Otherwise a weights file, or package:NAME for weights that a package ships."""
+    """true: timm's own download. false: random. Otherwise a weights file, or package:NAME for weights that a package ships. Not used,
+    and not downloaded, with start_from."""
+    start_from: Folder | None = None
+    """A trained model that a new run begins with, all its weights, instead of a pretrained backbone: a run folder, its best/, or a
+    model.safetensors, built as this run's. Its scores begin on the scale and in the direction of this run's opinions; with output=raw
+    in the units of the label that it was trained on. null: none."""
     output: Literal["range", "raw"] = "range"
     """range: the target network speaks on 0 to 100, mapped onto the scale of the opinions. raw: no mapping, as the paper."""
     stages: Literal["last", "all"] = "last"
@@ -136,9 +141,9 @@ class Model(_Section):
             raise ValueError("there is one stage to weigh; set model.stages=all as well")
         return value
 
-    @field_validator("pretrained")
+    @field_validator("pretrained", "start_from", mode="before")
     @classmethod
-    def _is_no_address(cls, value: bool | str) -> bool | str:
+    def _is_no_address(cls, value: object) -> object:
         if isinstance(value, str) and "://" in value:
             raise ValueError("this is an address; download the file and name that")
         return value

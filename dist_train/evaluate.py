@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from dist_train import ranks
-from dist_train.collection import Member, Scale
+from dist_train.collection import NO_FILES, Member, Scale
 from dist_train.config import Data, load_config
 from dist_train.device import open_accelerator
 from dist_train.errors import ConfigError
@@ -186,13 +186,16 @@ def _what_was_seen(trained: TrainedModel, own: str | None, shards: Shards, image
     told = "the model was not trained on this data set: it has seen none of these files"
     if of_this_set:
         told = "the model was trained on other images of this data set"
+    if not trained.seen.is_all:
+        told = "the model started from one of which nobody knows what it was trained on"
     trained_too = _trained_too(trained, own, shards, images) if own else None
     if trained_on or trained_too:
         what = f"{trained_on:,}" if trained_on >= (trained_too or 0) else f"the contents of {trained_too:,}"
         told = f"WARNING: the model was trained on {what} of these images: its figures are too good"
     if chosen_on:
         told += f"; {'WARNING: ' * (not told.startswith('WARNING'))}its best epoch was chosen on {chosen_on:,} of these images"
-    return Seen(of_this_set, trained_on, chosen_on, trained_too, told)
+    none = 0 if trained.seen.is_all else None
+    return Seen(of_this_set or (False if trained.seen.is_all else None), trained_on or none, chosen_on or none, trained_too, told)
 
 
 def _other_resize(trained: TrainedModel, shards: Shards, seen: Seen) -> tuple[str, ...]:
@@ -213,7 +216,8 @@ def _trained_too(trained: TrainedModel, own: str, shards: Shards, images: np.nda
         split, parts = shards.split(trained.about["trained_on"][own]["split"])
     except ShardError:
         return None
-    return len(Member(own, shards, split, parts, Scale(shards.label), 1.0).trained_too(images))
+    before = NO_FILES if trained.seen is None else trained.seen.trained_on.view(np.uint64)
+    return len(Member(own, shards, split, parts, Scale(shards.label), 1.0, before).trained_too(images))
 
 
 def _own_name(trained: TrainedModel, shards: Shards) -> str | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dist_train.config import Config, Loss
+from dist_train.config import Config, Loss, Model
 
 
 def idle_settings(config: Config) -> list[str]:
     """A sentence for each such setting, with what would let it do something."""
-    loss, default, notes = config.loss, Loss(), []
+    loss, default, notes = config.loss, Loss(), list[str]()
+    if config.model.start_from is not None and config.model.pretrained != Model().pretrained:
+        notes.append("model.pretrained does nothing: all weights are those of model.start_from")
     for name in ("rank_kind", "rank_margin", "rank_margin_unit", "fidelity_truth", "rank_level"):
         if not loss.rank_weight and getattr(loss, name) != getattr(default, name):
             notes.append(f"loss.{name} does nothing while loss.rank_weight is 0, as it is unless it is set")

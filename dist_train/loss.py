@@ -27,7 +27,7 @@ class Targets:
     """What the scores of some images should be: opinions [images] and the number of each one's data set [images].
 
     Where the loss asks for them, also the standard deviation of each image's ratings [images], in units of the opinions. `point` is
-    what one of the target network's points, 0 to 100, is worth in that unit.
+    what a point is worth in that unit.
     """
 
     opinions: Tensor

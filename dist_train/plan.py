@@ -14,7 +14,7 @@ from shlex import quote
 import numpy as np
 import torch
 
-from dist_train.collection import Collection, Member, open_collection
+from dist_train.collection import NO_FILES, SPAN, Collection, Member, open_collection
 from dist_train.config import Config
 from dist_train.data import loader_workers
 from dist_train.device import NEED_A_GPU, refuse_without_gpu
@@ -27,11 +27,11 @@ from dist_train.mixture import Mixture, seed_of_set, shares_of
 from dist_train.model_folder import build_model
 from dist_train.optim import LAST_RATIO_EPOCH, STEP_EPOCHS
 from dist_train.order import Order
+from dist_train.origin import Origin, open_origin
 from shards.manifest import PARTS
 from shards.splits import FEW_IMAGES, FEWEST_IMAGES
 
 FEW_STEPS = 100  # in all; the demo, on few images and at a high rate, takes 215
-SPAN = 2.5  # standard deviations on either side of the mean that the scores of several sets span
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Plan:
     share: int  # images per rank and step
     micro_batch: int  # of them, images that go through the model at a time
     num_parameters: int
+    origin: Origin | None = None  # the model that it starts from
 
     @property
     def steps_per_epoch(self) -> int:
@@ -58,13 +59,28 @@ class Plan:
     def output_scale(self) -> tuple[float, float]:
         """What the target network's 0 and 100 mean, in targets.
 
-        One set: the ends of its scale, as stated or as seen in the training part; (0, 100) when the output stays raw. Several
-        sets: 2.5 standard deviations below and above the mean.
+        The ends of their scale; what a model that the run starts from makes of these; or (0, 100) when the output stays raw.
+        """
+        if self.config.model.output == "raw":
+            return 0.0, 100.0
+        return self.target_scale if self.origin is None else self.origin.output_scale(*self.worst_and_best)
+
+    @property
+    def worst_and_best(self) -> tuple[float, float]:
+        """The targets of the worst and of the best picture."""
+        low, high = self.target_scale
+        rises = len(self.collection.members) > 1 or self.collection.members[0].shards.label.higher_is_better
+        return (low, high) if rises else (high, low)
+
+    @property
+    def target_scale(self) -> tuple[float, float]:
+        """The lowest and the highest target.
+
+        One set: the ends of its scale, as stated or as seen in the training part. Several sets: 2.5 standard deviations below and above
+        the mean.
         """
         if len(self.collection.members) > 1:
             return -SPAN, SPAN
-        if self.config.model.output == "raw":
-            return 0.0, 100.0
         only = self.collection.members[0]
         if only.shards.label.low is not None and only.shards.label.high is not None:
             return only.shards.label.low, only.shards.label.high
@@ -73,8 +89,8 @@ class Plan:
 
     @property
     def point(self) -> float:
-        """What one of the target network's points, 0 to 100, is worth in targets."""
-        low, high = self.output_scale
+        """What one point, in which the loss is computed, is worth in targets: a hundredth of their scale."""
+        low, high = (0.0, 100.0) if self.config.model.output == "raw" else self.target_scale
         return (high - low) / 100
 
     @cached_property
@@ -112,7 +128,10 @@ def make_plan(config: Config, world: int, device: str | None = None) -> Plan:
         refuse_without_gpu(config.run.precision, "run.device=cpu takes none")
     if config.model.batch_norm == "sync" and world > 1:
         _refuse_sync_without_gpus("cpu" if config.run.device == "cpu" else device, world)
-    collection = open_collection(config.data, config.stop.select_on)
+    origin = open_origin(config)
+    collection = open_collection(config.data, config.stop.select_on, NO_FILES if origin is None else origin.files)
+    if origin is not None:
+        origin.refuse_another_architecture(config.model, collection.patch_size)
     if len(collection.members) > 1 and config.model.output == "raw":
         raise ConfigError("model.output=raw leaves scores as they are, but those of several data.sets are standardised: leave it out")
     shown, batch = config.data.patches_per_image, config.train.global_batch
@@ -155,7 +174,7 @@ def make_plan(config: Config, world: int, device: str | None = None) -> Plan:
                 f"train.global_batch or data.patches_per_image, or set model.batch_norm=frozen"
             )
     num_parameters = sum(tensor.numel() for tensor in model.parameters())
-    plan = Plan(config, collection, order, world, share, micro_batch, num_parameters)
+    plan = Plan(config, collection, order, world, share, micro_batch, num_parameters, origin)
     if not plan.point:
         raise ConfigError(
             f"{collection.members[0].shards.folder}: all training opinions are equal, and the ends of their scale are not stated; "
@@ -243,7 +262,7 @@ def describe_plan(plan: Plan) -> str:
     """The plan for a person: numbers, rates, and what would not be reproducible."""
     config, order, members = plan.config, plan.order, plan.collection.members
     visits, batch, show = order.passes * order.num_images, order.global_batch, order.patches_per_image
-    low, high = plan.output_scale
+    low, high = plan.target_scale
     known = config.data.workers is not None or plan.world == 1 or "LOCAL_WORLD_SIZE" in os.environ  # else, how many share a machine
     lines = []
     for member, line in zip(members, order.orders if isinstance(order, Mixture) else (order,), strict=True):
@@ -264,6 +283,7 @@ def describe_plan(plan: Plan) -> str:
         ("processes", f"{plan.world}, each takes {plan.share} of these images, {plan.micro_batch} at a time through the model"),
         ("workers", f"{loader_workers(config.data)} for each process" if known else "half of the cores of each process, one to four"),
         ("model", f"HyperIQA on {config.model.backbone}, {plan.num_parameters:,} parameters"),
+        *([("starts from", str(plan.origin))] if plan.origin else []),
         (
             "steps",
             f"{plan.steps_per_epoch:,} per epoch ({visits:,} visits of images, {batch} a step), "
@@ -273,7 +293,8 @@ def describe_plan(plan: Plan) -> str:
             "scores",
             f"from {low:g} to {high:g}"
             + " standard deviations of each set" * (len(members) > 1)
-            + f" (model.output={config.model.output})",
+            + f" (model.output={config.model.output})"
+            + _beginning(plan),
         ),
     ]
     width = max(len(title) for title, _ in lines)
@@ -297,6 +318,13 @@ def _choice(config: Config, sets: int) -> str:
     by, patience = "the mean SRCC of the sets" if sets > 1 else "its SRCC", config.stop.patience
     end = "all epochs are trained" if patience is None else f"training ends after {_counted(patience, 'epoch')} without a better one"
     return f"chosen on {config.stop.select_on}, by {by}; {end}"
+
+
+def _beginning(plan: Plan) -> str:
+    if plan.origin is None or plan.config.model.output == "raw":
+        return ""
+    worst, best = plan.worst_and_best
+    return f"; what the model that it starts from calls worst and best begins as {worst:g} and {best:g}"
 
 
 def _course(config: Config) -> str:
@@ -324,6 +352,9 @@ def worth_knowing(plan: Plan) -> list[str]:
             f"the whole run takes only {_counted(plan.total_steps, 'step')}: fewer than {FEW_STEPS} leave a pretrained model about as it "
             f"was; data.passes={passes} would take {FEW_STEPS} or more"
         )
+    if plan.origin is not None:
+        notes += plan.origin.worth_knowing(plan.collection)
+        notes += _of_a_raw_start(plan, plan.origin)
     chooser = plan.config.stop.select_on
     for member in plan.collection.members:
         notes += [
@@ -340,7 +371,7 @@ def worth_knowing(plan: Plan) -> list[str]:
             if 0 < number < FEW_CONTENTS and len(member.parts[part]) >= FEW_IMAGES
         ]
         for part in ("val", "test"):
-            if len(copies := member.trained_too(member.parts[part])):
+            if len(copies := member.in_train_too(member.parts[part])):
                 notes.append(
                     f"{member.name}: {len(copies):,} of the {len(member.parts[part]):,} images in {part} show a content, or are the very "
                     f"file, that is in train, too, such as '{member.shards.ids[copies[0]]}': figures of {part} are too good; "
@@ -381,9 +412,20 @@ def worth_knowing(plan: Plan) -> list[str]:
         notes += [f"{name}: the loss sees one image of it at a time, so it is never ranked; give it a larger weight" for name in alone]
     label = plan.collection.members[0].shards.label
     if len(plan.collection.members) == 1 and label.low is None and plan.config.model.output == "range":
-        low, high = plan.output_scale
+        low, high = plan.target_scale
         notes.append(f"the scale of the opinions is not stated: scores are spoken on {low:g} to {high:g}, as seen in train")
     return notes
+
+
+def _of_a_raw_start(plan: Plan, origin: Origin) -> list[str]:
+    worst, best = plan.worst_and_best
+    if plan.config.model.output != "raw" or np.allclose((worst, best), (origin.worst, origin.best)):
+        return []
+    return [
+        f"model.output=raw maps nothing: the model that this run starts from says {origin.worst:g} of the worst picture and "
+        f"{origin.best:g} of the best, where {worst:g} and {best:g} are right here, and the first steps go into that; "
+        f"model.output=range begins on the scale of these opinions"
+    ]
 
 
 def irreproducible(config: Config, world: int) -> list[str]:

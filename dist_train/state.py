@@ -24,6 +24,7 @@ from dist_train.model import HyperIQA
 from dist_train.model_folder import build_model
 from dist_train.moments import group_settings, load_moments, named_moments
 from dist_train.optim import build_adam
+from dist_train.origin import KEPT
 from dist_train.plan import Plan
 from dist_train.pretrained import load_pretrained
 from dist_train.retention import Retention
@@ -104,8 +105,7 @@ def open_training(plan: Plan, accelerator: Accelerator, lock: RunLock) -> Traini
     torch.manual_seed(config.run.seed)
     model = build_model(config, plan.collection.patch_size, plan.output_scale)
     if checkpoint is None:
-        size = plan.collection.patch_size
-        ranks.first_does(lambda: load_pretrained(model.backbone, config.model.backbone, config.model.pretrained, size))  # DDP hands them on
+        ranks.first_does(lambda: _fill(model, plan))  # DDP hands them on
     else:
         model.load_state_dict(checkpoint.model)
     if config.model.batch_norm == "sync":
@@ -139,6 +139,16 @@ def open_training(plan: Plan, accelerator: Accelerator, lock: RunLock) -> Traini
         if average is None and checkpoint.average:
             journal.say("note: ema.decay is null now, so the average of the weights ends here; what best-ema/ holds stays as it is")
     return Training(plan, accelerator, model, wrapped, optimizer, journal, progress, lock, average)
+
+
+def _fill(model: HyperIQA, plan: Plan) -> None:
+    """Gives a model the weights that its run begins with: of the whole of another model, or pretrained ones of the backbone."""
+    config, origin = plan.config, plan.origin
+    if origin is None:
+        load_pretrained(model.backbone, config.model.backbone, config.model.pretrained, plan.collection.patch_size)
+    else:
+        origin.fill(model)
+        origin.save(config.run.folder / KEPT)
 
 
 def made_with(device: torch.device) -> dict[str, Any]:

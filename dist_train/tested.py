@@ -149,7 +149,7 @@ def _evaluated(path: Path, said: Mapping[str, Any]) -> TestedSet:
         split=said["split"],
         label=label,
         on_label=label == spoken and said.get("rmse", np.nan) is not None,
-        warnings=(UNKNOWN,) if None in seen.values() else tuple(warning for warning, images in seen.items() if images),
+        warnings=tuple(warning for warning, images in seen.items() if images) + (UNKNOWN,) * (None in seen.values()),
     )
 
 

@@ -8,6 +8,7 @@ run.folder/
   scores-test.csv          the same for the test part, from the best epoch
   best/model.safetensors   the best epoch's weights, with config.yaml and seen.safetensors beside it (best-ema/: of the averaged weights)
   checkpoints/step-*/      where an interrupted run goes on
+  origin.safetensors       of a run that starts from a model: what that one had seen (origin.py)
   report.png               curves, and score against opinion
   lock                     while the run goes on: whose it is
 """
@@ -369,13 +370,15 @@ def _score(training: Training, model: HyperIQA, part: str) -> dict[str, Scores] 
 
 def _save_best(training: Training, model: HyperIQA, best: Best, scores: dict[str, dict[str, Scores]], suffix: str) -> None:
     """The best epoch's weights with all that is needed to use them, and its scores. By rank 0; the others wait."""
-    config, collection = training.config, training.plan.collection
+    config, collection, origin = training.config, training.plan.collection, training.plan.origin
 
     def save() -> None:
         training.lock.refuse_if_lost()
         is_open = leaves_scale_open(config.loss)
         panels = {part: final_panel_of(found, collection, part, scale_is_open=is_open) for part, found in scores.items()}
         about = {"epoch": best.early_stop.best_epoch, "panels": finite_or_none(panels)} | about_data(training.plan)
+        if origin is not None:
+            about["trained_on"] |= {name: said for name, said in origin.trained_on.items() if name not in about["trained_on"]}
         for part, found in scores.items():
             write_scores(config.run.folder, f"scores-{part}{suffix}", found, collection)
         scales = {member.name: member.scale for member in collection.members}
@@ -383,7 +386,8 @@ def _save_best(training: Training, model: HyperIQA, best: Best, scores: dict[str
         folder = config.run.folder / f"best{suffix}"
         folder.mkdir(exist_ok=True)
         if not (folder / SEEN).is_file():  # the same for every epoch
-            SeenFiles.of(collection, config.stop.select_on).save(folder / SEEN)
+            own = SeenFiles.of(collection, config.stop.select_on)
+            (own.joined(origin.seen) if origin else own).save(folder / SEEN)
         save_model(folder, model.state_dict(), config, scales, cuttings, about)
 
     ranks.first_does(save)

@@ -419,12 +419,13 @@ def test_an_evaluation_of_other_images_is_refused(tmp_path: Path, part: str, spl
 
 
 def test_what_an_evaluation_says_that_its_model_has_seen_is_a_warning(tmp_path: Path) -> None:
-    names = {(0, 0): "clean", (3, 0): "trained", (0, 2): "chosen"}
+    names = {(0, 0): "clean", (3, 0): "trained", (0, 2): "chosen", (3, None): "half known"}
     for (trained_on, chosen_on), name in names.items():
         evaluation(tmp_path / name, 20.0, trained_on_images=trained_on, chosen_on_images=chosen_on)
-    *_, first, second = compare([str(tmp_path / name) for name in names.values()]).splitlines()
-    assert first == f"{SEEN_IN_TRAINING}: {tmp_path / 'trained'}"
+    *_, first, second, third = compare([str(tmp_path / name) for name in names.values()]).splitlines()
+    assert first == f"{SEEN_IN_TRAINING}: {tmp_path / 'trained'}, {tmp_path / 'half known'}"
     assert second == f"WARNING: these chose their epoch on some of these images, so their figures are too good: {tmp_path / 'chosen'}"
+    assert third == f"nobody knows whether these were trained or chosen on these images: {tmp_path / 'half known'}"
     assert "too good" not in compare([str(tmp_path / "clean")]) and "nobody" not in compare([str(tmp_path / "clean")])
 
 

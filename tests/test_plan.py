@@ -113,7 +113,7 @@ def test_a_split_that_parts_contents_is_told_of_before_training_and_with_the_fig
     scores = {"tiny": Scores(member.parts["test"], np.arange(15.0)[:, None], member.shards.opinions[member.parts["test"]])}
     panel = final_panel_of(scores, found.collection, "test", scale_is_open=False)
     assert panel["trained_too"] == 15
-    trained = cast(TrainedModel, SimpleNamespace(about={"trained_on": {"tiny": {"split": "mine"}}}))
+    trained = cast(TrainedModel, SimpleNamespace(about={"trained_on": {"tiny": {"split": "mine"}}}, seen=None))
     assert _trained_too(trained, "tiny", Shards(torn), member.parts["test"]) == 15  # as `evaluate` tells
     assert "is in train, too" not in describe_plan(make_plan(config_of(shards), 1))
 

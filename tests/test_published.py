@@ -13,13 +13,16 @@ import plain_hyperiqa as plain
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from photographs import make_folder, shards_of
 from PIL import Image
 from torch import Tensor, nn
 
 from dist_train.__main__ import main
+from dist_train.config import Config
 from dist_train.errors import ConfigError
 from dist_train.model import HyperIQA
-from dist_train.model_folder import open_model
+from dist_train.model_folder import build_model, open_model
+from dist_train.plan import describe_plan, make_plan
 from dist_train.published import import_hyperiqa, their_name
 from shards.datasets import read_table
 from shards.manifest import Label
@@ -133,6 +136,23 @@ def test_evaluate_runs_the_imported_model_at_once(folder: Path, photographs: Pat
     assert [row["image"] for row in evaluated] == [row["id"] for row in predicted]
     for one, other in zip(evaluated, predicted, strict=True):
         assert float(one["score"]) == pytest.approx(float(other["score"]), rel=1e-4)
+
+
+def test_a_run_goes_on_from_the_imported_model(folder: Path, checkpoint: dict[str, Tensor], tmp_path: Path) -> None:
+    make_folder(tmp_path, split=["train"] * 6 + ["val"] * 3 + ["test"] * 3)
+    shards = shards_of(tmp_path, tmp_path / "shards", label=Label("MOS", 1.0, 5.0, True), patch_size=224, patches=1, resize="exact:224x224")
+    config = Config.model_validate({"data": {"shards": shards.folder}, "model": {"start_from": folder}, "train": {"global_batch": 3}})
+    plan = make_plan(config, 1)
+    assert plan.output_scale == (1.0, 5.0)  # the authors' scores are on 0 to 100
+    assert "nobody knows all that the model was trained on" in describe_plan(plan)
+    model = build_model(config, 224, plan.output_scale)
+    assert plan.origin is not None
+    plan.origin.fill(model)
+    head = {name: checkpoint[name] for name in plain.HEAD}
+    pixels = plain.smooth_pixels(2)
+    with torch.no_grad():
+        theirs = plain.plain_scores(resnet_of(checkpoint).eval(), head, plain.normalised(pixels, torch.float32))
+        torch.testing.assert_close(model.eval()(pixels), 1 + 4 * theirs / 100, rtol=1e-5, atol=1e-5)
 
 
 def test_what_the_file_does_not_say_is_as_the_paper_has_it_unless_told(folder: Path) -> None:

@@ -182,10 +182,11 @@ def test_what_is_saved_of_an_address_holds_no_password() -> None:
     assert "secret" not in json.dumps(config.model_dump(mode="json"))
 
 
-def test_weights_at_an_address_are_refused_and_its_password_is_not_repeated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["model.pretrained", "model.start_from"])
+def test_weights_at_an_address_are_refused_and_its_password_is_not_repeated(tmp_path: Path, key: str) -> None:
     (tmp_path / "config.yaml").touch()
     with pytest.raises(ConfigError, match="this is an address; download the file and name that") as refused:
-        load_config(tmp_path / "config.yaml", ["model.pretrained=https://me:secret@server/weights.safetensors"])
+        load_config(tmp_path / "config.yaml", [f"{key}=https://me:secret@server/weights.safetensors"])
     assert "secret" not in str(refused.value)
 
 
