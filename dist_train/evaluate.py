@@ -201,7 +201,10 @@ def _what_was_seen(trained: TrainedModel, own: str | None, shards: Shards, image
 def _other_resize(trained: TrainedModel, shards: Shards, seen: Seen) -> tuple[str, ...]:
     """The rules by which the training resized the set that these shards are of; none where theirs is among them, or it is a new set."""
     trained_on: Mapping[str, Mapping[str, str]] = trained.about.get("trained_on", {})
-    alike = [name for name, said in trained_on.items() if said["data_set"] == shards.manifest["data_set"]]
+    named = [name for name, said in trained_on.items() if said["data_set"] == shards.manifest["data_set"]]
+    alike = [name for name in named if name in trained.cuttings]
+    if named and not alike:  # the model that its run started from was trained on it, by a rule that is not known
+        return ()
     if not trained_on:  # an imported model names no data set, but its label does: MOS_zscore is KonIQ-10k's
         alike = [name for name, scale in trained.scales.items() if scale.label == shards.label]
     if not alike and seen.trained_on_set:  # its pictures are known, but not of which of the sets they are
