@@ -21,10 +21,8 @@ def train_and_val(records: Sequence[Mapping[str, Any]]) -> str:
     judged = [record for record in records if record["kind"] == "epoch"]
     part = "val" if any(record.get("val") for record in judged) else "test"
     panels = [(side, record[side]) for record in judged for side in (part, "train") if record.get(side)]
-    images, of_images = min(((panel["images"], side) for side, panel in panels if "images" in panel), default=(FEW_IMAGES, part))
-    contents, of_contents = min(
-        ((panel["effective_contents"], side) for side, panel in panels if panel.get("effective_contents")), default=(FEW_CONTENTS, part)
-    )
+    images, of_images = _fewest("images", panels) or (FEW_IMAGES, part)
+    contents, of_contents = _fewest("effective_contents", panels) or (FEW_CONTENTS, part)
     epochs = [
         (record["epoch"], record["train"]["srcc"], record[part]["srcc"])
         for record in judged
@@ -40,6 +38,12 @@ def train_and_val(records: Sequence[Mapping[str, Any]]) -> str:
     elif contents < FEW_CONTENTS:
         verdict = f"the images in {of_contents} count as {contents:.1f} contents, too few to tell overfitting from chance"
     return f"{moved}: {verdict}"
+
+
+def _fewest(what: str, panels: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[float, str] | None:
+    """The smallest of such counts in the panels, and whose it is, the first one's where several are; None where none says it."""
+    counts = [(panel[what], side) for side, panel in panels if panel.get(what)]
+    return min(counts, key=lambda count: count[0], default=None)
 
 
 def _moved_apart(epochs: Sequence[tuple[int, float, float]], part: str) -> tuple[str, str]:

@@ -28,6 +28,13 @@ def test_a_verdict_needs_enough_images_on_both_sides() -> None:
     assert train_and_val(records).endswith(": 4 images in train are too few to tell overfitting from chance")
 
 
+def test_where_both_sides_are_too_small_val_is_named() -> None:
+    records = epochs((0.70, 0.86), (0.90, 0.85))
+    for record in records[1:]:
+        record["train"]["images"] = record["val"]["images"] = 10
+    assert train_and_val(records).endswith(": 10 images in val are too few to tell overfitting from chance")
+
+
 def test_where_both_rise_they_rose_together() -> None:
     assert train_and_val(epochs((0.5, 0.6), (0.6, 0.65), (0.7, 0.64), (0.8, 0.66))) == (
         "from epoch 0 to 3, train and val SRCC rose together, by 0.300 and 0.060: no sign of overfitting"
