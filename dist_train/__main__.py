@@ -127,13 +127,13 @@ def _nodes(options: argparse.Namespace) -> None:
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    model = load_config(options.config, options.settings).model
+    config = load_config(options.config, options.settings)
+    model = config.model
     from dist_train.backbone import features_only
-    from dist_train.model_folder import find_weights
+    from dist_train.origin import open_origin
     from dist_train.pretrained import load_pretrained
 
-    if model.start_from is not None:
-        find_weights(model.start_from)
+    if open_origin(config) is not None:
         print(f"the weights are those of model.start_from={model.start_from}: there is nothing to fetch")
         return
     if model.pretrained is True:

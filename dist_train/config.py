@@ -117,7 +117,7 @@ class Model(_Section):
     start_from: Folder | None = None
     """A trained model that a new run begins with, all its weights, instead of a pretrained backbone: a run folder, its best/, or a
     model.safetensors, built as this run's. Its scores begin on the scale and in the direction of this run's opinions; with output=raw
-    in the units of the label that it was trained on. null: none."""
+    they begin as its target network speaks, which `plan` tells. null: none."""
     output: Literal["range", "raw"] = "range"
     """range: the target network speaks on 0 to 100, mapped onto the scale of the opinions. raw: no mapping, as the paper."""
     stages: Literal["last", "all"] = "last"

@@ -147,7 +147,7 @@ def patch_batches(reader: PatchReader, batch_images: int, workers: int, pin_memo
     if threading.current_thread() is threading.main_thread():
         # torch would hear of the end of a worker by this signal, and raise wherever this process is just then: perhaps in writing down why
         # the run fails, for that very reason. A worker that is waited for is missed all the same.
-        signal.signal(signal.SIGCHLD, heard or signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, heard if callable(heard) else signal.SIG_DFL)  # where ends are ignored, no exit code is left
     _end_workers_at_exit()
     try:
         while True:

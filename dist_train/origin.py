@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from dist_train.collection import SPAN, Collection
 from dist_train.config import Config, Model
 from dist_train.errors import ConfigError
+from dist_train.loss import leaves_scale_open
 from dist_train.model import HyperIQA
 from dist_train.model_folder import TrainedModel, find_weights, open_model
 from dist_train.seen import SeenFiles
@@ -42,6 +43,7 @@ class Origin:
     best: float  # ... and of the best
     trained_on: Mapping[str, Mapping[str, str]]  # its data sets by name, and those of models before it, as run_folder.about_data has them
     doubt: str | None  # that its run had not ended
+    is_open: bool  # its loss left the scale of its scores open
     seen: SeenFiles
 
     @classmethod
@@ -58,6 +60,7 @@ class Origin:
             best,
             trained.about.get("trained_on", {}),
             how_far_the_run_is(find_weights(place)),
+            leaves_scale_open(trained.config.loss),
             trained.seen or SeenFiles.unknown(),
         )
 
@@ -102,6 +105,8 @@ class Origin:
     def worth_knowing(self, collection: Collection) -> list[str]:
         """What makes the figures of a run on `collection` weaker than they look, because it starts from this model, in words."""
         notes = [self.doubt] if self.doubt else []
+        if self.is_open:
+            notes.append("the model that this run starts from was trained by a loss that leaves its scale open: scores may begin on any")
         if not self.seen.is_all:
             notes.append("nobody knows all that the model was trained on that this run starts from: images of val and test may be among it")
         known = {said["data_set"] for said in self.trained_on.values()}
@@ -113,6 +118,13 @@ class Origin:
                         f"{len(member.parts[part]):,} images in {part}, such as '{member.shards.ids[seen[0]]}': figures of {part} are too "
                         f"good; take the split that it was trained with, or start from another model"
                     )
+            test = member.parts["test"]
+            if chosen := int(np.isin(member.files[test], self.seen.chosen_on.view(np.uint64)).sum()):
+                notes.append(
+                    f"WARNING: {member.name}: the epoch of the model that this run starts from was chosen on {chosen:,} of the "
+                    f"{len(test):,} images in test: figures of test are too good; take the split that it was trained with, or start from "
+                    f"another model"
+                )
             name = member.shards.manifest["data_set"]
             if name in known and not np.isin(member.files, self.files).any():  # as KonIQ-10k is distributed at two sizes
                 notes.append(

@@ -174,13 +174,7 @@ def make_plan(config: Config, world: int, device: str | None = None) -> Plan:
                 f"train.global_batch or data.patches_per_image, or set model.batch_norm=frozen"
             )
     num_parameters = sum(tensor.numel() for tensor in model.parameters())
-    plan = Plan(config, collection, order, world, share, micro_batch, num_parameters, origin)
-    if not plan.point:
-        raise ConfigError(
-            f"{collection.members[0].shards.folder}: all training opinions are equal, and the ends of their scale are not stated; "
-            f"build with --range LOW HIGH"
-        )
-    return plan
+    return Plan(config, collection, order, world, share, micro_batch, num_parameters, origin)
 
 
 def _refuse_sync_without_gpus(device: str | None, world: int) -> None:
@@ -321,7 +315,7 @@ def _choice(config: Config, sets: int) -> str:
 
 
 def _beginning(plan: Plan) -> str:
-    if plan.origin is None or plan.config.model.output == "raw":
+    if plan.origin is None or plan.config.model.output == "raw" or plan.origin.is_open:
         return ""
     worst, best = plan.worst_and_best
     return f"; what the model that it starts from calls worst and best begins as {worst:g} and {best:g}"

@@ -35,6 +35,7 @@ def final_table(status: Mapping[str, Any]) -> str:
         f"{status['status']}: {status['reason']}",
         f"label: {status['label']}; data {status['data_set']} ({status['data_fingerprint']}), split {status['split']}",
         _choice(status),
+        *([_start(status["starts_from"])] if status.get("starts_from") else []),
         head,
         *rows,
         *(line for name, panel in panels.items() for line in _further(name, panel)),
@@ -49,6 +50,11 @@ def _choice(status: Mapping[str, Any]) -> str:
         return "no epoch is the best yet"
     on_test = "  <- ON TEST: the test figures are too good" if status["selected_on"] == "test" else ""
     return f"best epoch {status['best_epoch']}, chosen on {status['selected_on']}{on_test}"
+
+
+def _start(start: Mapping[str, Any]) -> str:
+    unknown = "  <- nobody knows all that it was trained on: images of val and test may be among it"
+    return f"starts from {start['model']}" + unknown * (not start["all_it_saw_is_known"])
 
 
 def _saving(cost: Mapping[str, Any]) -> str:

@@ -206,5 +206,6 @@ def status_of(training: Training) -> dict[str, Any]:
         "val": progress.best.panels.get("val"),
         "test": None,
         **about_data(plan),
+        "starts_from": None if plan.origin is None else {"model": str(plan.origin), "all_it_saw_is_known": plan.origin.seen.is_all},
         "world_size": ranks.world(),
     }

@@ -106,7 +106,12 @@ def _sets_of_run(folder: Path, status: Mapping[str, Any]) -> dict[str, TestedSet
         if not path.is_file() or not test:
             raise ConfigError(f"{folder}: this run has not been tested ({status['status']}: {status['reason']}); let it finish first")
         panel = test.get("sets", {name: test})[name]
-        too_good = {ON_TEST: status["selected_on"] == "test", SEEN_IN_TRAINING: panel.get("trained_too")}
+        start = status.get("starts_from") or {"all_it_saw_is_known": True}
+        too_good = {
+            ON_TEST: status["selected_on"] == "test",
+            SEEN_IN_TRAINING: panel.get("trained_too"),
+            UNKNOWN: not start["all_it_saw_is_known"],
+        }
         sets[name] = TestedSet(
             path,
             *read_scores(path),

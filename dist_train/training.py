@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,8 @@ def _train_until_done(training: Training, request: StopRequest) -> str | None:
         old = ranks.is_first() and save.every_minutes is not None and time.monotonic() - saved >= 60 * save.every_minutes
         stop, old = ranks.agree_each([request.heard(), old])
         unjudged = training.epoch_is_over  # saved now, for judging may take longer than a job that is asked to stop has left
-        if unjudged or stop or old or (save.every_steps and progress.step % save.every_steps == 0):
+        due = save.every_steps is not None and progress.step % save.every_steps == 0 and not judged
+        if unjudged or progress.stopped or stop or old or due:
             with doing(f"saving step {progress.step}"):
                 save_training(training, saved)
             saved = time.monotonic()
@@ -368,6 +370,16 @@ def _score(training: Training, model: HyperIQA, part: str) -> dict[str, Scores] 
     return score_part(model, training.plan.collection, part, training.config, training.accelerator.device)
 
 
+def _all_trained_on(own: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The data sets of the run, and those of the models before it: others of an equal name get a number."""
+    found = dict(own)
+    for name, said in before.items():
+        if said not in found.values():
+            free = (f"{name}-{number}" for number in count(2))
+            found[name if name not in found else next(each for each in free if each not in found)] = said
+    return found
+
+
 def _save_best(training: Training, model: HyperIQA, best: Best, scores: dict[str, dict[str, Scores]], suffix: str) -> None:
     """The best epoch's weights with all that is needed to use them, and its scores. By rank 0; the others wait."""
     config, collection, origin = training.config, training.plan.collection, training.plan.origin
@@ -378,7 +390,7 @@ def _save_best(training: Training, model: HyperIQA, best: Best, scores: dict[str
         panels = {part: final_panel_of(found, collection, part, scale_is_open=is_open) for part, found in scores.items()}
         about = {"epoch": best.early_stop.best_epoch, "panels": finite_or_none(panels)} | about_data(training.plan)
         if origin is not None:
-            about["trained_on"] |= {name: said for name, said in origin.trained_on.items() if name not in about["trained_on"]}
+            about["trained_on"] = _all_trained_on(about["trained_on"], origin.trained_on)
         for part, found in scores.items():
             write_scores(config.run.folder, f"scores-{part}{suffix}", found, collection)
         scales = {member.name: member.scale for member in collection.members}

@@ -109,6 +109,18 @@ def test_a_worker_that_is_killed_before_its_first_batch_is_a_lost_process(reader
         next(patch_batches(doomed, 8, workers=1))
 
 
+def test_a_killed_worker_is_told_of_where_the_launcher_ignores_the_ends_of_children(reader: PatchReader) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        batches = patch_batches(reader, 8, workers=1)
+        next(batches)
+        multiprocessing.active_children()[0].kill()
+        with pytest.raises(LostProcessError, match=LOST):
+            list(batches)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_a_killed_worker_is_told_of_where_a_batch_is_waited_for_and_not_where_its_rank_is_at_something_else(reader: PatchReader) -> None:
     batches = patch_batches(reader, 8, workers=1)
     next(batches)

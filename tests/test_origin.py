@@ -19,6 +19,7 @@ from torch import Tensor
 from dist_train import state
 from dist_train.__main__ import main
 from dist_train.collection import SPAN, Scale
+from dist_train.compare import compare
 from dist_train.config import Config
 from dist_train.errors import ConfigError
 from dist_train.evaluate import choose_sets
@@ -26,7 +27,10 @@ from dist_train.evaluation import Scores, final_panel_of
 from dist_train.model import HyperIQA
 from dist_train.model_folder import Cutting, build_model, open_model, save_model
 from dist_train.plan import Plan, describe_plan, make_plan
+from dist_train.report import final_table
 from dist_train.seen import SEEN, SeenFiles, file_numbers
+from dist_train.tested import UNKNOWN
+from dist_train.training import _all_trained_on
 from shards.manifest import Label, Shards
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
@@ -292,7 +296,24 @@ def test_an_interrupted_run_goes_on_without_the_model_to_the_bits_of_an_unbroken
         assert runs.largest_difference(one, other) == 0
         assert (folder / best / SEEN).read_bytes() == (unbroken / best / SEEN).read_bytes()
         assert open_model(folder / best).about["trained_on"] == open_model(unbroken / best).about["trained_on"]
-    assert runs.figures(folder) == runs.figures(unbroken)
+    mine, other = runs.figures(folder), runs.figures(unbroken)
+    assert str(copy) in mine.pop("starts_from")["model"] and str(source) in other.pop("starts_from")["model"]
+    assert mine == other
+
+
+def test_where_not_all_is_known_that_the_model_had_seen_the_figures_of_the_run_say_so(unbroken: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(unbroken, tmp_path / "run"))
+    status = runs.status(folder)
+    assert "nobody knows" not in final_table(status) and UNKNOWN not in compare([str(folder)])
+    status["starts_from"]["all_it_saw_is_known"] = False
+    (folder / "status.json").write_text(json.dumps(status))
+    assert "nobody knows all that it was trained on" in final_table(status) and UNKNOWN in compare([str(folder)])
+
+
+def test_data_sets_of_an_equal_name_that_were_trained_on_before_stay_known() -> None:
+    own, koniq = {"a": {"data_set": "spaq"}}, {"data_set": "koniq10k"}
+    assert _all_trained_on(own, {"a": koniq, "b": koniq | {"split": "x"}}) == own | {"a-2": koniq, "b": koniq | {"split": "x"}}
+    assert _all_trained_on(own, dict(own)) == own
 
 
 def test_the_same_steps_are_taken_on_two_processes(source: Path, worse: Path, unbroken: Path, tmp_path: Path) -> None:
