@@ -99,7 +99,7 @@ class Origin:
         if differences:
             raise ConfigError(
                 f"model.start_from={self.place}: that model is built otherwise than this run's ({'; '.join(differences)}); "
-                f"set here what is set there, or start from another model"
+                f"set here what is set there (a patch size by building the set once more with --size), or start from another model"
             )
 
     def worth_knowing(self, collection: Collection) -> list[str]:
@@ -116,13 +116,13 @@ class Origin:
                     notes.append(
                         f"WARNING: {member.name}: the model that this run starts from was trained on {len(seen):,} of the "
                         f"{len(member.parts[part]):,} images in {part}, such as '{member.shards.ids[seen[0]]}': figures of {part} are too "
-                        f"good; take the split that it was trained with, or start from another model"
+                        f"good; put these images into train, or start from another model"
                     )
             test = member.parts["test"]
             if chosen := int(np.isin(member.files[test], self.seen.chosen_on.view(np.uint64)).sum()):
                 notes.append(
                     f"WARNING: {member.name}: the epoch of the model that this run starts from was chosen on {chosen:,} of the "
-                    f"{len(test):,} images in test: figures of test are too good; take the split that it was trained with, or start from "
+                    f"{len(test):,} images in test: figures of test are too good; put these images into train or val, or start from "
                     f"another model"
                 )
             name = member.shards.manifest["data_set"]
@@ -159,7 +159,7 @@ def open_origin(config: Config) -> Origin | None:
 def _architecture(model: Model, patch_size: int) -> dict[str, Any]:
     """The settings that decide which weights there are, and what they mean."""
     settings = {f"model.{name}": getattr(model, name) for name in ("backbone", "stages", "stage_attention")}
-    return settings | {"--size of the shards": patch_size}
+    return settings | {"the patch size of the shards": patch_size}
 
 
 def _worst_and_best(trained: TrainedModel) -> tuple[float, float]:

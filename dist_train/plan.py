@@ -7,6 +7,7 @@ model is built.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from shlex import quote
@@ -191,16 +192,22 @@ def _refuse_small_parts(member: Member, config: Config) -> None:
         found, needed = len(member.parts[part]), 1 if part == "train" else FEWEST_IMAGES
         may_be_missing = part == "val" and config.stop.select_on == "test"
         if found < needed and not (found == 0 and may_be_missing):
-            others = ", ".join(name for name in shards.split_names() if name != member.split)
+            others = ", ".join(name for name in shards.split_names() if _is_large_enough(shards.split(name)[1], may_be_missing))
             raise ConfigError(
                 f"{shards.folder}: split '{member.split}' has {found or 'no'} images in '{part}', at least {needed} are needed; "
                 + f"choose another with data.split ({others}), or " * bool(others)
-                + f"make one: python -m shards split {quote(str(shards.folder))} --rounds 10 --ratio 60/20/20 --name NAME"
+                + f"make some, python -m shards split {quote(str(shards.folder))} --rounds 10 --ratio 60/20/20 --name wide, and add "
+                f"data.split=wide-01"
             )
     for part, why in (("train", "there is nothing to learn"), (config.stop.select_on, "no epoch can be the best")):
         opinions = shards.opinions[member.parts[part]]
         if opinions.min() == opinions.max():
             raise ConfigError(f"{shards.folder}: all opinions in {part} of split '{member.split}' are {opinions[0]:g}, so {why}")
+
+
+def _is_large_enough(parts: Mapping[str, np.ndarray], without_val: bool) -> bool:
+    """Whether a split has training images, and enough in each other part that a run needs."""
+    return bool(len(parts["train"])) and all(len(parts[part]) >= FEWEST_IMAGES for part in ("val", "test")[without_val:])
 
 
 def _refuse_unknown_deviations(member: Member) -> None:

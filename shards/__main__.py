@@ -161,7 +161,7 @@ def _doctor(options: argparse.Namespace) -> int:
             data_set = _data_set(options, bad.add)
             name = data_set.name
             one = examine(replace(data_set, left_out=bad.images), options.workers, options.quick)
-            findings += diagnose(one, options.size, rule)
+            findings += diagnose(one, options.size, rule, options.ratio)
         for read in readers if one else ():
             with _going_on(findings):
                 findings += compare(one, examine(read(one.data_set.label), options.workers, options.quick))
@@ -321,6 +321,7 @@ def _parser() -> argparse.ArgumentParser:
         "--size", type=int, default=Settings.patch_size, metavar="PIXELS", help="the patch size of the build (default: %(default)s)"
     )
     _add_resize(command)
+    _add_ratio(command)
     command.add_argument("--quick", action="store_true", help="read headers only: finds no damaged pictures and no duplicates")
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
     _add_workers(command)

@@ -13,10 +13,12 @@ from shards.plan import Settings
 from shards.table_checks import table_findings
 
 
-def diagnose(examination: Examination, patch_size: int = Settings.patch_size, rule: str | None = None) -> list[Finding]:
-    """All there is to say of one data set, for a build with this patch size and resize rule (default: the data set's)."""
+def diagnose(
+    examination: Examination, patch_size: int = Settings.patch_size, rule: str | None = None, ratio: str = Settings.ratio
+) -> list[Finding]:
+    """All there is to say of one data set, for a build with this patch size, resize rule (default: the data set's) and ratio of rounds."""
     data_set = examination.data_set
-    return [*table_findings(data_set), *picture_findings(examination, patch_size, rule or data_set.resize)]
+    return [*table_findings(data_set, ratio), *picture_findings(examination, patch_size, rule or data_set.resize, ratio)]
 
 
 def compare(one: Examination, other: Examination) -> list[Finding]:

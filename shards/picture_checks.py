@@ -17,7 +17,7 @@ from shards.folders import where_to_look
 from shards.patches import is_enlarged, is_too_large, resized_size
 from shards.photographs import decoder_versions
 from shards.rows import Row
-from shards.splits import briefly
+from shards.splits import RATIO, briefly
 from shards.table_checks import known_as, sides
 
 _LONGEST = 3.0  # times the short side; a patch shows little of such a picture, and an exact resize bends it
@@ -37,10 +37,12 @@ _TRAITS = {
 }
 
 
-def picture_findings(examination: Examination, patch_size: int, rule: str) -> Iterator[Finding]:
-    """All that there is to say of the pictures, stored by the resize rule and cut into patches of that size."""
-    checks = (_files, _unlisted, _published_sizes, _kinds, _decoder, _exact_duplicates, _near_duplicates)
+def picture_findings(examination: Examination, patch_size: int, rule: str, ratio: str = RATIO) -> Iterator[Finding]:
+    """All that there is to say of the pictures, stored by the resize rule and cut into patches of that size, in rounds of that ratio."""
+    checks = (_files, _unlisted, _published_sizes, _kinds, _decoder)
     yield from chain.from_iterable(check(examination) for check in checks)
+    yield from _exact_duplicates(examination, ratio)
+    yield from _near_duplicates(examination, ratio)
     yield from _sizes(examination, patch_size, rule)
 
 
@@ -189,9 +191,9 @@ def _sizes(examination: Examination, patch_size: int, rule: str) -> Iterator[Fin
         )
 
 
-def _exact_duplicates(examination: Examination) -> Iterator[Finding]:
+def _exact_duplicates(examination: Examination, ratio: str) -> Iterator[Finding]:
     """Copies that some split parts are a leak: trained on by one name, tested by the other."""
-    rows, splits = examination.data_set.rows, sides(examination.data_set.rows)
+    rows, splits = examination.data_set.rows, sides(examination.data_set.rows, ratio)
     leaks: dict[str, int] = {}  # each picture as it is told of, and how many files it is
     apart: dict[str, int] = {}
     together: dict[str, int] = {}
@@ -227,11 +229,11 @@ def _copies_told(same: Sequence[Row], examination: Examination) -> str:
     return told + f" and {len(same) - 3} more" * (len(same) > 3)
 
 
-def _near_duplicates(examination: Examination) -> Iterator[Finding]:
+def _near_duplicates(examination: Examination, ratio: str) -> Iterator[Finding]:
     rows = examination.data_set.rows
     number_of = {group: number for number, group in enumerate(dict.fromkeys(row.group for row in rows))}
     groups = [number_of[row.group] for row in rows]  # within one they are alike by design
-    alike = alike_across([examination], groups, [*sides(rows).values()])
+    alike = alike_across([examination], groups, [*sides(rows, ratio).values()])
     if alike and alike.pictures > len(rows) / 2:
         yield Finding(
             "error",

@@ -146,7 +146,7 @@ def what_to_know(rows: Rows, splits: Mapping[str, np.ndarray]) -> list[str]:
             names_of.setdefault(f"{few}; one content is very large, unless the ratio says so", []).append(name)
         if fewest := [f"{part} {count}" for part, count in images.items() if part != "train" and 0 < count < FEWEST_IMAGES]:
             useless = f"under {FEWEST_IMAGES} images have no SRCC, and no run takes such a split ({', '.join(fewest)})"
-            names_of.setdefault(f"{useless}; choose another ratio, or add images", []).append(name)
+            names_of.setdefault(f"{useless}; make others with `python -m shards split`, or add images", []).append(name)
         elif small := [f"{part} {count}" for part, count in images.items() if part != "train" and 0 < count < FEW_IMAGES]:
             names_of.setdefault(f"an SRCC over fewer than {FEW_IMAGES} images is rough ({', '.join(small)})", []).append(name)
     return sentences + [f"{briefly(names)}: {told_once}" for told_once, names in names_of.items()]

@@ -20,7 +20,7 @@ from shards.findings import Finding, places
 from shards.manifest import PARTS, ShardError, part_number
 from shards.plan import Settings
 from shards.rows import Row, Rows
-from shards.splits import FEW_IMAGES, FEWEST_IMAGES, WITHOUT_VALIDATION, all_splits, briefly, part_counts
+from shards.splits import FEW_IMAGES, FEWEST_IMAGES, RATIO, WITHOUT_VALIDATION, all_splits, briefly, part_counts
 
 _DISTORTED = re.compile(r"(?P<content>.+)(?P<mark>[._-])(?P<distortion>.+?)(?P=mark)0?(?P<level>[1-9]|10)")
 _PIECES = ("patch", "crop")  # numbered pieces of a picture are no distortions
@@ -42,10 +42,12 @@ class Series:
     rows: tuple[Row, ...]  # mildest first
 
 
-def table_findings(data_set: DataSet) -> Iterator[Finding]:
-    """All that there is to say of the rows of a data set."""
-    checks = (_counts, _label, _opinions, _deviations, _direction, _copied_opinions, _groups, _parts, _known_traps)
-    return chain.from_iterable(check(data_set) for check in checks)
+def table_findings(data_set: DataSet, ratio: str = RATIO) -> Iterator[Finding]:
+    """All that there is to say of the rows of a data set, whose numbered rounds will be of that ratio."""
+    before, after = (_counts, _label, _opinions, _deviations, _direction, _copied_opinions, _groups), (_known_traps,)
+    yield from chain.from_iterable(check(data_set) for check in before)
+    yield from _parts(data_set, ratio)
+    yield from chain.from_iterable(check(data_set) for check in after)
 
 
 def _counts(data_set: DataSet) -> Iterator[Finding]:
@@ -213,12 +215,12 @@ def _groups(data_set: DataSet) -> Iterator[Finding]:
         )
 
 
-def _parts(data_set: DataSet) -> Iterator[Finding]:
+def _parts(data_set: DataSet, ratio: str) -> Iterator[Finding]:
     rows = data_set.rows
     if _leaking(rows):
         return  # _groups says so
     try:
-        splits = _splits(rows)
+        splits = _splits(rows, ratio)
     except ShardError as error:
         found, _, to_do = str(error).partition("; ")
         yield Finding("error", found, "splits into train, val and test by content", to_do)
@@ -233,24 +235,24 @@ def _parts(data_set: DataSet) -> Iterator[Finding]:
                 "error" if useless else "warning",
                 f"{part} has {number} image(s) in {where}",
                 f"{FEW_IMAGES} or more: over fewer an SRCC is rough, and of fewer than {FEWEST_IMAGES} there is none",
-                "build with --ratio 60/20/20, which leaves more to val and test, or add images"
+                "build with another --ratio (60/20/20, say), which leaves more to val and test, or add images"
                 if any(not name.startswith("official") for name in useless)
                 else "add images; state an interval with every figure",
             )
 
 
-def sides(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+def sides(rows: Sequence[Row], ratio: str = RATIO) -> dict[str, np.ndarray]:
     """The part of each image in every split that a build makes unless told otherwise, by its name; stated parts that no build
     takes are taken here as they are. A split without val is left out: what is on one side of the other is on one side of it."""
     try:
-        splits = _splits(rows)
+        splits = _splits(rows, ratio)
     except ShardError:
         return {"official": np.array([part_number(row.part) for row in rows], np.uint8)}
     return {name: parts for name, parts in splits.items() if not name.endswith(WITHOUT_VALIDATION)}
 
 
-def _splits(rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    return all_splits(rows if isinstance(rows, Rows) else Rows(rows), Settings.seed)
+def _splits(rows: Sequence[Row], ratio: str) -> dict[str, np.ndarray]:
+    return all_splits(rows if isinstance(rows, Rows) else Rows(rows), Settings.seed, ratio=ratio)
 
 
 def _known_traps(data_set: DataSet) -> Iterator[Finding]:

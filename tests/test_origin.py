@@ -176,7 +176,7 @@ def test_all_that_is_built_otherwise_is_listed_and_what_is_only_trained_otherwis
         "model.backbone is test_resnet here, test_convnext there",
         "model.stages is all here, last there",
         "model.stage_attention is True here, False there",
-        "--size of the shards is 48 here, 64 there",
+        "the patch size of the shards is 48 here, 64 there",
     ):
         assert difference in str(refused.value)
     free = ("model.dropout=0.1", "model.stochastic_depth=0.1", "model.batch_norm=frozen", "optim.lr=1")

@@ -192,8 +192,12 @@ def test_a_part_too_small_for_a_correlation_is_refused_and_a_small_one_is_told(n
         (noise / "splits" / "mine.csv").write_text("\n".join(["id,part", *rows]))
 
     split(val=2)
-    with pytest.raises(ConfigError, match="2 images in 'val', at least 3 are needed"):
+    with pytest.raises(ConfigError, match="2 images in 'val', at least 3 are needed") as refused:
         make_plan(config_of(noise, data={"split": "mine"}), 1)
+    shutil.copy(noise / "splits" / "mine.csv", noise / "splits" / "alike.csv")
+    with pytest.raises(ConfigError, match=r"or make some, .* and add data.split=wide-01") as again:
+        make_plan(config_of(noise, data={"split": "mine"}), 1)
+    assert str(again.value) == str(refused.value) and "round-01" in str(again.value)  # what is no better is not offered
     split(val=4)
     told = describe_plan(make_plan(config_of(noise, data={"split": "mine"}), 1))
     assert "val has 4 images: below 50, a SRCC is rough, and so is the choice of the epoch by it\n" in told

@@ -67,7 +67,8 @@ def test_build_show_and_check_print_what_they_did_and_exit_0(cups: Path, tmp_pat
     assert first == f"cups: 12 images -> 6 shards in {out}, layout canvas, 2 workers"
     assert warned == [
         "every image is taken as its own content: no two of them share a group",
-        "official: under 3 images have no SRCC, and no run takes such a split (val 2, test 2); choose another ratio, or add images",
+        "official: under 3 images have no SRCC, and no run takes such a split (val 2, test 2); make others with `python -m shards split`, "
+        "or add images",
         "--ratio 60/20/20 changes nothing: beside an official split there are rounds only with --rounds N",
     ]
     assert about == [

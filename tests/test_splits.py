@@ -250,7 +250,7 @@ def test_a_thousand_rounds_are_told_of_in_short() -> None:
     rows = rows_of([1] * 4)
     assert what_to_know(rows, all_splits(rows, 0, 1000))[1:] == [
         "1,000 splits (round-01, round-02, ..., round-1000): under 3 images have no SRCC, and no run takes such a split (val 1, test 1); "
-        "choose another ratio, or add images"
+        "make others with `python -m shards split`, or add images"
     ]
 
 

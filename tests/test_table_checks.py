@@ -156,3 +156,9 @@ def test_pieces_of_pictures_and_photographs_as_they_were_taken_are_no_distortion
 
     findings = table_findings(replace(synthetic(renamed), name=name))
     assert not [each.found for each in findings if "series" in each.found or "distorted versions" in each.found]
+
+
+def test_rounds_are_looked_at_in_the_ratio_of_the_build() -> None:
+    ten = authentic(lambda _, row: replace(row, part=None))
+    found = [each.found for each in table_findings(replace(ten, rows=ten.rows[:20]), "50/25/25") if "image(s) in" in each.found]
+    assert [each.split(" in ")[0] for each in found] == ["val has 5 image(s)", "test has 5 image(s)"]
