@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,16 @@ def open_origin(config: Config) -> Origin | None:
     if kept.is_file() and (origin := Origin.read(kept)).place == str(place):
         return origin
     return Origin.of(place)
+
+
+def all_trained_on(own: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The data sets of a run, and those of the models before it, by name; others of an equal name get a number."""
+    found = dict(own)
+    for name, said in before.items():
+        if said not in found.values():
+            free = (f"{name}-{number}" for number in count(2))
+            found[name if name not in found else next(each for each in free if each not in found)] = said
+    return found
 
 
 def _architecture(model: Model, patch_size: int) -> dict[str, Any]:

@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ from dist_train.loss import Targets, any_slope, leaves_scale_open, needs_deviati
 from dist_train.model import HyperIQA
 from dist_train.model_folder import WEIGHTS, Cutting, read_weights, save_model
 from dist_train.optim import set_rates, starting_rates
+from dist_train.origin import all_trained_on
 from dist_train.overfitting import train_and_val
 from dist_train.plan import Plan, describe_plan, make_plan
 from dist_train.report import draw_report, final_table
@@ -370,16 +370,6 @@ def _score(training: Training, model: HyperIQA, part: str) -> dict[str, Scores] 
     return score_part(model, training.plan.collection, part, training.config, training.accelerator.device)
 
 
-def _all_trained_on(own: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """The data sets of the run, and those of the models before it: others of an equal name get a number."""
-    found = dict(own)
-    for name, said in before.items():
-        if said not in found.values():
-            free = (f"{name}-{number}" for number in count(2))
-            found[name if name not in found else next(each for each in free if each not in found)] = said
-    return found
-
-
 def _save_best(training: Training, model: HyperIQA, best: Best, scores: dict[str, dict[str, Scores]], suffix: str) -> None:
     """The best epoch's weights with all that is needed to use them, and its scores. By rank 0; the others wait."""
     config, collection, origin = training.config, training.plan.collection, training.plan.origin
@@ -390,7 +380,7 @@ def _save_best(training: Training, model: HyperIQA, best: Best, scores: dict[str
         panels = {part: final_panel_of(found, collection, part, scale_is_open=is_open) for part, found in scores.items()}
         about = {"epoch": best.early_stop.best_epoch, "panels": finite_or_none(panels)} | about_data(training.plan)
         if origin is not None:
-            about["trained_on"] = _all_trained_on(about["trained_on"], origin.trained_on)
+            about["trained_on"] = all_trained_on(about["trained_on"], origin.trained_on)
         for part, found in scores.items():
             write_scores(config.run.folder, f"scores-{part}{suffix}", found, collection)
         scales = {member.name: member.scale for member in collection.members}

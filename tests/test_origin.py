@@ -26,11 +26,11 @@ from dist_train.evaluate import choose_sets
 from dist_train.evaluation import Scores, final_panel_of
 from dist_train.model import HyperIQA
 from dist_train.model_folder import Cutting, build_model, open_model, save_model
+from dist_train.origin import all_trained_on
 from dist_train.plan import Plan, describe_plan, make_plan
 from dist_train.report import final_table
 from dist_train.seen import SEEN, SeenFiles, file_numbers
 from dist_train.tested import UNKNOWN
-from dist_train.training import _all_trained_on
 from shards.manifest import Label, Shards
 
 pytestmark = pytest.mark.usefixtures("no_waiting_for_the_disk")
@@ -312,8 +312,8 @@ def test_where_not_all_is_known_that_the_model_had_seen_the_figures_of_the_run_s
 
 def test_data_sets_of_an_equal_name_that_were_trained_on_before_stay_known() -> None:
     own, koniq = {"a": {"data_set": "spaq"}}, {"data_set": "koniq10k"}
-    assert _all_trained_on(own, {"a": koniq, "b": koniq | {"split": "x"}}) == own | {"a-2": koniq, "b": koniq | {"split": "x"}}
-    assert _all_trained_on(own, dict(own)) == own
+    assert all_trained_on(own, {"a": koniq, "b": koniq | {"split": "x"}}) == own | {"a-2": koniq, "b": koniq | {"split": "x"}}
+    assert all_trained_on(own, dict(own)) == own
 
 
 def test_the_same_steps_are_taken_on_two_processes(source: Path, worse: Path, unbroken: Path, tmp_path: Path) -> None:
